@@ -1,0 +1,189 @@
+"""The shape of a configuration: one dataclass per group, its types, ranges and choices. Values live in `conf/`.
+
+Imports nothing heavy, so that a command line is checked before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def number(default: Any = MISSING, low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
+    """A number within [low, high]; `open_low` leaves `low` itself out."""
+    return field(default=default, metadata={"low": low, "high": high, "open_low": open_low})
+
+
+def choice(default: Any, *allowed: str) -> Any:
+    """One of a few words."""
+    return field(default=default, metadata={"choices": allowed})
+
+
+@dataclass
+class EnvConfig:
+    """Which tasks, with which goals, reward and horizon."""
+
+    _target_: str = MISSING
+    name: str = MISSING  # names the task set in runs and in MLflow
+    tasks: list[str] = MISSING
+    goals: str = choice("benchmark", "benchmark", "fixed", "random")
+    goal_seed: int = number(0, low=0)
+    reward: str = choice("v2", "v1", "v2")
+    horizon: int = number(500, low=1, high=500)
+
+
+@dataclass
+class SoftModularConfig:
+    """Soft modularization (Yang et al. 2020); the numbers are those of docs/paper_and_code.md."""
+
+    _target_: str = "softmod.networks.soft_modular.SoftModular"
+    num_layers: int = number(2, low=2)  # L
+    num_modules: int = number(2, low=1)  # n
+    module_width: int = number(256, low=1)  # d
+    embedding_width: int = number(400, low=1)  # D
+    gating_layers: int = number(2, low=0)  # 1: an extra gating MLP; 0 is the printed form
+    gating_width: int = number(256, low=1)  # 1
+    embedding_relu: bool = True  # 2: ReLU on the state embedding before it enters the modules
+    routing_reads: str = choice("all", "all", "last")  # 3: which earlier routing layers the next one reads
+    relu: str = choice("after_sum", "after_sum", "before_sum")  # 4: where the modules' ReLU stands
+    head: str = choice("routed", "routed", "sum")  # 5: a routed shared head, or the last modules summed
+    routing_feeds: str = choice("probabilities", "probabilities", "logits")  # 7
+    init: str = choice("released", "released", "torch")  # 11
+
+
+@dataclass
+class MLPConfig:
+    """One network for all tasks; the observation carries the one-hot task (MT-SAC)."""
+
+    _target_: str = "softmod.networks.mlp.MLP"
+    num_layers: int = number(3, low=1)
+    width: int = number(400, low=1)
+    init: str = choice("released", "released", "torch")
+
+
+@dataclass
+class MultiHeadConfig:
+    """A shared trunk with one output head per task (MT-MH-SAC)."""
+
+    _target_: str = "softmod.networks.multi_head.MultiHead"
+    num_layers: int = number(3, low=1)
+    width: int = number(400, low=1)
+    init: str = choice("released", "released", "torch")
+
+
+@dataclass
+class AlgorithmConfig:
+    """Multi-task SAC: what a single update does."""
+
+    _target_: str = "softmod.agent.mtsac.MTSAC"
+    discount: float = number(0.99, low=0.0, high=1.0)
+    target_smoothing: float = number(0.005, low=0.0, high=1.0, open_low=True)
+    initial_temperature: float = number(1.0, low=0.0, open_low=True)
+    target_entropy_per_action: float = number(-1.0)  # times the action's size: -4 on Meta-World
+    task_weights: str = choice("none", "released", "paper", "none")  # 6
+    update_order: str = choice("sequential", "sequential", "released")  # 12
+    clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
+    reward_scale: float = number(1.0, low=0.0, open_low=True)
+
+
+@dataclass
+class AdamConfig:
+    """Adam, fused."""
+
+    _target_: str = "torch.optim.Adam"
+    lr: float = number(3e-4, low=0.0, open_low=True)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = number(1e-8, low=0.0)
+    fused: bool = True
+
+
+@dataclass
+class OptimizersConfig:
+    """One optimizer option, mounted three times."""
+
+    actor: Any = MISSING
+    critic: Any = MISSING
+    temperature: Any = MISSING
+
+
+@dataclass
+class RunConfig:
+    """How long, how much of it, how often. Steps and cadences count environment steps."""
+
+    steps_per_task: int = number(MISSING, low=1)
+    warmup_per_task: int = number(MISSING, low=0)  # by the untrained policy, before the first update
+    batch_per_task: int = number(MISSING, low=1)
+    replay_per_task: int = number(MISSING, low=1)
+    update_ratio: float = number(MISSING, low=0.0, open_low=True)  # updates per step of every task
+    round_steps: int = number(MISSING, low=1)  # K: steps of every task between two hand-overs; divides the horizon
+    eval_every: int = number(MISSING, low=1)  # env steps over all tasks
+    eval_goals: int = number(50, low=1, high=50)  # goals per task in evaluations on the way
+    final_eval_goals: int = number(50, low=1, high=50)  # and in the last one
+    save_every: int = number(MISSING, low=1)
+    log_every: int = number(MISSING, low=1)
+    max_minutes: float | None = number(None, low=0.0, open_low=True)  # of training; ends the run by the clock
+    resume: str = choice("auto", "auto", "must", "never")
+    folder: str = "runs"
+
+
+@dataclass
+class WorkersConfig:
+    """Who steps the environments. 0 processes: the learner's own (inline)."""
+
+    processes: int | None = number(None, low=0)  # null: chosen from the cores at hand
+    copies: int = number(1, low=1)
+    timeout: float = number(300.0, low=0.0, open_low=True)  # seconds that a round may take
+
+
+@dataclass
+class FabricConfig:
+    """Where the learner computes."""
+
+    accelerator: str = choice("auto", "auto", "cpu", "cuda")
+    precision: str = choice("32-true", "32-true", "bf16-mixed")
+    threads: int | None = number(None, low=1)  # null: chosen from the cores at hand
+    compile: bool = False
+
+
+@dataclass
+class TrackingConfig:
+    """Where metrics go: always to the run's journal, from there to MLflow."""
+
+    mlflow: bool = True
+    uri: str | None = None  # null: an sqlite file in the working folder
+    experiment: str | None = None  # null: the task set's name
+    system_metrics: bool = True
+    drain_seconds: float = number(30.0, low=0.0)
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `python -m softmod.train` takes."""
+
+    name: str = MISSING
+    method: str = MISSING
+    seed: int = number(0, low=0)
+    allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
+    env: Any = MISSING
+    actor: Any = MISSING
+    critic: Any = MISSING
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that `python -m softmod.evaluate` takes."""
+
+    checkpoint: str = MISSING  # a checkpoint folder, or a run's folder (its newest checkpoint)
+    goals: int = number(50, low=1, high=50)
+    processes: int | None = number(None, low=0)  # null: as many as the run had
+    video: bool = False
+    video_episodes: int = number(1, low=1, high=50)  # per task
+    output: str | None = None  # null: beside the checkpoint

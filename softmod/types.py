@@ -1,0 +1,105 @@
+"""The few words that the parts share: what a task set is, what a rollout holds, what an evaluation says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Goal = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a learner has to know about a set of tasks: their names and order, and the sizes."""
+
+    tasks: tuple[str, ...]
+    obs_dim: int
+    action_dim: int
+    horizon: int
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+
+class TaskEnv(Protocol):
+    """One task's environment. A reset is a pure function of the goal; an episode ends by its horizon."""
+
+    def reset(self, goal: Goal) -> Floats:
+        """Start an episode with this goal; the observation `[obs_dim]`."""
+        ...
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool]:
+        """Act with `[action_dim]` in [-1, 1]: the next observation `[obs_dim]`, the reward, success at this step."""
+        ...
+
+    def draw_goal(self, rng: np.random.Generator) -> Goal:
+        """A goal from the task's whole distribution, drawn with `rng` alone."""
+        ...
+
+    def render(self) -> NDArray[np.uint8]:
+        """The scene as `[height, width, 3]`, the right way up; only for an environment made with `render=True`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TaskSuite(Protocol):
+    """A set of tasks: picklable, cheap to send to a worker, builds environments where they are stepped."""
+
+    spec: EnvSpec
+
+    def goals(self, task: int) -> Goal:
+        """The goals of a task that training and evaluation use, `[num_goals, goal_dim]`."""
+        ...
+
+    def make(self, task: int, render: bool = False) -> TaskEnv:
+        """A new environment of one task."""
+        ...
+
+
+class Episode(NamedTuple):
+    """An episode that ended: whose it was and how it went."""
+
+    task: int
+    copy: int
+    episode: int
+    episode_return: float
+    success: bool
+
+
+@dataclass
+class Rollout:
+    """A round's experience; axes are `[task, copy, step, ...]`, numpy float32."""
+
+    obs: Floats  # [task, copy, step, obs_dim]
+    action: Floats  # [task, copy, step, action_dim]
+    reward: Floats  # [task, copy, step]
+    next_obs: Floats  # [task, copy, step, obs_dim]
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps over all tasks and copies."""
+        return int(self.reward.size)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's evaluation: rates over episodes with the deterministic policy."""
+
+    task: str
+    success_rate: float
+    episode_return: float
+    episodes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"task": self.task, "success_rate": self.success_rate, "return": self.episode_return, "episodes": self.episodes}
+
+
+Params = Mapping[str, Any]
