@@ -1,0 +1,39 @@
+"""What can end a run, each with the exit code that the documentation promises."""
+
+from __future__ import annotations
+
+
+class SoftmodError(Exception):
+    """A failure that is told in one line."""
+
+    exit_code = 1
+
+
+class ConfigError(SoftmodError):
+    """The command line or a configuration is wrong; nothing was created."""
+
+    exit_code = 2
+
+
+class CheckpointError(SoftmodError):
+    """No valid checkpoint where one is needed."""
+
+    exit_code = 3
+
+
+class SaveError(SoftmodError):
+    """A checkpoint could not be written, several times in a row."""
+
+    exit_code = 4
+
+
+class WorkerError(SoftmodError):
+    """An environment or the process that steps it failed."""
+
+    exit_code = 5
+
+
+class NumericalError(SoftmodError):
+    """Losses or gradients stayed non-finite."""
+
+    exit_code = 6
