@@ -1,0 +1,262 @@
+"""MTSAC: soft actor-critic on many tasks at once, with a temperature per task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from softmod.agent import losses
+from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
+from softmod.networks.network import Network
+from softmod.networks.policy import split, squash
+from softmod.randomness import Purpose, torch_generator
+from softmod.replay import Batch, Replay
+from softmod.types import EnvSpec
+
+Metrics = dict[str, Tensor]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class MTSAC(L.LightningModule):
+    """The update of multi-task SAC on a batch `[task, batch, ...]`, as a LightningModule with manual optimization.
+
+    Args:
+        spec: the tasks and sizes.
+        actor: a network with one member, `obs -> 2 * action`.
+        critic: a network with two members, `obs + action -> 1`; its targets start as a copy.
+        optimizers: how to make the optimizer of "actor", "critic" and "temperature" from parameters.
+        batch_per_task: transitions of each task in an update.
+        seed: keys the noise of every update.
+        discount, target_smoothing: gamma and tau.
+        initial_temperature: alpha of every task at the start.
+        target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
+        task_weights: "released", "paper" or "none" (difference 6; Eq. 10).
+        update_order: "sequential" (critic, then policy with the new critic, then temperature) or "released" (12).
+        clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        actor: Network,
+        critic: Network,
+        optimizers: Mapping[str, MakeOptimizer],
+        batch_per_task: int,
+        seed: int = 0,
+        *,
+        discount: float = 0.99,
+        target_smoothing: float = 0.005,
+        initial_temperature: float = 1.0,
+        target_entropy_per_action: float = -1.0,
+        task_weights: str = "released",
+        update_order: str = "sequential",
+        clip_norm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.spec, self.batch_per_task, self.seed = spec, batch_per_task, seed
+        self.discount, self.target_smoothing, self.clip_norm = discount, target_smoothing, clip_norm
+        self.task_weights, self.update_order = task_weights, update_order
+        self.target_entropy = target_entropy_per_action * spec.action_dim
+        self.actor, self.critic = actor, critic
+        self.target_critic = deepcopy(critic).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
+        self.make_optimizers = optimizers
+        self.updates = 0  # ever made
+        self._rollback: Rollback | None = None
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Float[Tensor, "task copy obs"],
+        tasks: Int[Tensor, " task"] | None = None,
+        noise: Float[Tensor, "task copy action"] | None = None,
+    ) -> Float[Tensor, "task copy action"]:
+        """Actions for some of the tasks (None: all); without noise the deterministic ones."""
+        mean, log_std = split(self.actor(obs, tasks)[0])
+        return mean.tanh() if noise is None else squash(mean, log_std, noise)[0]
+
+    def policy(self) -> dict[str, Tensor]:
+        """The frozen weights that workers act with for a round: a copy, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.actor.state_dict().items()}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def learn(self, replay: Replay, updates: int) -> Metrics:
+        """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing."""
+        metrics: Metrics = {}
+        for _ in range(updates):
+            draws = torch_generator(replay.rows.device, self.seed, Purpose.BATCH, self.updates)
+            batch = replay.sample(self.batch_per_task, draws)
+            metrics = self.training_step(batch, self.updates)
+        return metrics | self.routing_entropies(batch.obs) if updates else metrics
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
+        """One update of critics, policy, temperatures and targets; `batch_idx` is Lightning's and not used."""
+        draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
+        noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
+        self.updates += 1
+        with self._autocast():
+            return self._update(Batch(*batch), noise[0], noise[1])
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of the actor, the critics and the temperatures, in this order; their state exists from the start."""
+        parameters = {
+            "actor": list(self.actor.parameters()),
+            "critic": list(self.critic.parameters()),
+            "temperature": [self.log_temperature],
+        }
+        optimizers = [self.make_optimizers[name](parameters[name]) for name in parameters]
+        for optimizer in optimizers:
+            materialize(optimizer)
+        return optimizers
+
+    def _update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        if self.update_order == "released":
+            return self._update_released(batch, noise, next_noise)
+        return self._update_sequential(batch, noise, next_noise)
+
+    def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""
+        actor_optimizer, critic_optimizer, temperature_optimizer = self.optimizers()  # type: ignore[misc]
+        temperature, weight = self._temperature_and_weight()
+
+        critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
+        rollback = self._remember(critic_optimizer)
+        finite = all_finite(critic_losses, critic_norms)
+        step_if(critic_optimizer, finite)
+
+        actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
+        temperature_loss = self._temperature_gradient(log_prob)
+        finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
+        step_if(actor_optimizer, finite)
+        step_if(temperature_optimizer, finite)
+        rollback.unless(finite)
+        self._move_targets(finite)
+        return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
+
+    def _update_released(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        """All losses at the networks from before the update; temperatures step first and their new value is used (12)."""
+        actor_optimizer, critic_optimizer, temperature_optimizer = self.optimizers()  # type: ignore[misc]
+        rollback = self._remember(temperature_optimizer)
+
+        with torch.no_grad():
+            _, log_prob = squash(*split(self.actor(batch.obs)[0]), noise)
+        temperature_loss = self._temperature_gradient(log_prob)
+        finite = all_finite(temperature_loss)
+        step_if(temperature_optimizer, finite)
+
+        temperature, weight = self._temperature_and_weight()
+        critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
+        actor_loss, actor_norm, _ = self._actor_gradient(batch, noise, temperature, weight)
+        finite = finite & all_finite(critic_losses, critic_norms, actor_loss, actor_norm)
+        step_if(critic_optimizer, finite)
+        step_if(actor_optimizer, finite)
+        rollback.unless(finite)
+        self._move_targets(finite)
+        return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
+
+    # --- the parts of an update ---------------------------------------------------------------------------------------
+
+    def _temperature_and_weight(self) -> tuple[Tensor, Tensor]:
+        log_temperature = self.log_temperature.detach()
+        return log_temperature.exp(), losses.task_weights(log_temperature, self.task_weights)
+
+    def _critic_gradient(
+        self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and gradient norms of each critic; the (clipped) gradient is left on its parameters."""
+        with torch.no_grad():
+            next_action, next_log_prob = squash(*split(self.actor(batch.next_obs)[0]), next_noise)
+            next_q = self._q(self.target_critic, batch.next_obs, next_action)
+            target = losses.critic_target(batch.reward, next_q, next_log_prob, temperature, self.discount)
+        critic_losses = losses.critic_loss(self._q(self.critic, batch.obs, batch.action), target, weight)
+        norms = self._backward(critic_losses.sum(), self.critic)
+        return critic_losses.detach(), norms
+
+    def _actor_gradient(
+        self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of it."""
+        action, log_prob = squash(*split(self.actor(batch.obs)[0]), noise)
+        self.critic.requires_grad_(False)
+        q = self._q(self.critic, batch.obs, action)
+        self.critic.requires_grad_(True)
+        loss = losses.actor_loss(q, log_prob, temperature, weight)
+        norm = self._backward(loss, self.actor)
+        return loss.detach(), norm, log_prob.detach()
+
+    def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
+        self.log_temperature.grad = None
+        loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
+        self.manual_backward(loss)
+        return loss.detach()
+
+    def _backward(self, loss: Tensor, network: Network) -> Tensor:
+        """The gradient of a loss on a network's parameters, clipped per member; its norms before."""
+        network.zero_grad()
+        self.manual_backward(loss)
+        return clip_stacked(list(network.parameters()), network.stack, self.clip_norm)
+
+    def _q(self, critic: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
+        """`[critic, task, batch]`"""
+        return critic(torch.cat([obs, action], -1)).squeeze(-1)
+
+    def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
+        targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
+        move_targets(targets, [source.detach() for source in sources], self.target_smoothing, finite)
+
+    def _remember(self, optimizer: Any) -> Rollback:
+        """A copy of what the first step of an update changes, in buffers that are kept."""
+        if self._rollback is None:
+            self._rollback = Rollback(optimizer)
+        self._rollback.remember()
+        return self._rollback
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Fabric's precision; a Trainer sets its own."""
+        return self.fabric.autocast() if getattr(self, "_fabric", None) is not None else nullcontext()
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _metrics(
+        self,
+        critic_losses: Tensor,
+        actor_loss: Tensor,
+        temperature_loss: Tensor,
+        critic_norms: Tensor,
+        actor_norm: Tensor,
+        weight: Tensor,
+        finite: Tensor,
+    ) -> Metrics:
+        """The update's numbers, left on the device; `temperature` and `task_weight` are `[task]`."""
+        return {
+            "critic_loss": critic_losses.mean(),
+            "actor_loss": actor_loss,
+            "temperature_loss": temperature_loss,
+            "critic_gradient_norm": critic_norms.mean(),
+            "actor_gradient_norm": actor_norm.mean(),
+            "temperature": self.log_temperature.detach().exp(),
+            "task_weight": weight,
+            "finite": finite,
+        }
+
+    @torch.no_grad()
+    def routing_entropies(self, obs: Float[Tensor, "task batch obs"]) -> Metrics:
+        """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that do not route."""
+        routes = self.actor.routing(obs)
+        return {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
+
+
+def entropy(probabilities: Float[Tensor, "*batch source"]) -> Float[Tensor, ""]:
+    """The mean entropy of distributions over sources, in nats; log of their number when uniform."""
+    return torch.special.entr(probabilities).sum(-1).mean()

@@ -1,0 +1,93 @@
+"""What surrounds the losses of an update: clipping, the finite flag that gates everything, moving targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@torch.no_grad()
+def clip_stacked(parameters: Sequence[Tensor], stack: int, max_norm: float) -> Float[Tensor, " stack"]:
+    """Clip the gradient norm of each member of a stack by itself (8); the norms before. 0 measures only.
+
+    Leading axes of the parameters are `stack`, or `stack * modules` with the members outermost.
+    """
+    grads = [p.grad.view(stack, -1) for p in parameters if p.grad is not None]
+    norms = []
+    for member in range(stack):
+        parts = [grad[member] for grad in grads]
+        norm = torch.stack(torch._foreach_norm(parts)).norm()
+        if max_norm:
+            torch._foreach_mul_(parts, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norms.append(norm)
+    return torch.stack(norms)
+
+
+def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
+    """One flag on the device: losses and gradient norms are all numbers."""
+    return torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all()
+
+
+def materialize(optimizer: torch.optim.Optimizer) -> None:
+    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back from the start."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for value in _tensors(optimizer):
+        value.zero_()
+    optimizer.zero_grad()
+
+
+def _tensors(optimizer: Any) -> Iterable[Tensor]:
+    return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
+class Rollback:
+    """A copy of what a step is about to change, to put back if the update turns out not to be finite."""
+
+    def __init__(self, optimizer: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.live = [*(p.detach() for p in parameters), *_tensors(optimizer)]
+        self.copies = [torch.empty_like(tensor) for tensor in self.live]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        torch._foreach_copy_(self.copies, self.live)
+
+    @torch.no_grad()
+    def unless(self, finite: Bool[Tensor, ""]) -> None:
+        """Put everything back unless `finite`; on an accelerator without waiting for the flag."""
+        if finite.device.type == "cpu":
+            if not finite:
+                torch._foreach_copy_(self.live, self.copies)
+            return
+        for live, copy in zip(self.live, self.copies, strict=True):
+            live.copy_(torch.where(finite, live, copy))
+
+
+def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
+    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device."""
+    if finite.device.type == "cpu":
+        if finite:
+            optimizer.step()
+        return
+    inner = getattr(optimizer, "optimizer", optimizer)  # Fabric wraps it
+    inner.found_inf, inner.grad_scale = (~finite).float(), torch.ones((), device=finite.device)
+    optimizer.step()
+
+
+@torch.no_grad()
+def move_targets(
+    targets: Sequence[Tensor], sources: Sequence[Tensor], smoothing: float, finite: Bool[Tensor, ""]
+) -> None:
+    """`target += smoothing (source - target)`, not at all unless `finite`."""
+    if finite.device.type == "cpu":
+        if finite:
+            torch._foreach_lerp_(targets, sources, smoothing)
+        return
+    torch._foreach_lerp_(targets, sources, [torch.where(finite, smoothing, 0.0)] * len(targets))

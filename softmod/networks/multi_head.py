@@ -1,0 +1,38 @@
+"""MT-MH-SAC's network: a shared trunk, and an output head for each task."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softmod.networks.mlp import Trunk
+from softmod.networks.network import Network
+from softmod.networks.stacked import StackedLinear
+
+
+class MultiHead(Network):
+    """Tasks share all layers but the last one, whose weights are `[stack * task, width, out]` (MT-MH-SAC)."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_layers: int = 3,
+        width: int = 400,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init)
+        self.heads = StackedLinear(stack * num_tasks, width, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        features = self.trunk(x, tasks).unflatten(1, x.shape[:2])  # (stack, task, batch, width)
+        weight, bias = (p.unflatten(0, (self.stack, -1)) for p in (self.heads.weight, self.heads.bias))
+        if tasks is not None:
+            weight, bias = weight.index_select(1, tasks), bias.index_select(1, tasks)
+        return features @ weight + bias  # one product per task: (stack, task, batch, out)

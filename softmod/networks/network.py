@@ -1,0 +1,34 @@
+"""What every network of this package is: tasks are an axis, an ensemble is a leading one."""
+
+from __future__ import annotations
+
+import abc
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Network(nn.Module, abc.ABC):
+    """From features of states (and actions) to outputs, for several tasks at once, `stack` times side by side.
+
+    `forward(x, tasks)` takes `x [task, batch, in]` and the tasks' indices `[task]` (None: all of them, in order)
+    and gives `[stack, task, batch, out]`. Members of a stack share the input and nothing else.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_tasks: int, stack: int) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim, self.num_tasks, self.stack = in_dim, out_dim, num_tasks, stack
+
+    @abc.abstractmethod
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]: ...
+
+    def routing(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack task batch target source"]]:
+        """The routing probabilities per layer; empty for networks that do not route."""
+        return []
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,157 @@
+"""Soft modularization: a base network of modules, and a routing network that weighs every connection between them.
+
+Equations are those of Yang et al. (NeurIPS 2020). Numbers in comments name the differences between the printed paper
+and the released code, listed in docs/paper_and_code.md; each is an option, the defaults are the released form.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from softmod.networks.network import Network
+from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
+
+
+class Router(nn.Module):
+    """The routing network: from the embedding `f(s) . h(z)` to the weights of every connection (Eq. 5 to 7)."""
+
+    def __init__(
+        self,
+        stack: int,
+        num_layers: int,
+        num_modules: int,
+        embedding_width: int,
+        gating_layers: int,
+        gating_width: int,
+        reads: str,
+        feeds: str,
+        routed_head: bool,
+        init: str,
+    ) -> None:
+        super().__init__()
+        self.num_modules, self.reads, self.feeds = num_modules, reads, feeds
+        widths = [embedding_width] + [gating_width] * gating_layers  # 1
+        self.gating = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in zip(widths, widths[1:], strict=False))
+        targets = [num_modules] * (num_layers - 1) + [1] * routed_head  # 5
+        links = num_modules**2
+        self.condition = nn.ModuleList(  # W_u: from earlier routing to the embedding's width
+            StackedLinear(stack, links * (layer if reads == "all" else 1), widths[-1], init)
+            for layer in range(1, len(targets))
+        )
+        self.output = nn.ModuleList(  # W_d: from the embedding's width to the next layer's logits
+            StackedLinear(stack, widths[-1], target * num_modules, init, kind="head") for target in targets
+        )
+
+    def forward(self, embedding: Float[Tensor, "stack rows width"]) -> list[Float[Tensor, "stack rows target source"]]:
+        """Probabilities per routing layer; each target's sum over its sources is 1."""
+        for layer in self.gating:
+            embedding = layer(relu(embedding))  # 1: ReLU, linear, ReLU, linear
+        routes, earlier = [], []
+        for layer, output in enumerate(self.output):
+            gated = embedding if layer == 0 else self.condition[layer - 1](self._read(earlier)) * embedding  # Eq. 5, 6
+            logits = output(relu(gated))
+            route = logits.unflatten(-1, (-1, self.num_modules)).softmax(-1)  # Eq. 7
+            routes.append(route)
+            earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
+        return routes
+
+    def _read(self, earlier: list[Tensor]) -> Tensor:
+        """What the next routing layer is conditioned on."""
+        return torch.cat(earlier, -1) if self.reads == "all" else earlier[-1]  # 3
+
+
+class SoftModular(Network):
+    """The policy or critic of soft modularization: `L` layers of `n` modules of width `d`, softly connected.
+
+    Args:
+        in_dim, out_dim: sizes of the input (state, or state and action) and of the output.
+        num_tasks: tasks that the router tells apart by `h(z)`.
+        stack: independent copies side by side (1 for an actor, 2 for twin critics).
+        num_layers, num_modules, module_width: L >= 2, n, d.
+        embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
+        gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
+            differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_layers: int = 2,
+        num_modules: int = 2,
+        module_width: int = 256,
+        embedding_width: int = 400,
+        gating_layers: int = 2,
+        gating_width: int = 256,
+        embedding_relu: bool = True,
+        routing_reads: str = "all",
+        relu: str = "after_sum",
+        head: str = "routed",
+        routing_feeds: str = "probabilities",
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.num_modules, self.embedding_relu, self.relu, self.head_kind = num_modules, embedding_relu, relu, head
+        n, d, width = num_modules, module_width, embedding_width
+        self.state = nn.ModuleList([StackedLinear(stack, in_dim, width, init), StackedLinear(stack, width, width, init)])
+        self.task = TaskEmbedding(stack, num_tasks, width, init)
+        self.router = Router(
+            stack, num_layers, n, width, gating_layers, gating_width, routing_reads, routing_feeds, head == "routed", init
+        )
+        self.first = StackedLinear(stack, width, n * d, init, units=n)  # the first layer's modules, side by side
+        layers = num_layers - 1 if head == "routed" else num_layers - 2
+        self.between = nn.ModuleList(StackedLinear(stack * n, d, d, init) for _ in range(layers))
+        last_stack = stack if head == "routed" else stack * n  # 5
+        self.last = StackedLinear(last_stack, d, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        state, routes = self._embed(x, tasks)
+        outputs = self._base(relu(state) if self.embedding_relu else state, routes)  # 2
+        return outputs.unflatten(1, x.shape[:2])
+
+    def routing(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack task batch target source"]]:
+        return [route.unflatten(1, x.shape[:2]) for route in self._embed(x, tasks)[1]]
+
+    def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """f(s) `[stack, rows, D]` and the routes that f(s) . h(z) leads to."""
+        state = self.state[1](relu(self.state[0](spread(x, self.stack))))
+        by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
+        embedding = (by_task * self.task(tasks).unsqueeze(2)).flatten(1, 2)
+        return state, self.router(embedding)
+
+    def _base(self, inputs: Tensor, routes: list[Tensor]) -> Tensor:
+        """The base network (Eq. 8, 9): `[stack, rows, D]` to `[stack, rows, out]`."""
+        outputs = self.first(inputs).unflatten(-1, (self.num_modules, -1)).transpose(1, 2)  # (stack, module, rows, d)
+        for layer, route in zip(self.between, routes, strict=False):
+            mixed = self._mix(outputs, route)
+            outputs = layer(mixed.flatten(0, 1)).view_as(mixed)
+        if self.head_kind == "sum":
+            return self._sum_of_heads(self._mix(outputs, routes[-1]))
+        return self.last(self._mix(outputs, routes[-1]).squeeze(1))  # 5
+
+    def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
+        """Each target's weighted sum of the modules before it (Eq. 8), with its ReLU. 4"""
+        if self.relu == "before_sum":
+            return mix(relu(outputs), route)
+        return relu(mix(outputs, route))
+
+    def _sum_of_heads(self, inputs: Tensor) -> Tensor:
+        """Eq. 9: the last layer's modules are the heads, summed without weights."""
+        return self.last(inputs.flatten(0, 1)).unflatten(0, (self.stack, self.num_modules)).sum(1)
+
+
+def mix(
+    outputs: Float[Tensor, "stack source rows width"], route: Float[Tensor, "stack rows target source"]
+) -> Float[Tensor, "stack target rows width"]:
+    """`sum_j phat_ij g_j` for every target i and row (Eq. 8)."""
+    return torch.einsum("srtm,smrd->strd", route, outputs)

@@ -1,0 +1,72 @@
+"""An ensemble is a leading axis: linear layers whose weights are stacked and multiplied in one `baddbmm`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+HEAD_BOUND = 3e-3  # 11: heads and routing outputs start within +-3e-3
+HIDDEN_BIAS = 0.1  # 11
+
+
+class StackedLinear(nn.Module):
+    """`stack` linear layers side by side: weight `[stack, in, out]`, bias `[stack, 1, out]`.
+
+    `kind` picks the start values: "hidden" or "head". With `init="released"` hidden weights are
+    U(+-1/sqrt(fan_out)) with bias 0.1 and heads U(+-3e-3) (difference 11 of docs/paper_and_code.md);
+    with `init="torch"` everything is U(+-1/sqrt(fan_in)), as `torch.nn.Linear` has it.
+    `units` says how many layers share the output axis, each with `out / units` outputs of its own.
+    """
+
+    def __init__(self, stack: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden", units: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(stack, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.empty(stack, 1, fan_out))
+        fill(self.weight, self.bias, fan_in, fan_out // units, init, kind)
+
+    def forward(self, x: Float[Tensor, "stack rows fan_in"]) -> Float[Tensor, "stack rows fan_out"]:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        stack, fan_in, fan_out = self.weight.shape
+        return f"{stack} x ({fan_in} -> {fan_out})"
+
+
+class TaskEmbedding(nn.Module):
+    """A linear layer on the one-hot task: a row per task, weight `[stack, task, width]`."""
+
+    def __init__(self, stack: int, num_tasks: int, width: int, init: str, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(stack, num_tasks, width))
+        self.bias = nn.Parameter(torch.zeros(stack, 1, width), requires_grad=bias) if bias else None
+        fill(self.weight, self.bias, num_tasks, width, init, "hidden")
+
+    def forward(self, tasks: Int[Tensor, " task"] | None) -> Float[Tensor, "stack task width"]:
+        rows = self.weight if tasks is None else self.weight.index_select(1, tasks)
+        return rows if self.bias is None else rows + self.bias
+
+
+@torch.no_grad()
+def fill(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int, init: str, kind: str) -> None:
+    """Draw a layer's start values in place (see `StackedLinear`)."""
+    if init == "torch":
+        bound = bias_bound = 1.0 / math.sqrt(fan_in)
+    elif kind == "head":
+        bound = bias_bound = HEAD_BOUND
+    else:
+        bound, bias_bound = 1.0 / math.sqrt(fan_out), None
+    weight.uniform_(-bound, bound)
+    if bias is not None:
+        if bias_bound is None:
+            bias.fill_(HIDDEN_BIAS)
+        else:
+            bias.uniform_(-bias_bound, bias_bound)
+
+
+def spread(x: Float[Tensor, "task batch width"], stack: int) -> Float[Tensor, "stack rows width"]:
+    """The same rows for every member of a stack, without a copy."""
+    rows = x.reshape(1, -1, x.shape[-1])
+    return rows.expand(stack, -1, -1)
