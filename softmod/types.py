@@ -82,6 +82,7 @@ class Rollout:
     reward: Floats  # [task, copy, step]
     next_obs: Floats  # [task, copy, step, obs_dim]
     episodes: list[Episode] = field(default_factory=list)
+    seconds: float = 0.0  # that the collecting took, in the slowest worker
 
     @property
     def env_steps(self) -> int:

@@ -1,0 +1,165 @@
+"""A run's state from one instant: a folder of arrays (safetensors), JSON, and a manifest of hashes written last.
+
+Written beside its place, flushed to disk, then renamed; what is older goes only after that. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from softmod.errors import CheckpointError, SaveError
+
+FORMAT = 1
+KEPT = 2
+Arrays = dict[str, Tensor]
+
+
+def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any]) -> Path:
+    """Write a checkpoint: a `<group>.safetensors` for each group of arrays, `facts.json`, `manifest.json`.
+
+    Raises:
+        SaveError: the disk refused; whatever was at `folder` is untouched.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, arrays in groups.items():
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()}, beside / f"{name}.safetensors")
+        (beside / "facts.json").write_text(json.dumps(facts, indent=1))
+        manifest = {"format": FORMAT, "files": {path.name: _digest(path) for path in sorted(beside.iterdir())}}
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*beside.iterdir(), beside]:
+            _flush(path)
+        _replace(beside, folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise SaveError(f"{folder}: the checkpoint could not be written ({error})") from error
+    return folder
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest; the facts.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
+        for name, digest in files.items():
+            if Path(name).name != name:
+                raise CheckpointError(f"{folder}: the manifest names a file outside the checkpoint: {name}")
+            if _digest(folder / name) != digest:
+                raise CheckpointError(f"{folder / name}: its content is not what was saved")
+        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+    return facts
+
+
+def arrays(folder: Path, group: str) -> Arrays:
+    """A group of a checkpoint's arrays.
+
+    Raises:
+        CheckpointError: it is missing or unreadable.
+    """
+    try:
+        return load_file(folder / f"{group}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: no readable {group}.safetensors ({error})") from error
+
+
+def all_in(run: Path) -> list[Path]:
+    """The whole checkpoints of a run's folder, oldest first, unchecked."""
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
+def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest valid checkpoint and its facts; None if there never was one.
+
+    Warns for each newer one that is damaged.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is valid.
+    """
+    candidates = all_in(run)
+    for folder in reversed(candidates):
+        try:
+            return folder, verify(folder)
+        except CheckpointError as error:
+            warnings.warn(f"damaged checkpoint passed over: {error}", stacklevel=2)
+    if candidates:
+        raise CheckpointError(f"{run / 'checkpoints'}: none of {len(candidates)} checkpoints is valid")
+    return None
+
+
+def prune(run: Path) -> None:
+    """Keep the newest ones only."""
+    for folder in all_in(run)[:-KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def optimizer_arrays(optimizers: list[Any]) -> Arrays:
+    """The state of optimizers as arrays named `optimizer.parameter.key`."""
+    return {
+        f"{i}.{j}.{key}": value
+        for i, optimizer in enumerate(optimizers)
+        for j, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+@torch.no_grad()
+def restore_arrays(live: Arrays, saved: Arrays, what: str) -> None:
+    """Copy saved arrays into live ones, in place.
+
+    Raises:
+        CheckpointError: names or shapes differ; nothing was copied.
+    """
+    if live.keys() != saved.keys():
+        odd = sorted(live.keys() ^ saved.keys())[0]
+        raise CheckpointError(f"the checkpoint's {what} is of another form: {odd} is only on one side")
+    for name, tensor in live.items():
+        if tensor.shape != saved[name].shape:
+            raise CheckpointError(f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not {list(tensor.shape)}")
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
+
+
+def _replace(beside: Path, folder: Path) -> None:
+    """Rename into place; an older folder of that name is moved aside first and removed last."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+    beside.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""One clock: environment steps over all tasks, the x-axis of every metric and the unit of every cadence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from softmod.types import EnvSpec, Rollout
+
+
+@dataclass
+class Clock:
+    """How far a run is. `seconds` is the time spent in the loop, over all its sessions."""
+
+    env_steps: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    previous: int = 0  # env_steps before the last round
+    _since: float = field(default_factory=time.monotonic, repr=False)
+
+    def start(self) -> None:
+        """Time runs from now."""
+        self._since = time.monotonic()
+
+    def advance(self, rollout: Rollout) -> None:
+        """A round was finished."""
+        self.previous = self.env_steps
+        self.env_steps += rollout.env_steps
+        self.rounds += 1
+        self.tick()
+
+    def tick(self) -> float:
+        """Add the time since the last tick; the seconds so far."""
+        now = time.monotonic()
+        self.seconds += now - self._since
+        self._since = now
+        return self.seconds
+
+    def passed(self, every: int) -> bool:
+        """Whether the last round reached a multiple of `every` environment steps."""
+        return self.env_steps // every > self.previous // every
+
+    def facts(self) -> dict[str, float]:
+        return {"env_steps": self.env_steps, "rounds": self.rounds, "seconds": self.tick(), "previous": self.previous}
+
+    def restore(self, facts: dict[str, float]) -> None:
+        self.env_steps, self.rounds = int(facts["env_steps"]), int(facts["rounds"])
+        self.seconds, self.previous = float(facts["seconds"]), int(facts["previous"])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many updates a round makes: `ratio` per step of every task once the warm-up is in the replay.
+
+    Fractions add up: after n steps per task beyond the warm-up, `floor(ratio n)` updates were made.
+    """
+
+    spec: EnvSpec
+    warmup_per_task: int
+    ratio: float
+    steps_per_round: int  # of every task, all copies together
+
+    def updates(self, env_steps: int) -> int:
+        """Updates of the round that begins at `env_steps`, on what the replay held before."""
+        held = env_steps // self.spec.num_tasks
+        before = held - self.warmup_per_task
+        if before < 0 or held == 0:
+            return 0
+        return int((before + self.steps_per_round) * self.ratio) - int(before * self.ratio)

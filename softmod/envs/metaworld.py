@@ -1,0 +1,194 @@
+"""Meta-World's tasks behind our own factory: goals as arrays, resets that are pure, faults that are seen.
+
+Imports metaworld and mujoco only where an environment is built.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softmod.envs.goals import benchmark_goals, draw, environment_classes, first_line
+from softmod.envs.tasks import GOALS, MT50, REWARDS, SETS, check_choice, check_horizon, check_tasks, never_succeeds
+from softmod.errors import WorkerError
+from softmod.types import EnvSpec, Floats, Goal
+
+__all__ = ["MetaWorld", "MetaWorldEnv", "never_succeeds"]
+
+CAMERA = "corner4"  # the nearest of the corner cameras; all of them hang upside down
+
+
+class MetaWorld:
+    """A set of Meta-World tasks (`[39]` observations, `[4]` actions) with their goals, reward version and horizon.
+
+    Raises ConfigError for an unknown task or word, or a horizon outside [1, 500].
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        goals: str = "benchmark",
+        goal_seed: int = 0,
+        reward: str = "v2",
+        horizon: int = 500,
+        name: str = "metaworld",
+    ) -> None:
+        self.spec = EnvSpec(check_tasks(tasks, MT50), obs_dim=39, action_dim=4, horizon=check_horizon(horizon))
+        self.name = name
+        self.goal_mode = check_choice("env.goals", goals, GOALS)
+        self.goal_seed = int(goal_seed)
+        self.reward = check_choice("env.reward", reward, REWARDS)
+        self._goals: dict[str, Goal] | None = None
+
+    @property
+    def benchmark(self) -> str:
+        """Whose goals the tasks have: `mt10` or `mt25` if these are exactly its tasks, in any order, else `mt50`."""
+        same = [name for name in ("mt10", "mt25") if set(SETS[name]) == set(self.spec.tasks)]
+        return same[0] if same else "mt50"
+
+    def goals(self, task: int) -> Goal:
+        """A task's goals `[num_goals, 3 or 6]`: the benchmark's 50, or only the first of them with `fixed` goals.
+
+        With `random` goals these are the ones to evaluate on; training draws its own by the environment's `draw_goal`.
+        """
+        if self._goals is None:
+            everything = benchmark_goals(self.benchmark, self.goal_seed)
+            self._goals = {name: everything[name] for name in self.spec.tasks}
+        goals = self._goals[self.spec.tasks[task]]
+        return goals[:1] if self.goal_mode == "fixed" else goals
+
+    def make(self, task: int, render: bool = False) -> MetaWorldEnv:
+        """A new environment of one task; WorkerError if it has to render and nothing here can."""
+        return MetaWorldEnv(self.spec.tasks[task], self.reward, self.spec.horizon, render)
+
+
+class MetaWorldEnv:
+    """One Meta-World task. Reset it before the first step and after `horizon` steps."""
+
+    def __init__(self, task: str, reward: str = "v2", horizon: int = 500, render: bool = False) -> None:
+        self._task = task
+        self._horizon = horizon
+        self._steps = horizon  # no episode runs yet
+        self._render = render
+        self._env = _build(task, reward, render)
+        self._faults = _fault_counts(self._env)
+        if render:
+            _check_rendering(self)
+
+    def reset(self, goal: Goal) -> Floats:
+        """Start an episode with a goal `[3 or 6]`; the observation `[39]`. WorkerError if the physics breaks."""
+        env = self._env
+        self._steps = 0
+        env._set_task_called, env._freeze_rand_vec = True, True
+        env._last_rand_vec = _own_goal(env, goal)
+        return self._checked(env.reset()[0])
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool]:
+        """Act with `[4]` in [-1, 1]: the observation `[39]`, the reward, success at this step.
+
+        Raises WorkerError if the physics breaks, and past the horizon.
+        """
+        if self._steps >= self._horizon:
+            raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
+        obs, reward, _, _, info = self._env.step(action)
+        self._steps += 1
+        return self._checked(obs), float(reward), bool(info["success"])
+
+    def draw_goal(self, rng: np.random.Generator) -> Goal:
+        """A goal `[3 or 6]` from the task's whole distribution, drawn with `rng` alone. Ends the running episode."""
+        self._steps = self._horizon
+        return draw(self._env, rng)
+
+    def render(self) -> NDArray[np.uint8]:
+        """The scene as `[480, 480, 3]`, the robot upright."""
+        if not self._render:
+            raise WorkerError(f"{self._task}: made without render=True, or closed, so it cannot render")
+        viewer = self._env.mujoco_renderer.viewer
+        if viewer is not None:  # another environment's context may be the current one
+            viewer.make_context_current()
+        frame: NDArray[np.uint8] = self._env.render()
+        return np.ascontiguousarray(frame[::-1, ::-1])  # the camera hangs upside down: half a turn, not a mirror
+
+    def close(self) -> None:
+        """Free the rendering context, if any; may be called again."""
+        viewer = self._env.mujoco_renderer.viewer
+        if viewer is not None:
+            viewer.make_context_current()  # or freeing would hit what another environment renders with
+            viewer.con.free()
+            self._env.close()
+            self._env.mujoco_renderer.viewer = None
+        self._render = False
+
+    def _checked(self, obs: NDArray[np.float64]) -> Floats:
+        if self._faults.any():
+            self._fail("MuJoCo found bad positions, velocities or accelerations and restarted the simulation")
+        if not np.isfinite(obs).all():
+            self._fail("the observation is not finite")
+        return obs.astype(np.float32)
+
+    def _fail(self, what: str) -> None:
+        raise WorkerError(f"{self._task}: the physics broke at step {self._steps} of an episode: {what}")
+
+
+def _build(task: str, reward: str, render: bool) -> Any:
+    """Meta-World's environment, showing the goal in its observations."""
+    view = {"render_mode": "rgb_array", "camera_name": CAMERA} if render else {}
+    env: Any = environment_classes()[task](reward_function_version=reward, **view)
+    env._partially_observable = False
+    vars(env).pop("sawyer_observation_space", None)  # cached with the goal's bounds at 0
+    return env
+
+
+def _fault_counts(env: Any) -> NDArray[np.int32]:
+    """MuJoCo's counts of bad positions, velocities and accelerations since the reset, as a live view `[3]`."""
+    from mujoco import mjtWarning
+
+    counts: NDArray[np.int32] = env.data.warning.number
+    return counts[int(mjtWarning.mjWARN_BADQPOS) : int(mjtWarning.mjWARN_BADQACC) + 1]
+
+
+def _own_goal(env: Any, goal: Goal) -> Goal:
+    """A copy, since Meta-World keeps views of it; the wrong size could make it look for a valid goal for ever."""
+    own = np.array(goal, dtype=np.float64)
+    if own.shape != env._random_reset_space.shape:
+        raise WorkerError(f"{env.task_name}: a goal of shape {own.shape}, but {env._random_reset_space.shape} expected")
+    return own
+
+
+def _check_rendering(env: MetaWorldEnv) -> None:
+    """Render once, so that a machine that cannot is told when the environment is made; WorkerError then."""
+    defaulted = _default_to_egl()
+    backend = os.environ.get("MUJOCO_GL", "unset")
+    try:
+        if backend == "egl":
+            _check_egl()
+        env.render()
+    except Exception as error:
+        if defaulted:
+            del os.environ["MUJOCO_GL"]  # or a process started from here could not import mujoco
+        raise WorkerError(
+            f"cannot render with MUJOCO_GL={backend} ({first_line(error)}); "
+            "set MUJOCO_GL=egl and install a driver, on Debian the packages libegl1 and libgl1-mesa-dri"
+        ) from error
+
+
+def _default_to_egl() -> bool:
+    """Without a screen and a choice of the user's, render off-screen; the variable is read when a renderer is built."""
+    needed = sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL")
+    if needed:
+        os.environ["MUJOCO_GL"] = "egl"
+    return needed
+
+
+def _check_egl() -> None:
+    """Fail here rather than half way through building a renderer, whose clean-up then complains as well."""
+    from mujoco import egl
+
+    display = egl.create_initialized_egl_device_display()
+    if display == egl.EGL.EGL_NO_DISPLAY:
+        raise RuntimeError("no EGL display")

@@ -1,0 +1,188 @@
+"""A point world with a puck: the same observation needs another action in each task. No MuJoCo; solvable in seconds.
+
+The world is the square [-1, 1]^2, the point starts in its centre and moves by a tenth of the action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softmod.envs.tasks import GOALS, REWARDS, TOY_TASKS, check_choice, check_horizon, check_tasks
+from softmod.errors import ConfigError, WorkerError
+from softmod.types import EnvSpec, Floats, Goal
+
+NUM_GOALS = 50
+SPEED = 0.1  # of the square's half side, per step at full action
+RADIUS = 0.15  # within it a target counts as reached
+BORDER = 0.8  # goals and pucks lie within it
+PIXELS = 128
+WHITE, GREEN, ORANGE, BLUE = (255, 255, 255), (90, 180, 90), (230, 140, 40), (50, 90, 200)
+
+
+class Toy:
+    """A set of toy tasks (`[9]` observations, `[2]` actions) with the constructor of Meta-World's sets.
+
+    Raises ConfigError for an unknown task or word, a horizon outside [1, 500], and reward v1, which they do not have.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        goals: str = "benchmark",
+        goal_seed: int = 0,
+        reward: str = "v2",
+        horizon: int = 50,
+        name: str = "toy",
+    ) -> None:
+        self.spec = EnvSpec(check_tasks(tasks, TOY_TASKS), obs_dim=9, action_dim=2, horizon=check_horizon(horizon))
+        self.name = name
+        self.goal_mode = check_choice("env.goals", goals, GOALS)
+        self.goal_seed = int(goal_seed)
+        self.reward = check_choice("env.reward", reward, REWARDS)
+        if reward == "v1":
+            raise ConfigError("env.reward is 'v1', but the toy tasks have only one reward: leave it at v2")
+
+    def goals(self, task: int) -> Goal:
+        """A task's goals `[num_goals, 4]`: 50 of them, or only the first with `fixed` goals."""
+        place = TOY_TASKS.index(self.spec.tasks[task])  # among all toy tasks: goals do not depend on the company
+        rng = np.random.default_rng(np.random.SeedSequence((self.goal_seed, place)))
+        goals = np.stack([_draw(rng) for _ in range(NUM_GOALS)])
+        return goals[:1] if self.goal_mode == "fixed" else goals
+
+    def make(self, task: int, render: bool = False) -> ToyEnv:
+        """A new environment of one task."""
+        return ToyEnv(self.spec.tasks[task], self.spec.horizon, render)
+
+
+class ToyEnv:
+    """One toy task; a goal is `[goal x, goal y, puck x, puck y]`.
+
+    An observation is `[point x, y, velocity x, y, puck x, y, goal x, y, held]`; `held` is 1 once the puck sticks.
+    """
+
+    def __init__(self, task: str, horizon: int = 50, render: bool = False) -> None:
+        self._task = task
+        self._horizon = horizon
+        self._render = render
+        self._carries = task == "toy-carry"
+        self._steps = horizon
+        self._x = self._y = self._vx = self._vy = 0.0
+        self._puck_x = self._puck_y = self._goal_x = self._goal_y = 0.0
+        self._target_x = self._target_y = 0.0
+        self._held = False
+
+    def reset(self, goal: Goal) -> Floats:
+        """Start an episode in the centre with this goal `[4]`; the observation `[9]`."""
+        self._goal_x, self._goal_y, self._puck_x, self._puck_y = goal.tolist()
+        self._x = self._y = self._vx = self._vy = 0.0
+        self._steps = 0
+        self._held = False
+        self._target_x, self._target_y = self._target()
+        return self._observation()
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool]:
+        """Act with `[2]` in [-1, 1]: the observation `[9]`, the reward in (0, 10], success at this step.
+
+        Raises WorkerError past the horizon and for a non-finite action.
+        """
+        if self._steps >= self._horizon:
+            raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
+        self._steps += 1
+        action_x, action_y = action.tolist()
+        if not isfinite(action_x + action_y):
+            raise WorkerError(f"{self._task}: a non-finite action at step {self._steps} of an episode")
+        before = self._to_target()
+        self._move(action_x, action_y)
+        after = self._to_target()
+        reached, merit = after < RADIUS, _merit(before, after)
+        if self._carries:
+            reward, success = self._carry(reached, merit)
+        else:
+            reward, success = 10.0 * merit, reached
+        return self._observation(), reward, success
+
+    def draw_goal(self, rng: np.random.Generator) -> Goal:
+        """A goal `[4]` from the distribution that all toy tasks share, drawn with `rng` alone."""
+        return _draw(rng)
+
+    def render(self) -> NDArray[np.uint8]:
+        """A picture `[128, 128, 3]`, y upwards: the goal green, the puck orange, the point blue."""
+        if not self._render:
+            raise WorkerError(f"{self._task}: made without render=True, so it cannot render")
+        picture = np.full((PIXELS, PIXELS, 3), WHITE, dtype=np.uint8)
+        _disc(picture, self._goal_x, self._goal_y, RADIUS, GREEN)
+        _disc(picture, self._puck_x, self._puck_y, 0.8 * RADIUS, ORANGE)
+        _disc(picture, self._x, self._y, 0.5 * RADIUS, BLUE)
+        return picture
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _move(self, action_x: float, action_y: float) -> None:
+        x = min(1.0, max(-1.0, self._x + SPEED * min(1.0, max(-1.0, action_x))))
+        y = min(1.0, max(-1.0, self._y + SPEED * min(1.0, max(-1.0, action_y))))
+        self._vx, self._vy = x - self._x, y - self._y
+        self._x, self._y = x, y
+
+    def _to_target(self) -> float:
+        return _distance(self._target_x - self._x, self._target_y - self._y)
+
+    def _carry(self, reached: bool, merit: float) -> tuple[float, bool]:
+        """Once reached, the puck sticks and the goal is the target: up to 3 on the way to the puck, 3 to 10 after."""
+        if self._held:
+            self._puck_x, self._puck_y = self._x, self._y
+            return 3.0 + 7.0 * merit, reached
+        if reached:
+            self._held = True
+            self._puck_x, self._puck_y = self._x, self._y
+            self._target_x, self._target_y = self._goal_x, self._goal_y
+        return 3.0 * merit, False
+
+    def _target(self) -> tuple[float, float]:
+        if self._task in ("toy-touch", "toy-carry"):
+            return self._puck_x, self._puck_y
+        sign = -1.0 if self._task == "toy-opposite" else 1.0
+        return sign * self._goal_x, sign * self._goal_y
+
+    def _observation(self) -> Floats:
+        point = (self._x, self._y, self._vx, self._vy)
+        things = (self._puck_x, self._puck_y, self._goal_x, self._goal_y, self._held)
+        return np.array(point + things, dtype=np.float32)
+
+
+def _distance(x: float, y: float) -> float:
+    return sqrt(x * x + y * y)  # correctly rounded everywhere, so runs agree across machines
+
+
+def _closeness(distance: float) -> float:
+    """1 at the target, falling at every distance, most steeply near it."""
+    return 1.0 / (1.0 + 5.0 * distance)
+
+
+def _merit(before: float, after: float) -> float:
+    """In (0, 1], from the distances to the target around a step: half for being near, half for having come nearer.
+
+    The second half is what makes the worth of an action show at once, so that a critic learns it in little time.
+    """
+    nearer = 1.0 if after < RADIUS else 0.5 + 0.5 * min(1.0, max(-1.0, (before - after) / SPEED))
+    return 0.5 * _closeness(after) + 0.5 * nearer
+
+
+def _draw(rng: np.random.Generator) -> Goal:
+    """A goal and a puck `[4]`, apart from each other, from the centre, and from the goal's mirror image."""
+    while True:
+        drawn: Goal = rng.uniform(-BORDER, BORDER, size=4)
+        goal, puck = drawn[:2], drawn[2:]
+        apart = (goal, puck, goal - puck, goal + puck)
+        if all(_distance(*vector) > 3 * RADIUS for vector in apart):
+            return drawn
+
+
+def _disc(picture: NDArray[np.uint8], x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+    centres = np.linspace(-1, 1, PIXELS)
+    inside = (centres[None, :] - x) ** 2 + (centres[::-1, None] - y) ** 2 < radius**2  # [row, column], y upwards
+    picture[inside] = colour

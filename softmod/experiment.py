@@ -1,0 +1,261 @@
+"""One run of an experiment: find its folder, build its parts, train, tell how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+
+from softmod import checkpoint, tracking
+from softmod.agent.mtsac import MTSAC
+from softmod.clock import Clock, Schedule
+from softmod.config import build, flat, identity, run_folder
+from softmod.errors import CheckpointError, ConfigError
+from softmod.log import Log
+from softmod.loop import train
+from softmod.networks.network import Network
+from softmod.progress import Progress, print_table
+from softmod.randomness import Purpose, sequence
+from softmod.replay import Replay
+from softmod.saver import Saver
+from softmod.schema import TrainConfig
+from softmod.types import EnvSpec, TaskScore, TaskSuite
+from softmod.uploader import start_uploader
+from softmod.workers.pool import Workers
+from softmod.workers.worker import Plan
+
+Found = tuple[Path, dict[str, Any]]
+
+
+def run_experiment(
+    cfg: TrainConfig, resolved: dict[str, Any], overrides: list[str], sweep: dict[str, str] | None
+) -> list[TaskScore]:
+    """Train as configured, or go on where the run stopped, or say that it is finished; the final scores.
+
+    Args:
+        cfg: the validated configuration; `resolved` is the same as plain values, kept with the run.
+        overrides: what was typed, for the run's name.
+        sweep: id and name of the sweep that this run belongs to.
+
+    Raises:
+        ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see docs/exit_codes.md.
+    """
+    folder = place(cfg)
+    if result := finished(cfg, folder):
+        scores = [TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"]) for s in result["scores"]]
+        print_table(scores, f"{folder}: finished already, {result['env_steps']:,} env steps; nothing to do")
+        return scores
+    check_device(cfg)
+    with ExitStack() as stack:
+        journal = tracking.Journal(folder)
+        stack.callback(journal.close)
+        found = resume_point(cfg, folder)
+        tell_about(journal, cfg, resolved, folder)
+        journal.status("RUNNING")
+        uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)) if cfg.tracking.mlflow else None
+        try:
+            scores = _train(cfg, resolved, folder, journal, found)
+            status = "FINISHED"
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            raise
+        finally:
+            journal.status(status)
+            if uploader is not None:
+                patience = cfg.tracking.drain_seconds if status != "KILLED" else min(3.0, cfg.tracking.drain_seconds)
+                if not uploader.close(patience):
+                    Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
+    return scores
+
+
+def _train(
+    cfg: TrainConfig, resolved: dict[str, Any], folder: Path, journal: tracking.Journal, found: Found | None
+) -> list[TaskScore]:
+    suite: TaskSuite = build(cfg.env, cfg.allow)
+    spec = suite.spec
+    actor, critic = networks(cfg, spec)
+    chosen = choose(cfg, spec, critic, found)
+    torch.set_num_threads(chosen.threads)
+    with ExitStack() as stack:
+        plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
+        workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
+        fabric = L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=cfg.fabric.precision)
+        agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
+        replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
+        clock = Clock()
+        schedule = Schedule(spec, cfg.run.warmup_per_task, cfg.run.update_ratio, cfg.run.round_steps * cfg.workers.copies)
+        about = {"config": resolved, "spec": spec.__dict__, "identity": identity(cfg), "seed": cfg.seed} | {
+            "processes": chosen.processes,
+            "threads": chosen.threads,
+        }
+        saver = Saver(folder, agent, optimizers, replay, workers, about)
+        if found:
+            saver.restore(*found, clock)
+        progress = stack.enter_context(Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes))
+        progress.say(introduce(cfg, folder, chosen, fabric, agent, clock))
+        log = Log(journal, spec, progress, cfg.tracking.system_metrics)
+        scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
+    conclude(cfg, folder, journal, clock, scores)
+    return scores
+
+
+# --- where a run lives ------------------------------------------------------------------------------------------------
+
+
+def place(cfg: TrainConfig) -> Path:
+    """The run's folder; with `run.resume=never` a fresh one beside those that exist."""
+    folder = run_folder(cfg)
+    if cfg.run.resume != "never":
+        return folder
+    taken = 0
+    while (fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))).exists():
+        taken += 1
+    return fresh
+
+
+def finished(cfg: TrainConfig, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do."""
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    enough = result["env_steps"] >= cfg.run.steps_per_task * len(cfg.env.tasks)
+    out_of_time = cfg.run.max_minutes is not None and result["seconds"] >= 60.0 * cfg.run.max_minutes
+    return result if enough or out_of_time else None
+
+
+def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
+    """The checkpoint to go on from, and its facts.
+
+    Raises:
+        CheckpointError: there is none and `run.resume=must`, or there are some and none is valid.
+    """
+    found = checkpoint.newest(folder)
+    if found is None and cfg.run.resume == "must":
+        raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
+    if found and found[1]["identity"] != identity(cfg):
+        raise CheckpointError(f"{found[0]}: belongs to another configuration ({found[1]['identity']})")
+    return found
+
+
+# --- what a run is built of -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Processes and threads: what was asked for, or else what the cores at hand suggest."""
+
+    processes: int
+    threads: int
+
+
+HEAVY_UPDATE = 2e9  # floating point operations from which an update gains by all cores
+
+
+def choose(cfg: TrainConfig, spec: EnvSpec, critic: Network, found: Found | None) -> Chosen:
+    """A resumed run keeps what it had, unless told otherwise: equal states need equal numbers."""
+    cores = len(os.sched_getaffinity(0))
+    before = found[1] if found else {}
+    processes = cfg.workers.processes
+    if processes is None:
+        processes = before.get("processes", max(1, min(cores - 1, spec.num_tasks * cfg.workers.copies)))
+    operations = 8 * critic.num_parameters() * cfg.run.batch_per_task * spec.num_tasks
+    beside_workers = cores if operations > HEAVY_UPDATE or not processes else max(1, cores - processes)
+    return Chosen(processes, cfg.fabric.threads or before.get("threads", beside_workers))
+
+
+def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
+    """Actor and twin critics, their start values drawn from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
+        sizes = {"num_tasks": spec.num_tasks}
+        actor: Network = build(
+            cfg.actor, cfg.allow, in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes
+        )
+        critic: Network = build(
+            cfg.critic, cfg.allow, in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
+        )
+    return actor, critic
+
+
+def make_agent(
+    cfg: TrainConfig, spec: EnvSpec, actor: Network, critic: Network, fabric: L.Fabric
+) -> tuple[MTSAC, list[Any]]:
+    """The agent on the learner's device, and its optimizers."""
+    optimizers = {
+        name: lambda parameters, node=getattr(cfg.optimizer, name): build(node, cfg.allow, params=parameters)
+        for name in ("actor", "critic", "temperature")
+    }
+    agent: MTSAC = build(
+        cfg.algorithm, cfg.allow, spec=spec, actor=actor, critic=critic, optimizers=optimizers,
+        batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,
+    )  # fmt: skip
+    fabric.to_device(agent)
+    _, *wrapped = fabric.setup(agent, *agent.configure_optimizers())
+    return agent, wrapped
+
+
+def check_device(cfg: TrainConfig) -> None:
+    """
+    Raises:
+        ConfigError: CUDA is asked for and is not there.
+    """
+    if cfg.fabric.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("fabric.accelerator=cuda: no CUDA device is available here (cpu, auto)")
+
+
+# --- what a run tells -------------------------------------------------------------------------------------------------
+
+
+def about_run(cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None) -> dict[str, Any]:
+    """What MLflow needs to know to file the run."""
+    skipped = ("seed=", "experiment=", "method=", "name=", "env=", "run=", "tracking", "run.folder", "sweep=", "hydra.")
+    own = [override for override in overrides if not override.startswith(skipped)]
+    name = " ".join([cfg.name, f"seed={cfg.seed}", *own])
+    return {"experiment": cfg.tracking.experiment or cfg.env.name, "run_name": name[:250], "sweep": sweep}
+
+
+def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, Any], folder: Path) -> None:
+    """The configuration and where it runs, into the journal and the folder."""
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    journal.params(flat(resolved))
+    group = f"{cfg.name}-{identity(cfg)}"
+    journal.tags(tracking.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
+    journal.artifact(folder / "config.yaml")
+
+
+def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
+    where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
+    size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
+    begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
+    return f"{folder}: {len(cfg.env.tasks)} tasks, {where}, {chosen.threads} threads on {fabric.device}, {size}{begin}"
+
+
+def conclude(
+    cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
+) -> None:
+    """The result: on the terminal, in the run's folder, as artifacts."""
+    from softmod.figures import success_figure
+
+    result = {
+        "env_steps": clock.env_steps,
+        "seconds": clock.seconds,
+        "success_rate": sum(score.success_rate for score in scores) / len(scores),
+        "scores": [score.as_dict() for score in scores],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
+    success_figure(journal, folder / "success.png")
+    for name in ("evaluation.json", "success.png"):
+        journal.artifact(folder / name)
+    journal.artifact(folder / "checkpoints" / "best", under="checkpoints")
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    minutes = clock.seconds / 60
+    print_table(scores, f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes")

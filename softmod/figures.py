@@ -1,0 +1,64 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from softmod.tracking import SUCCESS_MEAN, success_rate
+
+# Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
+STYLES = ("-", "--", ":")
+MAX_LEGEND = 12  # tasks; with more of them the lines show the spread
+
+
+class HasHistory(Protocol):
+    """A `Journal`'s record, or one read from a finished run."""
+
+    def names(self) -> list[str]: ...
+
+    def history(self, name: str) -> list[tuple[int, float]]: ...
+
+
+def success_figure(journal: HasHistory, path: Path) -> None:
+    """Draw the success rate of every task, and their mean, over environment steps, as a PNG."""
+    prefix = success_rate("")
+    tasks = [name for name in journal.names() if name.startswith(prefix) and name != SUCCESS_MEAN]
+    figure = Figure(figsize=(9, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    many = len(tasks) > MAX_LEGEND
+    for index, name in enumerate(tasks):
+        look = {"color": PALETTE[index % len(PALETTE)], "linestyle": STYLES[index // len(PALETTE) % len(STYLES)]}
+        label = f"_{name}" if many else name.removeprefix(prefix)
+        _line(axes, journal.history(name), label, linewidth=0.6 if many else 1.2, alpha=0.5 if many else 0.9, **look)
+    mean = f"mean of {len(tasks)} tasks" if many else "mean"
+    _line(axes, journal.history(SUCCESS_MEAN), mean, color="black", linewidth=2.8, zorder=5)
+    _frame(axes)
+    if many:
+        axes.legend(loc="upper left")
+    else:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    figure.savefig(path)
+
+
+def _line(axes: Axes, history: list[tuple[int, float]], label: str, **look: object) -> None:
+    steps, values = [step for step, _ in history], [value for _, value in history]
+    marker = "o" if len(history) == 1 else ""  # a single evaluation has no line
+    axes.plot(steps, values, label=label, marker=marker, markersize=4, **look)  # type: ignore[arg-type]
+
+
+def _frame(axes: Axes) -> None:
+    axes.set_xlabel("environment steps, all tasks")
+    axes.set_ylabel("success rate")
+    axes.set_xlim(left=0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,104 @@
+"""What a run tells while it goes: metrics into the journal, progress onto the terminal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from softmod import tracking
+from softmod.clock import Clock
+from softmod.progress import Progress
+from softmod.types import EnvSpec, Rollout, TaskScore
+
+
+class Log:
+    """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device only then.
+
+    Between two writes: losses are those of the last update, returns are means over the episodes that ended, rates
+    count the time spent in rounds, waits are shares of that time.
+    """
+
+    def __init__(self, journal: tracking.Journal, spec: EnvSpec, progress: Progress, system_metrics: bool = True) -> None:
+        self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
+        self.metrics: dict[str, Tensor] = {}
+        self.returns: dict[int, list[float]] = defaultdict(list)
+        self._clear()
+
+    def begin(self) -> None:
+        """A round begins."""
+        self.began = time.monotonic()
+
+    @contextmanager
+    def waiting_for_workers(self) -> Iterator[None]:
+        """The learner is done with its updates, the workers may not be with their steps."""
+        start = time.monotonic()
+        yield
+        self.waited["workers"] += time.monotonic() - start
+
+    def round(self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int) -> None:
+        """A round is over."""
+        self.metrics = metrics or self.metrics
+        for episode in rollout.episodes:
+            self.returns[episode.task].append(episode.episode_return)
+        took = time.monotonic() - self.began
+        self.steps, self.updates, self.seconds = self.steps + rollout.env_steps, self.updates + updates, self.seconds + took
+        self.waited["learner"] += max(0.0, took - rollout.seconds)
+        self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds)
+
+    def write(self, clock: Clock) -> None:
+        """Write what came since the last time."""
+        values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
+        if self.system_metrics:
+            values |= tracking.system_metrics(os.getpid())
+        self.journal.metrics(values, clock.env_steps)
+        self._clear()
+
+    def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
+        """Write an evaluation, and show it."""
+        values = {tracking.success_rate(score.task): score.success_rate for score in scores}
+        values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
+        values[tracking.SUCCESS_MEAN] = sum(score.success_rate for score in scores) / len(scores)
+        self.journal.metrics(values, clock.env_steps)
+        self.progress.evaluation(clock, scores)
+
+    def _clear(self) -> None:
+        self.steps = self.updates = 0
+        self.seconds = 0.0
+        self.waited = {"workers": 0.0, "learner": 0.0}
+
+    def _episodes(self) -> dict[str, float]:
+        values = {
+            tracking.episode_return(self.spec.tasks[task]): sum(returns) / len(returns)
+            for task, returns in sorted(self.returns.items())
+        }
+        self.returns.clear()
+        return values
+
+    def _rates(self) -> dict[str, float]:
+        if not self.seconds:
+            return {}
+        return {
+            tracking.ENV_STEPS_PER_SECOND: self.steps / self.seconds,
+            tracking.UPDATES_PER_SECOND: self.updates / self.seconds,
+            tracking.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
+            tracking.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
+        }
+
+
+def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
+    """An agent's metrics under their names: vectors are per task, or per routing layer."""
+    values: dict[str, float] = {}
+    for key, tensor in metrics.items():
+        numbers = tensor.float().tolist()
+        if key == "routing_entropy":
+            values |= {tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)}
+        elif isinstance(numbers, list):
+            values |= {f"train/{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)}
+        else:
+            values[f"train/{key}"] = numbers
+    return values

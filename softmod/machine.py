@@ -1,0 +1,61 @@
+"""Where a run runs: versions, the commit of the source, processor and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("softmod", "torch", "lightning", "metaworld", "mujoco", "gymnasium", "numpy", "mlflow")
+
+
+def environment_tags() -> dict[str, str]:
+    """Versions, and the commit of softmod's source where it is a git checkout."""
+    tags = {"version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    if _git("ls-files", "__init__.py"):  # an installed copy lies in somebody else's repository, or in none
+        tags["softmod.commit"] = _git("rev-parse", "HEAD")
+        tags["softmod.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=5.0, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+_before: dict[int, tuple[float, float]] = {}  # pid: clock and processor seconds when last asked
+
+
+def system_metrics(pid: int) -> dict[str, float]:
+    """Processor time (100 is one core, since the last call) and memory of a process with all below it, and the machine's."""
+    import psutil  # type: ignore[import-untyped]
+
+    clock, seconds, resident = time.monotonic(), 0.0, 0
+    try:
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                seconds, resident = seconds + times.user + times.system, resident + process.memory_info().rss
+        values = {"system/memory_gib": resident / 2**30, "system/memory_percent": psutil.virtual_memory().percent}
+    except psutil.Error:
+        return {}
+    if pid in _before and clock > _before[pid][0]:
+        then, before = _before[pid]
+        values["system/cpu_percent"] = max(0.0, 100.0 * (seconds - before) / (clock - then))
+    _before[pid] = clock, seconds
+    return values

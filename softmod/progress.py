@@ -1,0 +1,102 @@
+"""The terminal: a live line while there is one, a line per evaluation where there is none, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from softmod.clock import Clock
+from softmod.types import TaskScore
+
+
+class Progress:
+    """Env steps, rates, time left and success so far.
+
+    Args:
+        total: environment steps of the run.
+        minutes: the run's limit by the clock, if it has one.
+    """
+
+    def __init__(self, total: int, minutes: float | None = None, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.total, self.minutes = total, minutes
+        self.bar: Bar | None = None
+        self.task: Any = None
+        self.success = "-"
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.bar = Bar(*_columns(), console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("train", total=self.total, steps="", rate="-", updates="-", success=self.success)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, highlight=False)
+
+    def show(self, clock: Clock, env_steps_per_second: float, updates_per_second: float) -> None:
+        """Bring the bar up to date."""
+        if self.bar is None:
+            return
+        done = clock.env_steps
+        if self.minutes is not None:  # whichever end is nearer
+            done = max(done, int(self.total * min(1.0, clock.seconds / (60.0 * self.minutes))))
+        self.bar.update(
+            self.task,
+            completed=done,
+            steps=f"{clock.env_steps:,}/{self.total:,}",
+            rate=f"{env_steps_per_second:,.0f}",
+            updates=f"{updates_per_second:,.0f}",
+            success=self.success,
+        )
+
+    def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
+        """An evaluation in one line."""
+        mean = sum(score.success_rate for score in scores) / len(scores)
+        self.success = f"{mean:.2f}"
+        shown = [f"{score.task} {score.success_rate:.2f}" for score in scores[:10]]
+        more = f" ... {len(scores) - 10} more" if len(scores) > 10 else ""
+        self.say(f"{clock.env_steps:>12,} env steps, {clock.seconds / 60:5.1f} min: success {mean:.3f}  ({', '.join(shown)}{more})")
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[steps]} env steps"),
+        TextColumn("{task.fields[rate]} steps/s"),
+        TextColumn("{task.fields[updates]} updates/s"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("success {task.fields[success]}"),
+    ]
+
+
+def table(scores: list[TaskScore], title: str) -> Table:
+    """Success rate and return per task, and their mean."""
+    result = Table(title=title, title_justify="left")
+    for heading in ("task", "success", "return", "episodes"):
+        result.add_column(heading, justify="left" if heading == "task" else "right")
+    for score in scores:
+        result.add_row(score.task, f"{score.success_rate:.3f}", f"{score.episode_return:.1f}", str(score.episodes))
+    result.add_section()
+    count = len(scores)
+    success = sum(score.success_rate for score in scores) / count
+    returned = sum(score.episode_return for score in scores) / count
+    result.add_row("mean", f"{success:.3f}", f"{returned:.1f}", str(sum(score.episodes for score in scores)))
+    return result
+
+
+def print_table(scores: list[TaskScore], title: str) -> None:
+    """On stdout, wide enough for the longest task name even when it is no terminal."""
+    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=100)
+    console.print(table(scores, title))

@@ -1,0 +1,70 @@
+"""What a checkpoint of a run holds, gathered from the parts and put back into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softmod import checkpoint
+from softmod.agent.mtsac import MTSAC
+from softmod.clock import Clock
+from softmod.replay import Replay
+from softmod.types import TaskScore
+from softmod.workers.pool import Workers
+
+
+class Saver:
+    """Saves a run's whole state, keeps the best weights, restores.
+
+    Args:
+        run: the run's folder; checkpoints lie in `run/checkpoints`.
+        agent, optimizers, replay, workers: the parts whose state it is.
+        about: the run's configuration and identity, stored with each checkpoint.
+    """
+
+    def __init__(
+        self, run: Path, agent: MTSAC, optimizers: list[Any], replay: Replay, workers: Workers, about: dict[str, Any]
+    ) -> None:
+        self.run, self.agent, self.optimizers, self.replay, self.workers = run, agent, optimizers, replay, workers
+        self.about = about
+        self.best = -1.0
+
+    def save(self, clock: Clock) -> Path:
+        """A whole checkpoint; the last two are kept."""
+        groups = {
+            "agent": dict(self.agent.state_dict()),
+            "optimizers": checkpoint.optimizer_arrays(self.optimizers),
+            "replay": {"rows": self.replay.rows[:, : self.replay.size]},
+            "episodes": {name: torch.from_numpy(array) for name, array in self.workers.state().items()},
+        }
+        counters = {"updates": self.agent.updates, "written": self.replay.written, "best": self.best}
+        facts = self.about | {"kind": "whole", "clock": clock.facts(), "counters": counters}
+        folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts)
+        checkpoint.prune(self.run)
+        return folder
+
+    def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
+        """Keep the weights of the best evaluation so far (the later one of equals)."""
+        mean = sum(score.success_rate for score in scores) / len(scores)
+        if mean >= self.best:
+            self.best = mean
+            facts = self.about | {"kind": "weights", "clock": clock.facts(), "scores": [s.as_dict() for s in scores]}
+            checkpoint.save(self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}, facts)
+
+    def restore(self, folder: Path, facts: dict[str, Any], clock: Clock) -> None:
+        """Bring all parts to where the checkpoint was taken.
+
+        Raises:
+            CheckpointError: it is of another form; parts named before the odd one are restored already.
+        """
+        checkpoint.restore_arrays(dict(self.agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
+        live = checkpoint.optimizer_arrays(self.optimizers)
+        checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
+        rows = checkpoint.arrays(folder, "replay")["rows"]
+        self.replay.rows[:, : rows.shape[1]].copy_(rows)
+        self.replay.written = int(facts["counters"]["written"])
+        self.agent.updates, self.best = int(facts["counters"]["updates"]), float(facts["counters"]["best"])
+        self.workers.restore({k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()})
+        clock.restore(facts["clock"])

@@ -1,0 +1,146 @@
+"""`python -m softmod.upload <run folder>`: send to MLflow what it does not have yet of a run.
+
+Training runs the same with `--follow` beside itself. Exit codes: 0 all is sent, 1 not yet, 2 there is no run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from softmod.errors import ConfigError
+from softmod.mlflow_store import prepare_environment
+from softmod.record import JOURNAL
+from softmod.tracking import locked, redacted
+from softmod.uploader import Sender
+
+POLL = 0.5  # seconds
+FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0  # before another try
+ORPHAN_SECONDS = 1.5  # for the last words, after training was killed
+TURN_SECONDS = 5.0  # for another uploader of the same run to end
+LOCK = ".uploading"
+
+
+class Parent:
+    """The training process, seen through the pipe that is this one's stdin."""
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """When the pipe ends, so does this process: soon, or within the seconds that were wished for."""
+        said = sys.stdin.buffer.read()
+        seconds = float(said) if said else ORPHAN_SECONDS
+        self.gone.set()
+        time.sleep(seconds)
+        os._exit(1)
+
+
+class Redacting:
+    """A stream without passwords: what libraries print of an address ends in a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(redacted(text))
+        self.stream.flush()
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+def follow(folder: Path) -> None:
+    """Upload while training goes on, and once more when it ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole job; the end of stdin is what counts
+    os.nice(5)
+    parent, sender = Parent(), None
+    delay, said = FIRST_DELAY, ""
+    with turn(folder, patience=float("inf")):
+        while True:
+            ending = parent.gone.is_set()
+            try:
+                sender = sender or Sender(folder)
+                if ending:
+                    sender.end()
+                sender.send()
+                if ending:
+                    return
+                delay = FIRST_DELAY
+                parent.gone.wait(POLL)
+            except ConfigError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                said = complain(error, said)
+                time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
+                delay = min(2.0 * delay, LONGEST_DELAY)
+
+
+def complain(error: Exception, said: str) -> str:
+    """One line about what went wrong, unless the last one said the same."""
+    line = one_line(error)
+    if line != said:
+        print(time.strftime("%F %T"), line, "(trying again)", flush=True)
+    return line
+
+
+def one_line(error: Exception) -> str:
+    return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
+
+
+def once(folder: Path) -> None:
+    """Upload what is missing and tell how much it was."""
+    logging.disable(logging.WARNING)
+    with turn(folder, patience=TURN_SECONDS):
+        sender = Sender(folder)
+        sender.end()
+        sender.send()
+    print(f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts; nothing is missing")
+
+
+@contextmanager
+def turn(folder: Path, patience: float) -> Iterator[None]:
+    """Only one process uploads a run."""
+    if not (folder / JOURNAL).is_file():
+        raise ConfigError(f"{folder}: holds no journal of a run")
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not locked(fd, patience):
+            raise TimeoutError(f"another process is uploading {folder}")
+        yield
+    finally:
+        os.close(fd)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m softmod.upload", description="Send a run's journal to MLflow.")
+    parser.add_argument("folder", type=Path, help="the run's folder, with journal.jsonl")
+    parser.add_argument("--follow", action="store_true", help="go on until stdin ends; for the training process")
+    arguments = parser.parse_args()
+    prepare_environment()
+    sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
+    try:
+        (follow if arguments.follow else once)(arguments.folder)
+    except ConfigError as error:
+        print(redacted(str(error)), file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001
+        print(f"{arguments.folder}: not uploaded: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The learner's side of the workers: hand out a round, take the rollout, evaluate, start and end cleanly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from softmod.errors import WorkerError
+from softmod.types import EnvSpec, Rollout, TaskScore
+from softmod.workers.worker import Collector, Plan, State, Weights, describe, serve
+
+
+class Workers:
+    """`start` a round, `finish` it, `evaluate`; the tasks lie in `processes` processes, or here when that is 0.
+
+    Args:
+        plan: the task set, the actor's form and the run's seed.
+        processes: worker processes; 0 steps in this one, in the same order.
+        copies: environments per task.
+        timeout: seconds that a reply may take.
+
+    Raises:
+        WorkerError: an environment failed, or a worker died or did not answer; later calls are refused.
+    """
+
+    def __init__(self, plan: Plan, processes: int, copies: int = 1, timeout: float = 300.0) -> None:
+        self.spec: EnvSpec = plan.suite.spec
+        self.copies = copies
+        shares = partition(self.spec.num_tasks, copies, processes)
+        self.shares: list[Inline | Process] = (
+            [Process(plan, *share, timeout) for share in shares] if processes else [Inline(plan, *shares[0])]
+        )
+
+    def start(self, policy: dict[str, Tensor], steps: int) -> None:
+        """Begin a round of `steps` in every environment, with these weights."""
+        weights = numpy_weights(policy)
+        for share in self.shares:
+            share.ask("collect", weights, steps)
+
+    def finish(self) -> Rollout:
+        """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
+        parts: list[Rollout] = [share.answer() for share in self.shares]
+        rollout = Rollout(*(self._whole([getattr(part, name) for part in parts]) for name in ARRAYS))
+        rollout.seconds = max(part.seconds for part in parts)
+        rollout.episodes = sorted(episode for part in parts for episode in part.episodes)
+        return rollout
+
+    def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
+        """The deterministic policy on the first `goals` goals of every task."""
+        weights = numpy_weights(policy)
+        hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
+        for share, hand in zip(self.shares, hands, strict=True):
+            share.ask("evaluate", weights, hand)
+        success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
+        for share, hand in zip(self.shares, hands, strict=True):
+            success[:, hand], returns[:, hand] = share.answer()
+        return [
+            TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
+            for i, task in enumerate(self.spec.tasks)
+        ]
+
+    def state(self) -> State:
+        """The episodes under way, `[task, copy, ...]`."""
+        for share in self.shares:
+            share.ask("state")
+        parts: list[State] = [share.answer() for share in self.shares]
+        return {name: self._whole([part[name] for part in parts]) for name in parts[0]}
+
+    def restore(self, state: State) -> None:
+        """Bring every environment to where `state` was taken, whatever the number of processes was."""
+        for share in self.shares:
+            share.ask("restore", {name: array[np.ix_(share.tasks, share.copies)] for name, array in state.items()})
+        for share in self.shares:
+            share.answer()
+
+    def close(self) -> None:
+        """End all processes; safe to call twice."""
+        for share in self.shares:
+            share.close()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)
+        for share, part in zip(self.shares, parts, strict=True):
+            whole[np.ix_(share.tasks, share.copies)] = part
+        return whole
+
+
+ARRAYS = ("obs", "action", "reward", "next_obs")
+
+
+class Inline:
+    """A share stepped in this process: asked now, computed when answered."""
+
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int]) -> None:
+        self.tasks, self.copies = tasks, copies
+        try:
+            self.collector = Collector(plan, tasks, copies)
+        except Exception as error:
+            raise WorkerError(describe(error)) from error
+        self.asked: tuple[str, tuple[Any, ...]] | None = None
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        self.asked = (method, arguments)
+
+    def answer(self) -> Any:
+        assert self.asked is not None, "nothing was asked"
+        method, arguments = self.asked
+        try:
+            return getattr(self.collector, method)(*arguments)
+        except Exception as error:
+            raise WorkerError(describe(error)) from error
+
+    def close(self) -> None:
+        self.collector.close()
+
+
+class Process:
+    """A share in a process of its own. Replies carry the number of their question: a stale one is never used."""
+
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], timeout: float) -> None:
+        self.tasks, self.copies, self.timeout = tasks, copies, timeout
+        self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
+        self.connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("forkserver")  # never a fork of a process that has computed
+        context.set_forkserver_preload(["softmod.workers.worker"])
+        self.process = context.Process(target=serve, args=(plan, tasks, copies, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.ready, self.number = False, 0
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        self._wait_until_ready()
+        self.number += 1
+        try:
+            self.connection.send((self.number, method, arguments))
+        except OSError as error:
+            raise WorkerError(self._died()) from error
+
+    def answer(self) -> Any:
+        number = -1
+        while number != self.number:
+            number, kind, payload = self._receive()
+            if kind == "error":
+                raise WorkerError(f"worker of {self.names}: {payload}")
+        return payload
+
+    def close(self) -> None:
+        if self.process.is_alive():
+            self._say_goodbye()
+            self.process.join(2.0)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+    def _wait_until_ready(self) -> None:
+        """Environments are built while the learner is; the first question waits for them."""
+        if not self.ready:
+            _, kind, payload = self._receive()
+            if kind == "error":
+                raise WorkerError(f"worker of {self.names} could not start: {payload}")
+            self.ready = True
+
+    def _receive(self) -> Any:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            ready = wait([self.connection, self.process.sentinel], max(0.0, deadline - time.monotonic()))
+            if self.connection in ready:
+                try:
+                    return self.connection.recv()
+                except (EOFError, OSError) as error:
+                    raise WorkerError(self._died()) from error
+            if ready:
+                raise WorkerError(self._died())
+            if time.monotonic() >= deadline:
+                raise WorkerError(f"worker of {self.names} did not answer within {self.timeout:g} s (workers.timeout)")
+
+    def _died(self) -> str:
+        self.process.join(1.0)
+        code = self.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
+
+    def _say_goodbye(self) -> None:
+        try:
+            self.connection.send((0, "close", ()))
+        except OSError:
+            pass
+
+
+def numpy_weights(policy: dict[str, Tensor]) -> Weights:
+    return {name: tensor.numpy() for name, tensor in policy.items()}
+
+
+def partition(num_tasks: int, copies: int, processes: int) -> list[tuple[list[int], list[int]]]:
+    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber tasks."""
+    wanted = max(1, min(processes, num_tasks * copies))
+    groups = max(1, min(copies, wanted // num_tasks))
+    hands = min(num_tasks, wanted // groups)
+    return [
+        (list(range(hand, num_tasks, hands)), list(range(group, copies, groups)))
+        for hand in range(hands)
+        for group in range(groups)
+    ]

@@ -1,0 +1,228 @@
+"""The process's side: the environments of some tasks, stepped with a frozen policy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from softmod.errors import SoftmodError, WorkerError
+from softmod.networks.network import Network
+from softmod.networks.policy import Policy
+from softmod.randomness import Purpose, generator
+from softmod.types import Episode, EnvSpec, Floats, Rollout, TaskEnv, TaskSuite
+
+Weights = dict[str, NDArray[Any]]
+State = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker of a run is told once; `draw_goals` says that goals are drawn anew each episode."""
+
+    suite: TaskSuite
+    actor: Network
+    seed: int
+    draw_goals: bool = False
+
+
+class Lane:
+    """One environment and the episode under way in it; goal and noise are keyed by (task, copy, episode)."""
+
+    def __init__(self, plan: Plan, task: int, copy: int) -> None:
+        self.plan, self.task, self.copy = plan, task, copy
+        self.spec: EnvSpec = plan.suite.spec
+        self.env: TaskEnv = plan.suite.make(task)
+        self.goals = None if plan.draw_goals else plan.suite.goals(task)
+        self.actions = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
+        self.episode = -1
+        self.steps = self.spec.horizon
+
+    def begin(self, episode: int) -> None:
+        """Reset to the episode's own goal."""
+        address = (self.plan.seed, Purpose.GOAL, self.task, self.copy, episode)
+        draws = generator(*address)
+        goal = self.env.draw_goal(draws) if self.goals is None else self.goals[draws.integers(len(self.goals))]
+        noise = generator(self.plan.seed, Purpose.EXPLORATION, self.task, self.copy, episode)
+        self.noise = noise.standard_normal(self.actions.shape, np.float32)
+        self.obs = self.env.reset(goal)
+        self.episode, self.steps, self.total, self.success = episode, 0, 0.0, False
+
+    def ready(self) -> None:
+        """Begin the next episode if the last one is over."""
+        if self.steps == self.spec.horizon:
+            self.begin(self.episode + 1)
+
+    def step(self, action: Floats) -> float:
+        """Act; the reward."""
+        self.actions[self.steps] = action
+        self.obs, reward, success = self.env.step(action)
+        self.steps, self.total, self.success = self.steps + 1, self.total + reward, self.success or success
+        return reward
+
+    def ended(self) -> Episode | None:
+        """The episode, if this was its last step."""
+        if self.steps < self.spec.horizon:
+            return None
+        return Episode(self.task, self.copy, self.episode, self.total, self.success)
+
+    def resume(self, episode: int, actions: Floats, obs: Floats) -> None:
+        """Re-execute an episode's actions, and check that they lead to the same observation.
+
+        Raises:
+            WorkerError: they do not.
+        """
+        self.begin(episode)
+        for action in actions:
+            self.step(action)
+        if not np.array_equal(self.obs, obs):
+            name = self.spec.tasks[self.task]
+            raise WorkerError(f"{name}: re-executing episode {episode} did not lead to the same observation")
+
+
+class Collector:
+    """The environments of `tasks x copies`, and others for evaluation; the policy they act with."""
+
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int]) -> None:
+        self.plan, self.spec = plan, plan.suite.spec
+        self.policy = Policy(plan.actor)
+        self.tasks, self.copies = np.array(tasks, np.int64), copies
+        self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks]
+        self.judges: list[TaskEnv] = []
+
+    def collect(self, weights: Weights, steps: int) -> Rollout:
+        """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
+        began = time.monotonic()
+        self._load(weights)
+        shape = (len(self.tasks), len(self.copies), steps)
+        rollout = Rollout(
+            np.empty((*shape, self.spec.obs_dim), np.float32),
+            np.empty((*shape, self.spec.action_dim), np.float32),
+            np.empty(shape, np.float32),
+            np.empty((*shape, self.spec.obs_dim), np.float32),
+        )
+        for step in range(steps):
+            self._step(rollout, step)
+        rollout.seconds = time.monotonic() - began
+        return rollout
+
+    def _step(self, rollout: Rollout, step: int) -> None:
+        """One step of every lane, acting for all of them at once."""
+        lanes = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
+        noise = np.empty(rollout.action.shape[:2] + rollout.action.shape[3:], np.float32)
+        for i, j, lane in lanes:
+            lane.ready()
+            rollout.obs[i, j, step] = lane.obs
+            noise[i, j] = lane.noise[lane.steps]
+        actions = self.policy.act(rollout.obs[:, :, step], self.tasks, noise)
+        rollout.action[:, :, step] = actions
+        for i, j, lane in lanes:
+            rollout.reward[i, j, step] = lane.step(actions[i, j])
+            rollout.next_obs[i, j, step] = lane.obs
+            if episode := lane.ended():
+                rollout.episodes.append(episode)
+
+    def evaluate(self, weights: Weights, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """The deterministic policy on these goals of every task: success and return `[task, goal]`.
+
+        An episode ends at success. Actions are always computed for all tasks, one environment each, so that the
+        result does not depend on how goals are spread over workers.
+        """
+        self._load(weights)
+        self.judges = self.judges or [self.plan.suite.make(task) for task in range(self.spec.num_tasks)]
+        success = np.zeros((self.spec.num_tasks, len(goals)), bool)
+        returns = np.zeros((self.spec.num_tasks, len(goals)))
+        obs = np.zeros((self.spec.num_tasks, 1, self.spec.obs_dim), np.float32)
+        turn, steps = [0] * self.spec.num_tasks, [0] * self.spec.num_tasks
+        while running := [task for task in range(self.spec.num_tasks) if turn[task] < len(goals)]:
+            for task in running:
+                if steps[task] == 0:
+                    obs[task, 0] = self.judges[task].reset(self.plan.suite.goals(task)[goals[turn[task]]])
+            actions = self.policy.act(obs)
+            for task in running:
+                obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
+                returns[task, turn[task]] += reward
+                success[task, turn[task]] |= reached
+                steps[task] += 1
+                if reached or steps[task] == self.spec.horizon:
+                    turn[task], steps[task] = turn[task] + 1, 0
+        return success, returns
+
+    def state(self) -> State:
+        """The episodes under way, `[task, copy, ...]`: enough to re-execute them."""
+        lanes = [lane for row in self.lanes for lane in row]
+        shape = (len(self.tasks), len(self.copies))
+        obs = [lane.obs if lane.episode >= 0 else np.zeros(self.spec.obs_dim, np.float32) for lane in lanes]
+        return {
+            "episode": np.array([lane.episode for lane in lanes], np.int64).reshape(shape),
+            "steps": np.array([lane.steps for lane in lanes], np.int64).reshape(shape),
+            "actions": np.stack([lane.actions for lane in lanes]).reshape(*shape, *lanes[0].actions.shape),
+            "obs": np.stack(obs).reshape(*shape, -1),
+        }
+
+    def restore(self, state: State) -> None:
+        """Bring every environment to where `state` was taken."""
+        for i, row in enumerate(self.lanes):
+            for j, lane in enumerate(row):
+                episode, steps = int(state["episode"][i, j]), int(state["steps"][i, j])
+                if steps == self.spec.horizon:  # over: only its number matters
+                    lane.episode, lane.steps = episode, steps
+                else:
+                    lane.resume(episode, state["actions"][i, j, :steps], state["obs"][i, j])
+
+    def close(self) -> None:
+        for env in [*(lane.env for row in self.lanes for lane in row), *self.judges]:
+            env.close()
+
+    def _load(self, weights: Weights) -> None:
+        self.policy.load({name: torch.from_numpy(array) for name, array in weights.items()})
+
+
+def serve(plan: Plan, tasks: list[int], copies: list[int], connection: Connection) -> None:
+    """A worker process: builds its environments, then answers (number, method, arguments) until told to close."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        collector = Collector(plan, tasks, copies)
+    except Exception as error:
+        connection.send((0, "error", describe(error)))
+        return
+    connection.send((0, "ready", None))
+    try:
+        _answer(collector, connection)
+    finally:
+        collector.close()
+
+
+def _answer(collector: Collector, connection: Connection) -> None:
+    while True:
+        number, method, arguments = connection.recv()
+        if method == "close":
+            return
+        try:
+            connection.send((number, "done", getattr(collector, method)(*arguments)))
+        except Exception as error:
+            connection.send((number, "error", describe(error)))
+
+
+def describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, SoftmodError) else f"{type(error).__name__}: {error}"
+
+
+def _end_with_parent() -> None:
+    """No worker outlives its learner, however that one ends."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
