@@ -85,7 +85,6 @@ class AlgorithmConfig:
     task_weights: str = choice("none", "released", "paper", "none")  # 6
     update_order: str = choice("sequential", "sequential", "released")  # 12
     clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
-    reward_scale: float = number(1.0, low=0.0, open_low=True)
 
 
 @dataclass
@@ -103,9 +102,9 @@ class AdamConfig:
 class OptimizersConfig:
     """One optimizer option, mounted three times."""
 
-    actor: Any = MISSING
-    critic: Any = MISSING
-    temperature: Any = MISSING
+    actor: Any = field(default_factory=dict)
+    critic: Any = field(default_factory=dict)
+    temperature: Any = field(default_factory=dict)
 
 
 @dataclass
@@ -144,7 +143,6 @@ class FabricConfig:
     accelerator: str = choice("auto", "auto", "cpu", "cuda")
     precision: str = choice("32-true", "32-true", "bf16-mixed")
     threads: int | None = number(None, low=1)  # null: chosen from the cores at hand
-    compile: bool = False
 
 
 @dataclass
@@ -166,9 +164,9 @@ class TrainConfig:
     method: str = MISSING
     seed: int = number(0, low=0)
     allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
-    env: Any = MISSING
-    actor: Any = MISSING
-    critic: Any = MISSING
+    env: Any = field(default_factory=dict)
+    actor: Any = field(default_factory=dict)
+    critic: Any = field(default_factory=dict)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
     run: RunConfig = field(default_factory=RunConfig)

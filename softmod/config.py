@@ -1,0 +1,276 @@
+"""From a command line to a checked configuration, without importing anything heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from softmod import schema
+from softmod.errors import ConfigError
+
+GROUPS = ("env", "network", "algorithm", "optimizer", "method", "run", "workers", "fabric", "tracking", "experiment", "sweep")
+PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
+NOT_RESULTS = {
+    "": ("seed", "name", "allow", "tracking"),
+    "run": ("steps_per_task", "max_minutes", "resume", "folder", "eval_every", "eval_goals", "final_eval_goals",
+            "save_every", "log_every"),
+    "workers": ("processes", "timeout"),
+    "fabric": ("accelerator", "threads"),
+}  # fmt: skip
+
+
+def conf_folder() -> Path:
+    """`conf/` beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, from the files of `conf/`."""
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
+def register() -> None:
+    """Tell Hydra the schemas."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=schema.TrainConfig)
+    store.store(name="evaluate_schema", node=schema.EvaluateConfig)
+    store.store(group="schema/env", name="env", node=schema.EnvConfig)
+    store.store(group="schema/network", name="soft_modular", node=schema.SoftModularConfig)
+    store.store(group="schema/network", name="mlp", node=schema.MLPConfig)
+    store.store(group="schema/network", name="multi_head", node=schema.MultiHeadConfig)
+    store.store(group="schema/optimizer", name="adam", node=schema.AdamConfig)
+
+
+def compose(overrides: list[str], name: str = "train", config_dir: str | None = None) -> DictConfig:
+    """The configuration that these overrides make.
+
+    Raises:
+        ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
+    """
+    register()
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return hydra_compose(name, overrides=overrides + extra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def typed(config: DictConfig) -> Any:
+    """The dataclasses that a composed configuration stands for, checked.
+
+    Raises:
+        ConfigError: a type, a range, a choice or a rule across fields is broken.
+    """
+    try:
+        cfg = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, [])) from error
+    check_fields(cfg, "")
+    if isinstance(cfg, schema.TrainConfig):
+        check_rules(cfg)
+    return cfg
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_fields(node: Any, key: str) -> None:
+    """Ranges and choices of a dataclass and of those within it."""
+    if not dataclasses.is_dataclass(node):
+        return
+    for field in dataclasses.fields(node):
+        value, name = getattr(node, field.name), f"{key}.{field.name}".lstrip(".")
+        if value == "???":
+            raise ConfigError(f"{name}: no value given")
+        check_fields(value, name)
+        check_choice(name, value, field.metadata.get("choices"))
+        if value is not None and ("low" in field.metadata):
+            check_range(name, value, **field.metadata)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}")
+
+
+def check_range(name: str, value: float, low: float | None, high: float | None, open_low: bool) -> None:
+    too_low = low is not None and (value < low or (open_low and value == low) or value != value)
+    if too_low or (high is not None and value > high):
+        above = f"above {low:g}" if open_low else f"at least {low:g}"
+        allowed = f"in {'(' if open_low else '['}{low:g}, {high:g}]" if high is not None else above
+        raise ConfigError(f"{name}={value}: must be {allowed}")
+
+
+def check_rules(cfg: schema.TrainConfig) -> None:
+    """What holds across fields."""
+    check_env(cfg)
+    run = cfg.run
+    if run.batch_per_task > run.replay_per_task:
+        raise ConfigError(
+            f"run.batch_per_task={run.batch_per_task}: larger than run.replay_per_task={run.replay_per_task}"
+        )
+    if run.warmup_per_task > run.replay_per_task:
+        raise ConfigError(
+            f"run.warmup_per_task={run.warmup_per_task}: larger than run.replay_per_task={run.replay_per_task}"
+        )
+    if cfg.env.horizon % run.round_steps:
+        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.horizon={cfg.env.horizon}")
+    check_targets(cfg)
+
+
+def check_env(cfg: schema.TrainConfig) -> None:
+    from softmod.envs.tasks import METAWORLD, TOY, check_tasks
+
+    known = {"softmod.envs.metaworld.MetaWorld": METAWORLD, "softmod.envs.toy.Toy": TOY}.get(cfg.env._target_)
+    if not cfg.env.tasks:
+        raise ConfigError("env.tasks=[]: name at least one task (python -m softmod.envs lists them)")
+    if known is not None:
+        check_tasks(cfg.env.tasks, known)
+    if known is TOY and cfg.env.reward != "v2":
+        raise ConfigError(f"env.reward={cfg.env.reward}: the toy tasks have only v2")
+
+
+def check_targets(cfg: schema.TrainConfig) -> None:
+    nodes = {"env": cfg.env, "actor": cfg.actor, "critic": cfg.critic, "algorithm": cfg.algorithm}
+    nodes |= {f"optimizer.{name}": getattr(cfg.optimizer, name) for name in ("actor", "critic", "temperature")}
+    for key, node in nodes.items():
+        path = target_of(node)
+        if not path:
+            raise ConfigError(f"{key}._target_: no value given; it names the class to build")
+        if not allowed(path, cfg.allow):
+            raise ConfigError(f"{key}._target_={path}: must lie in {', '.join([*PACKAGES, *cfg.allow])} (allow=[package])")
+
+
+def near(word: str, names: Iterable[str]) -> str:
+    """The nearest valid name, if one is near."""
+    close = difflib.get_close_matches(word, list(names), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# --- what Hydra and OmegaConf say, in one line ---------------------------------------------------------------------------
+
+
+def explain(error: BaseException, overrides: list[str]) -> str:
+    """Key, value, what is allowed, the nearest valid name."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
+        cause = cause.__cause__
+    text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    for override in overrides:
+        if line := explain_override(override, error, cause, text):
+            return line
+    key = getattr(cause, "full_key", "") or ""
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def explain_override(override: str, error: BaseException, cause: BaseException, text: str) -> str | None:
+    """A line about this override, if the error is about it."""
+    key, _, value = override.lstrip("+~").partition("=")
+    group = key.split("@")[0]
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and key == (cause.full_key or key):
+        if f"'{key.split('.')[-1]}'" in text or key == cause.full_key:
+            return f"{override}: there is no key {key}{near(key, keys())}"
+    if "Could not override" in str(error) and f"'{key}'" in str(error):
+        return f"{override}: there is no key or group {key}{near(key, [*keys(), *GROUPS, 'network@actor', 'network@critic'])}"
+    if group in GROUPS and re.search(rf"['\"/ ]{re.escape(group)}/{re.escape(value)}['\"]", str(error)):
+        return f"{override}: {group} has no option {value}; it has {', '.join(options(group))}{near(value, options(group))}"
+    if getattr(cause, "full_key", None) == key or f"full_key: {key}\n" in str(error) + "\n":
+        return f"{override}: {text}"
+    if isinstance(error, HydraException) and f"'{override}'" in str(error):
+        return f"{override}: {text}"
+    return None
+
+
+@cache
+def keys() -> tuple[str, ...]:
+    """Every key of the default configuration, dotted."""
+    return tuple(flat(OmegaConf.to_container(compose([]), resolve=False)))  # type: ignore[arg-type]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return result
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(cfg)
+
+
+def identity(cfg: schema.TrainConfig) -> str:
+    """A hash of everything that changes results, except the seed: two runs with one identity can be compared."""
+    values = as_values(cfg)
+    for part, names in NOT_RESULTS.items():
+        node = values[part] if part else values
+        for name in names:
+            node.pop(name)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(cfg: schema.TrainConfig) -> Path:
+    """`runs/<name>-<identity>/seed_<seed>`"""
+    return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"
+
+
+# --- building what a configuration names ----------------------------------------------------------------------------------
+
+
+def target_of(node: Any) -> str:
+    return str(node.get("_target_", "") if isinstance(node, Mapping) else getattr(node, "_target_", ""))
+
+
+def allowed(module: str, allow: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in (*PACKAGES, *allow))
+
+
+def resolve_target(path: str, allow: Iterable[str] = ()) -> type:
+    """The class that a `_target_` names, judged by what it resolves to and not by its spelling.
+
+    Raises:
+        ConfigError: not there, not a class, or its own module lies elsewhere.
+    """
+    module, _, name = path.rpartition(".")
+    if not allowed(path, allow):
+        raise ConfigError(f"_target_={path}: must lie in {', '.join([*PACKAGES, *allow])} (allow=[package])")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"_target_={path}: not found ({error})") from error
+    if not isinstance(found, type) or not allowed(found.__module__, allow):
+        raise ConfigError(f"_target_={path}: must be a class of {', '.join([*PACKAGES, *allow])}")
+    return found
+
+
+def build(node: Any, allow: Iterable[str] = (), **extra: Any) -> Any:
+    """An object of the class that `node._target_` names, made from the node's other fields and `extra`."""
+    values = dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    return resolve_target(values.pop("_target_"), allow)(**extra, **values)
+
+
