@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from softmod import schema
 from softmod.errors import ConfigError
@@ -58,18 +59,37 @@ def register() -> None:
     store.store(group="schema/optimizer", name="adam", node=schema.AdamConfig)
 
 
-def compose(overrides: list[str], name: str = "train", config_dir: str | None = None) -> DictConfig:
-    """The configuration that these overrides make.
+def parse(overrides: list[str]) -> list[Override]:
+    """The overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: one is not of the form key=value, or adds or deletes a key.
+    """
+    parsed = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ConfigError(f"{text}: not of the form key=value ({str(error).splitlines()[0]})") from error
+        if override.type is not None and override.type.name != "CHANGE" and not text.lstrip("+~").startswith("hydra"):
+            raise ConfigError(f"{text}: keys are changed by key=value, none can be added or deleted")
+        parsed.append(override)
+    return parsed
+
+
+def compose(overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False) -> DictConfig:
+    """The configuration that these overrides make; with `hydra`, Hydra's own part too.
 
     Raises:
         ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
     """
     register()
+    parse(overrides)
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra_compose(name, overrides=overrides + extra)
+            return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
     finally:
@@ -105,7 +125,7 @@ def check_fields(node: Any, key: str) -> None:
             raise ConfigError(f"{name}: no value given")
         check_fields(value, name)
         check_choice(name, value, field.metadata.get("choices"))
-        if value is not None and ("low" in field.metadata):
+        if value is not None and "low" in field.metadata:
             check_range(name, value, **field.metadata)
 
 
@@ -136,18 +156,22 @@ def check_rules(cfg: schema.TrainConfig) -> None:
         )
     if cfg.env.horizon % run.round_steps:
         raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.horizon={cfg.env.horizon}")
+    if not cfg.name or set(cfg.name) & set("/\\"):
+        raise ConfigError(f"name={cfg.name}: must be a plain folder name")
     check_targets(cfg)
 
 
 def check_env(cfg: schema.TrainConfig) -> None:
-    from softmod.envs.tasks import METAWORLD, TOY, check_tasks
+    from softmod.envs.tasks import MT50, TOY_TASKS, check_tasks
 
-    known = {"softmod.envs.metaworld.MetaWorld": METAWORLD, "softmod.envs.toy.Toy": TOY}.get(cfg.env._target_)
+    known = {"softmod.envs.metaworld.MetaWorld": MT50, "softmod.envs.toy.Toy": TOY_TASKS}.get(cfg.env._target_)
+    if not cfg.env.name:
+        raise ConfigError("env.name=: must not be empty")
     if not cfg.env.tasks:
         raise ConfigError("env.tasks=[]: name at least one task (python -m softmod.envs lists them)")
     if known is not None:
         check_tasks(cfg.env.tasks, known)
-    if known is TOY and cfg.env.reward != "v2":
+    if known is TOY_TASKS and cfg.env.reward != "v2":
         raise ConfigError(f"env.reward={cfg.env.reward}: the toy tasks have only v2")
 
 
@@ -174,32 +198,34 @@ def near(word: str, names: Iterable[str]) -> str:
 def explain(error: BaseException, overrides: list[str]) -> str:
     """Key, value, what is allowed, the nearest valid name."""
     cause: BaseException = error
-    while cause.__cause__ is not None and isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
+    while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
         cause = cause.__cause__
-    text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    about = str(getattr(cause, "full_key", None) or "")
     for override in overrides:
-        if line := explain_override(override, error, cause, text):
+        if line := explain_override(override, f"{error}\n", about, text):
             return line
-    key = getattr(cause, "full_key", "") or ""
-    return f"{key}: {text}" if key and key not in text else text
+    return f"{about}: {text}" if about and about not in text else text
 
 
-def explain_override(override: str, error: BaseException, cause: BaseException, text: str) -> str | None:
+def explain_override(override: str, message: str, about: str, text: str) -> str | None:
     """A line about this override, if the error is about it."""
-    key, _, value = override.lstrip("+~").partition("=")
+    key, _, value = override.partition("=")
     group = key.split("@")[0]
-    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and key == (cause.full_key or key):
-        if f"'{key.split('.')[-1]}'" in text or key == cause.full_key:
-            return f"{override}: there is no key {key}{near(key, keys())}"
-    if "Could not override" in str(error) and f"'{key}'" in str(error):
-        return f"{override}: there is no key or group {key}{near(key, [*keys(), *GROUPS, 'network@actor', 'network@critic'])}"
-    if group in GROUPS and re.search(rf"['\"/ ]{re.escape(group)}/{re.escape(value)}['\"]", str(error)):
+    if f"/{value}'" in message and group in GROUPS:
         return f"{override}: {group} has no option {value}; it has {', '.join(options(group))}{near(value, options(group))}"
-    if getattr(cause, "full_key", None) == key or f"full_key: {key}\n" in str(error) + "\n":
-        return f"{override}: {text}"
-    if isinstance(error, HydraException) and f"'{override}'" in str(error):
+    if f"Could not override '{key}'" in message or "is not in struct" in text or "not in '" in text:
+        if about in ("", key) or key.startswith(about):
+            return f"{override}: there is no key or group {key}{near(key, candidates(key))}"
+    if about == key:
         return f"{override}: {text}"
     return None
+
+
+def candidates(key: str) -> list[str]:
+    """What a mistyped key may have meant: dotted keys for a dotted one, groups and plain keys for another."""
+    words = [*GROUPS, "network@actor", "network@critic", *keys(), *{name.split(".")[0] for name in keys()}]
+    return [word for word in words if ("." in word) == ("." in key) and ("@" in word) == ("@" in key)]
 
 
 @cache

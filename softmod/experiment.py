@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from softmod import checkpoint, tracking
+from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
 from softmod.config import build, flat, identity, run_folder
@@ -228,7 +228,7 @@ def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, 
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
     journal.params(flat(resolved))
     group = f"{cfg.name}-{identity(cfg)}"
-    journal.tags(tracking.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
+    journal.tags(machine.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
     journal.artifact(folder / "config.yaml")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from softmod import tracking
+from softmod import machine, tracking
 from softmod.clock import Clock
 from softmod.progress import Progress
 from softmod.types import EnvSpec, Rollout, TaskScore
@@ -54,7 +54,7 @@ class Log:
         """Write what came since the last time."""
         values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
         if self.system_metrics:
-            values |= tracking.system_metrics(os.getpid())
+            values |= machine.system_metrics(os.getpid())
         self.journal.metrics(values, clock.env_steps)
         self._clear()
 

@@ -1,0 +1,161 @@
+"""`python -m softmod.train`: compose, validate, hand over. Heavy imports come after the command line was checked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from softmod import config
+from softmod.errors import ConfigError, SoftmodError
+
+SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
+FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "-cd", "--package", "-p", "--resolve")
+CHECKED = 256  # combinations of a sweep that are checked before the first one starts
+failures: list[tuple[str, int]] = []
+
+
+def main() -> None:
+    """The command; exits with the codes of docs/exit_codes.md."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Check the command line, run its jobs; the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        from softmod import help
+
+        print(help.text())
+        return 0
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"softmod {version('softmod')}")
+        return 0
+    failures.clear()
+    try:
+        os.environ[SWEEP] = json.dumps(check(arguments))
+        hand_over(arguments)
+    except KeyboardInterrupt:
+        print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except SoftmodError as error:
+        return tell(error)
+    if failures:
+        return failures[0][1]
+    return 0
+
+
+def check(arguments: list[str]) -> dict[str, str] | None:
+    """Check every job of a command line before any starts; the sweep's id and name, if it is one.
+
+    Raises:
+        ConfigError: what is wrong, in one line.
+    """
+    overrides, folder = split(arguments)
+    fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
+    swept = {o.get_key_element(): list(o.sweep_string_iterator()) for o in config.parse(overrides) if o.is_sweep_override()}
+    lines = [str(o.input_line) for o in fixed]
+    first = [f"{key}={values[0]}" for key, values in swept.items()]
+    composed = config.compose(lines + first, config_dir=folder, hydra=True)
+    multirun = bool({"-m", "--multirun"} & set(arguments)) or str(composed.hydra.mode).endswith("MULTIRUN")
+    if not multirun:
+        if swept:
+            raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
+        config.typed(_without_hydra(composed))
+        return None
+    swept = _file_sweep(composed) | swept
+    for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
+        job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
+        config.typed(config.compose(lines + job, config_dir=folder))
+    return sweep_identity(fixed, list(swept))
+
+
+def split(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Overrides and the user's configuration folder; flags are Hydra's.
+
+    Raises:
+        ConfigError: an unknown flag.
+    """
+    overrides, folder, rest = [], None, iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif argument.split("=")[0] not in FLAGS:
+            raise ConfigError(f"{argument}: unknown flag{config.near(argument, FLAGS)}; --help lists what there is")
+        elif argument in ("--config-dir", "-cd"):
+            folder = next(rest, "")
+        elif argument.startswith("--config-dir="):
+            folder = argument.split("=", 1)[1]
+        elif argument in ("--cfg", "-c", "--package", "-p"):
+            next(rest, "")
+    return overrides, folder
+
+
+def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
+    """The values that a sweep file goes through."""
+    params = composed.hydra.sweeper.get("params") or {}
+    parsed = config.parse([f"{key}={value}" for key, value in params.items()])
+    return {
+        o.get_key_element(): list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())] for o in parsed
+    }
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    OmegaConf.set_readonly(composed, False)
+    with_hydra = composed.copy()
+    del with_hydra.__dict__["_content"]["hydra"]
+    return with_hydra
+
+
+def sweep_identity(fixed: list[Override], swept: list[str]) -> dict[str, str]:
+    """The same for the same question: what is fixed and what is varied, whatever the values gone through."""
+    lines = sorted(str(override.input_line) for override in fixed)
+    digest = hashlib.sha256(json.dumps([lines, sorted(swept)]).encode()).hexdigest()[:16]
+    chosen = {override.get_key_element(): str(override.value()) for override in fixed}
+    subject = chosen.get("experiment", "quickstart")
+    return {"id": digest, "name": f"{subject}: {', '.join(sorted(swept)) or chosen.get('sweep', 'sweep')}"}
+
+
+def hand_over(arguments: list[str]) -> None:
+    """Let Hydra run the job or jobs."""
+    import hydra
+
+    config.register()
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(job)()
+
+
+def job(composed: DictConfig) -> None:
+    """One run. A failure is told and noted; it does not end a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        cfg = config.typed(composed)
+        resolved: Any = OmegaConf.to_container(composed, resolve=True)
+        from softmod.experiment import run_experiment
+
+        run_experiment(cfg, resolved, overrides, json.loads(os.environ.get(SWEEP, "null")))
+    except Exception as error:
+        failures.append((" ".join(overrides), tell(error, " ".join(overrides))))
+
+
+def tell(error: Exception, overrides: str = "") -> int:
+    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1. The exit code."""
+    if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    about = f" [{overrides}]" if overrides else ""
+    print(f"softmod: {error}{about}", file=sys.stderr)
+    return error.exit_code if isinstance(error, SoftmodError) else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""From journal to MLflow, with a real store on sqlite and the uploader as the process that it is."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softmod import mlflow_store as store
+from softmod.record import JOURNAL, Record
+from softmod.schema import TrackingConfig
+from softmod.tracking import Journal
+from softmod.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
+
+store.prepare_environment()
+SWEEP = {"id": "5eed", "name": "balance"}
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; making one takes a second."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an empty store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def journal(here: Path) -> Iterator[Journal]:
+    opened = Journal(Path("runs/toy/seed_0"))
+    yield opened
+    opened.close()
+
+
+def about(seed: int = 0, sweep: dict[str, str] | None = None) -> dict[str, Any]:
+    return {"experiment": "toy", "run_name": f"toy seed={seed}", "sweep": sweep}
+
+
+def client() -> Any:
+    return store.connect(store.store_uri(None))
+
+
+def runs(tag: str = store.RUN_TAG) -> list[Any]:
+    found = client().search_runs([client().get_experiment_by_name("toy").experiment_id])
+    return [run for run in found if tag in run.data.tags]
+
+
+def only_run() -> Any:
+    (run,) = runs()
+    return run
+
+
+def upload(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "softmod.upload", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_equal(run: Any, record: Record) -> None:
+    """MLflow has what the journal has, and each metric has each step once."""
+    assert set(run.data.metrics) == set(record.values)
+    for name in record.names():
+        sent = client().get_metric_history(run.info.run_id, name)
+        assert Counter(metric.step for metric in sent) == Counter(record.values[name].keys()), name
+        for metric in sent:
+            value = record.values[name][metric.step]
+            same = metric.value == value or (math.isnan(value) and math.isnan(metric.value))
+            assert same or (math.isinf(value) and abs(metric.value) == sys.float_info.max)
+
+
+def test_a_run_and_its_resumption(journal: Journal) -> None:
+    """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the same one."""
+    folder = journal.folder
+    (folder / "checkpoint").mkdir()
+    for name in ("config.yaml", "checkpoint/actor"):
+        (folder / name).write_text(name)
+    journal.params({"run": {"steps": 10, "lr": 3e-4, "tasks": ["a", "b"], "long": "x" * 7000}, "no/such//..key?": None})
+    journal.tags({"softmod.name": "toy"})
+    journal.artifact(folder / "config.yaml")
+    journal.artifact(folder / "checkpoint", under="best")
+    journal.artifact(folder / "never written")
+    journal.status("RUNNING")
+    uploader = start_uploader(folder, TrackingConfig(), about(sweep=SWEEP))
+    for step in range(10):
+        journal.metrics({"train/loss": 0.1 * step, "eval/odd": (math.nan, math.inf, -math.inf)[step % 3]}, step)
+    wait_for((folder / CURSOR).exists)
+    assert only_run().info.status == "RUNNING"
+    journal.status("KILLED")
+    assert uploader.close(20.0)
+    assert uploader.close(20.0)
+
+    run = only_run()
+    assert_equal(run, journal.record)
+    assert (run.info.status, run.info.run_name) == ("KILLED", "toy seed=0")
+    assert run.info.start_time == journal.record.started
+    assert run.data.params["run.tasks"] == '["a", "b"]'
+    assert (run.data.params["run.lr"], len(run.data.params["run.long"])) == ("0.0003", 6000)
+    assert run.data.tags["softmod.name"] == "toy"
+    (parent,) = runs(store.SWEEP_TAG)
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "balance")
+    assert run.data.tags[store.PARENT_TAG] == parent.info.run_id
+    artifacts = Path("mlartifacts", run.info.run_id, "artifacts")
+    assert (artifacts / "best/checkpoint/actor").read_text() == "checkpoint/actor"
+    assert (artifacts / "config.yaml").read_text() == "config.yaml"
+    assert "never written is not in the run's folder" in (folder / LOG).read_text()
+
+    journal.close()
+    resumed = Journal(folder)
+    resumed.params({"run": {"steps": 20, "lr": 3e-4}})
+    resumed.status("RUNNING")
+    resumed.metrics({"train/loss": 0.1}, 1)
+    resumed.metrics({"train/loss": 9.0}, 10)
+    resumed.status("FINISHED")
+    resumed.close()
+    for expected in ("sent 1 metrics", "sent 0 metrics"):
+        assert expected in upload(folder).stdout
+    assert_equal(only_run(), resumed.record)
+    assert only_run().info.status == "FINISHED"
+    assert only_run().data.params["run.steps"] == "10"
+    assert only_run().data.tags["softmod.changed.run.steps"] == "20"
+
+
+def test_nothing_is_sent_twice(journal: Journal) -> None:
+    """Neither without the cursor, nor where a process died between sending and noting it, nor with other times."""
+    folder = journal.folder
+    journal.params({"env": {"name": "toy"}})  # only journalled so far: the experiment is the task set's
+    for step in range(30):
+        journal.metrics({f"train/{i}": math.nan if i == 7 else float(step * i) for i in range(100)}, step)
+    journal.status("FINISHED")
+    sender = Sender(folder)
+    sender.send()
+    assert sender.metrics_sent == 3000 > 2 * MAX_METRICS
+    assert Sender(folder).cursor == sender.cursor
+    sender.cursor.offset //= 2  # as if it had died before it was noted
+    sender.send()
+    assert sender.metrics_sent > 3000
+    (folder / CURSOR).unlink()
+    lost = Sender(folder)
+    lost.send()
+    assert lost.metrics_sent == 0
+    (folder / CURSOR).unlink()
+    lines = (folder / JOURNAL).read_text()
+    (folder / JOURNAL).write_text(lines.replace('"time":1', '"time":2'))  # MLflow would take them for new ones
+    lost = Sender(folder)
+    lost.send()
+    assert_equal(only_run(), journal.record)
+    (folder / CURSOR).unlink()
+    careless = Sender(folder)
+    careless.known = None
+    careless.send()
+    with pytest.raises(AssertionError, match="train/0"):
+        assert_equal(only_run(), journal.record)
+
+
+def test_the_uploader_is_killed(journal: Journal) -> None:
+    folder = journal.folder
+    uploader = start_uploader(folder, TrackingConfig(), about())
+    assert uploader.process
+    for step in range(400):
+        journal.metrics({f"train/{i}": float(step) for i in range(20)}, step)
+        if step == 200:
+            wait_for((folder / CURSOR).exists)
+    uploader.process.kill()
+    assert not uploader.close(5.0)
+    assert len(Record.read(folder).history("train/1")) == 400
+    journal.status("FINISHED")
+    journal.close()
+    assert upload(folder).returncode == 0
+    assert_equal(only_run(), journal.record)
+    assert only_run().info.status == "FINISHED"
+
+
+TRAINING = """
+import os, signal, sys, time
+from pathlib import Path
+from softmod.schema import TrackingConfig
+from softmod.tracking import Journal
+from softmod.uploader import CURSOR, start_uploader
+journal = Journal(Path("runs/toy/seed_0"))
+journal.status("RUNNING")
+uploader = start_uploader(journal.folder, TrackingConfig(), {"experiment": "toy", "run_name": "toy", "sweep": None})
+while not (journal.folder / CURSOR).exists():
+    time.sleep(0.02)
+journal.metrics({"x": 1.0}, 1)
+print(uploader.process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_training_is_killed(here: Path) -> None:
+    """The uploader says so in MLflow and is gone in two seconds; the resumed run takes it back."""
+    killed = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60)
+    ended = time.monotonic()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    wait_for(lambda: not alive(int(killed.stdout)))
+    assert time.monotonic() - ended < 2.5
+    run = only_run()
+    assert (run.info.status, run.data.tags[store.ENDED_TAG]) == ("FAILED", "unexpectedly")
+    assert run.data.metrics == {"x": 1.0}
+
+    journal = Journal(Path("runs/toy/seed_0"))
+    journal.status("RUNNING")
+    sender = Sender(journal.folder)
+    sender.end()  # somebody trains: nothing to mark
+    sender.send()
+    assert only_run().info.status == "RUNNING"
+    assert store.ENDED_TAG not in only_run().data.tags
+    journal.close()
+    sender.end()
+    sender.send()
+    assert (only_run().info.status, only_run().info.run_id) == ("FAILED", run.info.run_id)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
+    """Nothing waits for it, what is missing is told, no password is written anywhere."""
+    folder = journal.folder
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, never answers
+    other = Journal(Path("runs/toy/seed_1"))
+    away = TrackingConfig(uri="http://me:hunter2@127.0.0.1:9")
+    hanging = TrackingConfig(uri=f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}")
+    uploaders = [start_uploader(folder, away, about()), start_uploader(other.folder, hanging, about())]
+    end, slowest, step = time.monotonic() + 4.0, 0.0, 0
+    while time.monotonic() < end:
+        step, before = step + 1, time.monotonic()
+        journal.metrics({"x": 1.0}, step)
+        slowest = max(slowest, time.monotonic() - before)
+        time.sleep(0.01)
+    assert slowest < 0.5
+    for uploader in uploaders:
+        before = time.monotonic()
+        assert not uploader.close(1.0)
+        assert time.monotonic() - before < 2.0
+        assert uploader.process
+        assert uploader.process.returncode is not None
+    silent.close()
+    other.close()
+    assert "trying again" in (folder / LOG).read_text()
+
+    os.environ["MLFLOW_TRACKING_URI"] = str(away.uri)  # `here` takes it away again
+    journal.close()
+    once = upload(folder)
+    assert (once.returncode, len(once.stderr.splitlines())) == (1, 1)
+    assert str(folder) in once.stderr
+    del os.environ["MLFLOW_TRACKING_URI"]
+    unknown = upload(folder)
+    assert (unknown.returncode, len(unknown.stderr.splitlines())) == (2, 1)
+    assert "set MLFLOW_TRACKING_URI to http://***@127.0.0.1:9" in unknown.stderr
+    written = [path.read_text() for path in folder.iterdir()] + [once.stdout, once.stderr, unknown.stderr]
+    assert len(written) > 7
+    assert not any("hunter2" in text for text in written)
+
+
+def test_no_journal(tmp_path: Path) -> None:
+    wrong = upload(tmp_path / "no run")
+    assert (wrong.returncode, wrong.stderr) == (2, f"{tmp_path / 'no run'}: holds no journal of a run\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_on_a_new_store(here: Path) -> None:
+    """One experiment, one parent, two children; and the store is whole though one that made it was killed."""
+    Path("mlflow.db").unlink()
+    Path("mlflow.db.new").write_bytes(b"half of a database")
+    journals = [Journal(Path(f"runs/toy/seed_{seed}")) for seed in range(2)]
+    started = []
+    for seed, journal in enumerate(journals):
+        started.append(start_uploader(journal.folder, TrackingConfig(), about(seed, SWEEP)))
+        journal.metrics({"x": float(seed)}, 1)
+        journal.status("FINISHED")
+        journal.close()
+    assert [uploader.close(40.0) for uploader in started] == [True, True]
+    assert {experiment.name for experiment in client().search_experiments()} == {"Default", "toy"}
+    (parent,) = runs(store.SWEEP_TAG)
+    children = runs()
+    assert len(children) == 2
+    assert {run.data.tags[store.PARENT_TAG] for run in children} == {parent.info.run_id}
+    for journal in journals:
+        (run,) = [run for run in children if run.data.tags[store.RUN_TAG] == journal.run_id]
+        assert_equal(run, journal.record)
+        assert run.info.status == "FINISHED"
+    assert not Path("mlflow.db.new").exists()
+
+
+def test_doubles_and_deleted_ones(here: Path) -> None:
+    """All agree on the first; late doubles go; what was deleted comes back rather than starting anew."""
+    mlflow = client()
+    experiment = store.ensure_experiment(mlflow, "toy", store.artifact_root(store.store_uri(None)))
+    assert store.ensure_experiment(mlflow, "toy") == experiment
+    run, new = store.ensure_run(mlflow, experiment, "a", started=1000, name="r")
+    assert (store.ensure_run(mlflow, experiment, "a", started=1000, name="r"), new) == ((run, False), True)
+    late = mlflow.create_run(experiment, start_time=2000, tags={store.RUN_TAG: "a"}).info.run_id
+    assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
+    assert len(runs()) == 2
+    store.delete_doubles(mlflow, experiment, "a", keep=run)
+    assert [run.info.run_id for run in runs()] == [run] != [late]
+    mlflow.delete_experiment(experiment)
+    assert store.ensure_experiment(mlflow, "toy") == experiment
+    assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
+
+
+@pytest.mark.parametrize("name", ["eval/success_rate/reach-v3", "a//b", "../x", "/x/", "a?b=[1]", "x" * 300, "..", "ä"])
+def test_names_become_acceptable(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    accepted = store.accepted(name)
+    _validate_metric_name(accepted)
+    assert accepted
+    assert len(accepted) <= store.MAX_NAME
+    assert accepted == name or name != "eval/success_rate/reach-v3"
+
+
+def test_where_the_store_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.store_uri(None) == f"sqlite:///{here}/mlflow.db"
+    assert store.store_uri("sqlite:///sub/x.db?timeout=3") == f"sqlite:///{here}/sub/x.db?timeout=3"
+    assert store.artifact_root("sqlite:////sub/x.db?timeout=3") == "file:///sub/mlartifacts"
+    assert store.artifact_root("http://host") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
+    assert store.store_uri(None) == "http://host"
+    assert store.store_uri("http://other") == "http://other"
