@@ -1,0 +1,17 @@
+"""Multi-task reinforcement learning with soft modularization."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from softmod.policy import TrainedPolicy
+
+
+def load(path: str | Path) -> TrainedPolicy:
+    """The policy of a checkpoint or of a run's folder: `load(path).act(obs, task)`."""
+    from softmod import policy  # torch is imported only by those who need it
+
+    return policy.load(path)

@@ -36,7 +36,10 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any]) -> Path
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         for name, arrays in groups.items():
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()}, beside / f"{name}.safetensors")
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()},
+                beside / f"{name}.safetensors",
+            )
         (beside / "facts.json").write_text(json.dumps(facts, indent=1))
         manifest = {"format": FORMAT, "files": {path.name: _digest(path) for path in sorted(beside.iterdir())}}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -136,7 +139,9 @@ def restore_arrays(live: Arrays, saved: Arrays, what: str) -> None:
         raise CheckpointError(f"the checkpoint's {what} is of another form: {odd} is only on one side")
     for name, tensor in live.items():
         if tensor.shape != saved[name].shape:
-            raise CheckpointError(f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not {list(tensor.shape)}")
+            raise CheckpointError(
+                f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not {list(tensor.shape)}"
+            )
     for name, tensor in live.items():
         tensor.copy_(saved[name])
 

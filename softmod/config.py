@@ -15,9 +15,9 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +25,19 @@ from omegaconf.errors import OmegaConfBaseException
 from softmod import schema
 from softmod.errors import ConfigError
 
-GROUPS = ("env", "network", "algorithm", "optimizer", "method", "run", "workers", "fabric", "tracking", "experiment", "sweep")
+GROUPS = (
+    "env",
+    "network",
+    "algorithm",
+    "optimizer",
+    "method",
+    "run",
+    "workers",
+    "fabric",
+    "tracking",
+    "experiment",
+    "sweep",
+)
 PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
@@ -77,7 +89,9 @@ def parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def compose(overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False) -> DictConfig:
+def compose(
+    overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False
+) -> DictConfig:
     """The configuration that these overrides make; with `hydra`, Hydra's own part too.
 
     Raises:
@@ -183,7 +197,9 @@ def check_targets(cfg: schema.TrainConfig) -> None:
         if not path:
             raise ConfigError(f"{key}._target_: no value given; it names the class to build")
         if not allowed(path, cfg.allow):
-            raise ConfigError(f"{key}._target_={path}: must lie in {', '.join([*PACKAGES, *cfg.allow])} (allow=[package])")
+            raise ConfigError(
+                f"{key}._target_={path}: must lie in {', '.join([*PACKAGES, *cfg.allow])} (allow=[package])"
+            )
 
 
 def near(word: str, names: Iterable[str]) -> str:
@@ -296,7 +312,7 @@ def resolve_target(path: str, allow: Iterable[str] = ()) -> type:
 
 def build(node: Any, allow: Iterable[str] = (), **extra: Any) -> Any:
     """An object of the class that `node._target_` names, made from the node's other fields and `extra`."""
-    values = dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    values = (
+        dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    )
     return resolve_target(values.pop("_target_"), allow)(**extra, **values)
-
-

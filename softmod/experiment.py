@@ -60,7 +60,9 @@ def run_experiment(
         found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.status("RUNNING")
-        uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)) if cfg.tracking.mlflow else None
+        uploader = (
+            start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)) if cfg.tracking.mlflow else None
+        )
         try:
             scores = _train(cfg, resolved, folder, journal, found)
             status = "FINISHED"
@@ -81,6 +83,8 @@ def _train(
 ) -> list[TaskScore]:
     suite: TaskSuite = build(cfg.env, cfg.allow)
     spec = suite.spec
+    for task in range(spec.num_tasks):
+        suite.goals(task)  # now, so that no worker draws them anew
     actor, critic = networks(cfg, spec)
     chosen = choose(cfg, spec, critic, found)
     torch.set_num_threads(chosen.threads)
@@ -91,7 +95,9 @@ def _train(
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
         clock = Clock()
-        schedule = Schedule(spec, cfg.run.warmup_per_task, cfg.run.update_ratio, cfg.run.round_steps * cfg.workers.copies)
+        schedule = Schedule(
+            spec, cfg.run.warmup_per_task, cfg.run.update_ratio, cfg.run.round_steps * cfg.workers.copies
+        )
         about = {"config": resolved, "spec": spec.__dict__, "identity": identity(cfg), "seed": cfg.seed} | {
             "processes": chosen.processes,
             "threads": chosen.threads,
@@ -177,9 +183,7 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
         sizes = {"num_tasks": spec.num_tasks}
-        actor: Network = build(
-            cfg.actor, cfg.allow, in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes
-        )
+        actor: Network = build(cfg.actor, cfg.allow, in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes)
         critic: Network = build(
             cfg.critic, cfg.allow, in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
         )
@@ -239,9 +243,7 @@ def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, 
     return f"{folder}: {len(cfg.env.tasks)} tasks, {where}, {chosen.threads} threads on {fabric.device}, {size}{begin}"
 
 
-def conclude(
-    cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
-) -> None:
+def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]) -> None:
     """The result: on the terminal, in the run's folder, as artifacts."""
     from softmod.figures import success_figure
 

@@ -68,7 +68,9 @@ def _keys(prefix: str, kind: Any) -> list[str]:
     fields = [field for field in dataclasses.fields(kind) if not field.name.startswith("_")]
     plain = [field for field in fields if not dataclasses.is_dataclass(field.default_factory) and field.type != "Any"]
     lines = [f"  {prefix}"] if prefix else []
-    return lines + [f"    {field.name:<26}{_value(field):<16}{comments.get(field.name, '')}".rstrip() for field in plain]
+    return lines + [
+        f"    {field.name:<26}{_value(field):<16}{comments.get(field.name, '')}".rstrip() for field in plain
+    ]
 
 
 def _value(field: Any) -> str:

@@ -23,7 +23,9 @@ class Log:
     count the time spent in rounds, waits are shares of that time.
     """
 
-    def __init__(self, journal: tracking.Journal, spec: EnvSpec, progress: Progress, system_metrics: bool = True) -> None:
+    def __init__(
+        self, journal: tracking.Journal, spec: EnvSpec, progress: Progress, system_metrics: bool = True
+    ) -> None:
         self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
@@ -46,7 +48,11 @@ class Log:
         for episode in rollout.episodes:
             self.returns[episode.task].append(episode.episode_return)
         took = time.monotonic() - self.began
-        self.steps, self.updates, self.seconds = self.steps + rollout.env_steps, self.updates + updates, self.seconds + took
+        self.steps, self.updates, self.seconds = (
+            self.steps + rollout.env_steps,
+            self.updates + updates,
+            self.seconds + took,
+        )
         self.waited["learner"] += max(0.0, took - rollout.seconds)
         self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds)
 

@@ -33,7 +33,9 @@ class Progress:
         if self.console.is_terminal:
             self.bar = Bar(*_columns(), console=self.console, transient=True)
             self.bar.start()
-            self.task = self.bar.add_task("train", total=self.total, steps="", rate="-", updates="-", success=self.success)
+            self.task = self.bar.add_task(
+                "train", total=self.total, steps="", rate="-", updates="-", success=self.success
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +44,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def show(self, clock: Clock, env_steps_per_second: float, updates_per_second: float) -> None:
         """Bring the bar up to date."""
@@ -66,7 +68,9 @@ class Progress:
         self.success = f"{mean:.2f}"
         shown = [f"{score.task} {score.success_rate:.2f}" for score in scores[:10]]
         more = f" ... {len(scores) - 10} more" if len(scores) > 10 else ""
-        self.say(f"{clock.env_steps:>12,} env steps, {clock.seconds / 60:5.1f} min: success {mean:.3f}  ({', '.join(shown)}{more})")
+        self.say(
+            f"{clock.env_steps:>12,} env steps, {clock.seconds / 60:5.1f} min: success {mean:.3f}  ({', '.join(shown)}{more})"
+        )
 
 
 def _columns() -> list[ProgressColumn]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from softmod.errors import ConfigError, SaveError
-from softmod.machine import environment_tags as environment_tags  # noqa: PLC0414
-from softmod.machine import system_metrics as system_metrics  # noqa: PLC0414
+from softmod.machine import environment_tags as environment_tags
+from softmod.machine import system_metrics as system_metrics
 from softmod.record import JOURNAL, SCHEMA, Record
 
 logger = logging.getLogger(__name__)

@@ -61,7 +61,9 @@ def check(arguments: list[str]) -> dict[str, str] | None:
     """
     overrides, folder = split(arguments)
     fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
-    swept = {o.get_key_element(): list(o.sweep_string_iterator()) for o in config.parse(overrides) if o.is_sweep_override()}
+    swept = {
+        o.get_key_element(): list(o.sweep_string_iterator()) for o in config.parse(overrides) if o.is_sweep_override()
+    }
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = config.compose(lines + first, config_dir=folder, hydra=True)
@@ -104,7 +106,8 @@ def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     params = composed.hydra.sweeper.get("params") or {}
     parsed = config.parse([f"{key}={value}" for key, value in params.items()])
     return {
-        o.get_key_element(): list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())] for o in parsed
+        o.get_key_element(): list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
+        for o in parsed
     }
 
 

@@ -100,7 +100,12 @@ class TaskScore:
     episodes: int
 
     def as_dict(self) -> dict[str, Any]:
-        return {"task": self.task, "success_rate": self.success_rate, "return": self.episode_return, "episodes": self.episodes}
+        return {
+            "task": self.task,
+            "success_rate": self.success_rate,
+            "return": self.episode_return,
+            "episodes": self.episodes,
+        }
 
 
 Params = Mapping[str, Any]

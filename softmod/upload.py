@@ -82,7 +82,7 @@ def follow(folder: Path) -> None:
                 parent.gone.wait(POLL)
             except ConfigError:
                 raise
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 said = complain(error, said)
                 time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
                 delay = min(2.0 * delay, LONGEST_DELAY)
@@ -136,7 +136,7 @@ def main() -> int:
     except ConfigError as error:
         print(redacted(str(error)), file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         print(f"{arguments.folder}: not uploaded: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

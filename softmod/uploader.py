@@ -259,7 +259,7 @@ class Sender:
         for path, under in list(self.cursor.artifacts):
             try:
                 self._send_artifact(path, under)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 failure = error
             else:
                 self.cursor.artifacts.remove([path, under])

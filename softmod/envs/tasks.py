@@ -131,7 +131,9 @@ def check_tasks(tasks: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
         raise ConfigError("env.tasks is empty: name at least one task")
     for name in names:
         if name not in known:
-            raise ConfigError(f"env.tasks: unknown task '{name}'{_nearest(name, known)}; `python -m softmod.envs` lists all")
+            raise ConfigError(
+                f"env.tasks: unknown task '{name}'{_nearest(name, known)}; `python -m softmod.envs` lists all"
+            )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"env.tasks={names}: names {', '.join(twice)} more than once")

@@ -17,7 +17,9 @@ from softmod.networks.network import Network
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # 14
 
 
-def split(outputs: Float[Tensor, "*batch two_actions"]) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
+def split(
+    outputs: Float[Tensor, "*batch two_actions"],
+) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
     """A network's outputs as mean and clamped log standard deviation."""
     mean, log_std = outputs.chunk(2, -1)
     return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)

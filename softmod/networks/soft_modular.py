@@ -99,10 +99,21 @@ class SoftModular(Network):
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.num_modules, self.embedding_relu, self.relu, self.head_kind = num_modules, embedding_relu, relu, head
         n, d, width = num_modules, module_width, embedding_width
-        self.state = nn.ModuleList([StackedLinear(stack, in_dim, width, init), StackedLinear(stack, width, width, init)])
+        self.state = nn.ModuleList(
+            [StackedLinear(stack, in_dim, width, init), StackedLinear(stack, width, width, init)]
+        )
         self.task = TaskEmbedding(stack, num_tasks, width, init)
         self.router = Router(
-            stack, num_layers, n, width, gating_layers, gating_width, routing_reads, routing_feeds, head == "routed", init
+            stack,
+            num_layers,
+            n,
+            width,
+            gating_layers,
+            gating_width,
+            routing_reads,
+            routing_feeds,
+            head == "routed",
+            init,
         )
         self.first = StackedLinear(stack, width, n * d, init, units=n)  # the first layer's modules, side by side
         layers = num_layers - 1 if head == "routed" else num_layers - 2

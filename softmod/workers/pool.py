@@ -23,17 +23,22 @@ class Workers:
         processes: worker processes; 0 steps in this one, in the same order.
         copies: environments per task.
         timeout: seconds that a reply may take.
+        training: whether there will be rounds; without, only `evaluate` has environments.
 
     Raises:
         WorkerError: an environment failed, or a worker died or did not answer; later calls are refused.
     """
 
-    def __init__(self, plan: Plan, processes: int, copies: int = 1, timeout: float = 300.0) -> None:
+    def __init__(
+        self, plan: Plan, processes: int, copies: int = 1, timeout: float = 300.0, training: bool = True
+    ) -> None:
         self.spec: EnvSpec = plan.suite.spec
         self.copies = copies
         shares = partition(self.spec.num_tasks, copies, processes)
         self.shares: list[Inline | Process] = (
-            [Process(plan, *share, timeout) for share in shares] if processes else [Inline(plan, *shares[0])]
+            [Process(plan, *share, training, timeout) for share in shares]
+            if processes
+            else [Inline(plan, *shares[0], training)]
         )
 
     def start(self, policy: dict[str, Tensor], steps: int) -> None:
@@ -102,10 +107,10 @@ ARRAYS = ("obs", "action", "reward", "next_obs")
 class Inline:
     """A share stepped in this process: asked now, computed when answered."""
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int]) -> None:
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool) -> None:
         self.tasks, self.copies = tasks, copies
         try:
-            self.collector = Collector(plan, tasks, copies)
+            self.collector = Collector(plan, tasks, copies, training)
         except Exception as error:
             raise WorkerError(describe(error)) from error
         self.asked: tuple[str, tuple[Any, ...]] | None = None
@@ -128,13 +133,13 @@ class Inline:
 class Process:
     """A share in a process of its own. Replies carry the number of their question: a stale one is never used."""
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], timeout: float) -> None:
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool, timeout: float) -> None:
         self.tasks, self.copies, self.timeout = tasks, copies, timeout
         self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
         self.connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("forkserver")  # never a fork of a process that has computed
         context.set_forkserver_preload(["softmod.workers.worker"])
-        self.process = context.Process(target=serve, args=(plan, tasks, copies, theirs), daemon=True)
+        self.process = context.Process(target=serve, args=(plan, tasks, copies, training, theirs), daemon=True)
         self.process.start()
         theirs.close()
         self.ready, self.number = False, 0

@@ -19,7 +19,7 @@ from softmod.errors import SoftmodError, WorkerError
 from softmod.networks.network import Network
 from softmod.networks.policy import Policy
 from softmod.randomness import Purpose, generator
-from softmod.types import Episode, EnvSpec, Floats, Rollout, TaskEnv, TaskSuite
+from softmod.types import EnvSpec, Episode, Floats, Rollout, TaskEnv, TaskSuite
 
 Weights = dict[str, NDArray[Any]]
 State = dict[str, NDArray[Any]]
@@ -92,11 +92,11 @@ class Lane:
 class Collector:
     """The environments of `tasks x copies`, and others for evaluation; the policy they act with."""
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int]) -> None:
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool = True) -> None:
         self.plan, self.spec = plan, plan.suite.spec
         self.policy = Policy(plan.actor)
         self.tasks, self.copies = np.array(tasks, np.int64), copies
-        self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks]
+        self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
         self.judges: list[TaskEnv] = []
 
     def collect(self, weights: Weights, steps: int) -> Rollout:
@@ -187,14 +187,14 @@ class Collector:
         self.policy.load({name: torch.from_numpy(array) for name, array in weights.items()})
 
 
-def serve(plan: Plan, tasks: list[int], copies: list[int], connection: Connection) -> None:
+def serve(plan: Plan, tasks: list[int], copies: list[int], training: bool, connection: Connection) -> None:
     """A worker process: builds its environments, then answers (number, method, arguments) until told to close."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        collector = Collector(plan, tasks, copies)
+        collector = Collector(plan, tasks, copies, training)
     except Exception as error:
         connection.send((0, "error", describe(error)))
         return

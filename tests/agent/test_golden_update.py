@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.released import build, golden, sizes
 
 from softmod.agent import losses
 from softmod.agent.update import clip_stacked
 from softmod.networks.policy import split, squash
+from tests.released import build, golden, sizes
 
 
 def by_task(array):
@@ -47,7 +47,9 @@ def update(data):
     with torch.no_grad():
         next_action, next_exact, next_log_prob = sample(actor, next_obs, by_task(data["next_noise"]))
         next_q = target(torch.cat([next_obs, next_action], -1)).squeeze(-1)
-    q_target = losses.critic_target(by_task(data["reward"]).squeeze(-1), next_q, next_log_prob, alpha, float(data["gamma"]))
+    q_target = losses.critic_target(
+        by_task(data["reward"]).squeeze(-1), next_q, next_log_prob, alpha, float(data["gamma"])
+    )
     q = critic(torch.cat([obs, action], -1)).squeeze(-1)
     critic_losses = losses.critic_loss(q, q_target, weight)
     critic_losses.sum().backward()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.released import build, golden, sizes
 
 from softmod.networks.policy import split
+from tests.released import build, golden, sizes
 
 FLIPS = {
     "embedding_relu": {"embedding_relu": False},

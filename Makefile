@@ -1,0 +1,54 @@
+# make, or make help: what there is.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 5000
+ARGS ?=
+RUN = .venv/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate test lint format types check ui notebooks wheel clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo '  ARGS="..." is passed on: make train ARGS="experiment=mt10_soft seed=3"'
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+setup: .venv/.installed ## the virtual environment .venv with everything in it
+
+train: setup ## train (ARGS: overrides; without any: the quickstart, a quarter of an hour on two cores)
+	$(RUN) softmod.train $(ARGS)
+
+evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
+	$(RUN) softmod.evaluate $(ARGS)
+
+test: setup ## all tests
+	$(RUN) pytest $(ARGS)
+
+lint: setup ## the linter, and whether the formatter would change anything
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: setup ## let the formatter and the linter change what they can
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+types: setup ## the type checker
+	$(RUN) mypy
+
+check: lint types test ## everything that a change has to pass
+
+ui: setup ## the dashboard on 127.0.0.1 (PORT=5000)
+	MLFLOW_DISABLE_TELEMETRY=true $(RUN) mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+notebooks: setup ## execute the notebooks against the runs in this folder
+	$(RUN) jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+wheel: setup ## dist/*.whl
+	$(RUN) build --wheel --outdir dist
+
+clean: ## remove the environment and caches; runs and the MLflow store stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""`python -m softmod.evaluate checkpoint=...`: the success rates of a checkpoint, as a table and JSON; videos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from softmod import config
+from softmod.errors import ConfigError, SoftmodError
+from softmod.schema import EvaluateConfig
+
+USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
+
+  checkpoint=FOLDER    a checkpoint, or a run's folder (its newest checkpoint)
+  goals=50             goals per task
+  processes=null       worker processes; null: as many as the run had
+  video=false          an mp4 per task, beside the table
+  video_episodes=1     episodes in each of them
+  output=null          a folder for evaluation.json and videos; null: `evaluation` beside the checkpoints"""
+
+
+def main() -> None:
+    """The command; exits with the codes of docs/exit_codes.md."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Check the command line, evaluate; the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        if flags := [argument for argument in arguments if argument.startswith("-")]:
+            raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
+        if not any(argument.startswith("checkpoint=") for argument in arguments):
+            raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
+        evaluate(config.typed(config.compose(arguments, "evaluate")))
+    except KeyboardInterrupt:
+        return 130
+    except SoftmodError as error:
+        print(f"softmod: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as the run did; what was written to `evaluation.json`.
+
+    Raises:
+        CheckpointError: nothing valid at `cfg.checkpoint`.
+        WorkerError: an environment failed, or nothing can be rendered here.
+    """
+    from softmod.policy import actor_of, find, spec_of
+    from softmod.progress import print_table
+    from softmod.workers.pool import Workers
+    from softmod.workers.worker import Plan
+
+    folder, facts = find(Path(cfg.checkpoint))
+    spec, settings = spec_of(facts), facts["config"]
+    suite = config.build(settings["env"], settings["allow"])
+    goals = min(cfg.goals, *(len(suite.goals(task)) for task in range(spec.num_tasks)))
+    actor = actor_of(folder, facts)
+    weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
+    processes = facts["processes"] if cfg.processes is None else cfg.processes
+    with Workers(Plan(suite, actor, facts["seed"]), processes, training=False) as workers:
+        scores = workers.evaluate(weights, goals)
+    env_steps = facts["clock"]["env_steps"]
+    print_table(scores, f"{folder}: {env_steps:,} env steps, {goals} goals per task")
+    output = Path(cfg.output) if cfg.output else folder.parent.parent / "evaluation"
+    output.mkdir(parents=True, exist_ok=True)
+    result = {
+        "checkpoint": str(folder),
+        "env_steps": env_steps,
+        "success_rate": sum(score.success_rate for score in scores) / len(scores),
+        "scores": [score.as_dict() for score in scores],
+    }
+    (output / "evaluation.json").write_text(json.dumps(result, indent=1))
+    print(f"written: {output / 'evaluation.json'}")
+    if cfg.video:
+        from softmod.video import record
+
+        for path in record(suite, actor, min(goals, cfg.video_episodes), output):
+            print(f"written: {path}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A trained policy in two lines of Python: `softmod.load(path).act(obs, task)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from softmod import checkpoint
+from softmod.config import build
+from softmod.errors import CheckpointError, ConfigError
+from softmod.networks.network import Network
+from softmod.networks.policy import Policy
+from softmod.types import EnvSpec
+
+
+class TrainedPolicy:
+    """The deterministic policy of a checkpoint.
+
+    Attributes:
+        tasks: the names of the tasks it was trained on, in the order of their indices.
+    """
+
+    def __init__(self, actor: Network, spec: EnvSpec) -> None:
+        self.tasks, self.spec, self._policy = spec.tasks, spec, Policy(actor)
+
+    def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
+        """The action `[action]` in [-1, 1] for an observation `[obs]` of a task, or `[batch, action]` for a batch.
+
+        Raises:
+            ConfigError: no such task.
+        """
+        rows = np.asarray(obs, np.float32)
+        actions = self._policy.act(np.atleast_2d(rows)[None], self._index(task))[0]
+        return actions[0] if rows.ndim == 1 else actions
+
+    def routing(self, obs: ArrayLike, task: str | int) -> list[NDArray[Any]]:
+        """Routing probabilities per layer, `[target, source]`, or `[batch, target, source]` for a batch."""
+        rows = np.asarray(obs, np.float32)
+        routes = self._policy.routing(np.atleast_2d(rows)[None], self._index(task))
+        return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
+
+    def _index(self, task: str | int) -> NDArray[np.int64]:
+        if isinstance(task, str) and task not in self.tasks:
+            raise ConfigError(f"task {task}: the policy was trained on {', '.join(self.tasks)}")
+        return np.array([self.tasks.index(task) if isinstance(task, str) else task], np.int64)
+
+
+def load(path: str | Path) -> TrainedPolicy:
+    """The policy of a checkpoint, or of a run's folder (its newest checkpoint).
+
+    Raises:
+        CheckpointError: nothing valid there.
+    """
+    folder, facts = find(Path(path))
+    return TrainedPolicy(actor_of(folder, facts), spec_of(facts))
+
+
+def find(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's folder and its facts, checked; a run's folder stands for its newest checkpoint.
+
+    Raises:
+        CheckpointError: nothing valid there.
+    """
+    if (path / "manifest.json").exists():
+        return path, checkpoint.verify(path)
+    found = checkpoint.newest(path)
+    if found is None:
+        raise CheckpointError(f"{path}: neither a checkpoint nor a run's folder with checkpoints in it")
+    return found
+
+
+def spec_of(facts: dict[str, Any]) -> EnvSpec:
+    spec = facts["spec"]
+    return EnvSpec(tuple(spec["tasks"]), int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"]))
+
+
+def actor_of(folder: Path, facts: dict[str, Any]) -> Network:
+    """The actor of a checkpoint, with its weights.
+
+    Raises:
+        CheckpointError: the weights are of another form.
+    """
+    spec, config = spec_of(facts), facts["config"]
+    sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks, "stack": 1}
+    actor: Network = build(config["actor"], config["allow"], **sizes)
+    weights = {
+        name.removeprefix("actor."): tensor
+        for name, tensor in checkpoint.arrays(folder, "agent").items()
+        if name.startswith("actor.")
+    }
+    checkpoint.restore_arrays(dict(actor.state_dict()), weights, "actor")
+    return actor
