@@ -126,7 +126,7 @@ def typed(config: DictConfig) -> Any:
     return cfg
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_fields(node: Any, key: str) -> None:
@@ -208,7 +208,7 @@ def near(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# --- what Hydra and OmegaConf say, in one line ---------------------------------------------------------------------------
+# --- what Hydra and OmegaConf say, in one line ----------------------------------------------------
 
 
 def explain(error: BaseException, overrides: list[str]) -> str:
@@ -229,10 +229,11 @@ def explain_override(override: str, message: str, about: str, text: str) -> str 
     key, _, value = override.partition("=")
     group = key.split("@")[0]
     if f"/{value}'" in message and group in GROUPS:
-        return f"{override}: {group} has no option {value}; it has {', '.join(options(group))}{near(value, options(group))}"
-    if f"Could not override '{key}'" in message or "is not in struct" in text or "not in '" in text:
-        if about in ("", key) or key.startswith(about):
-            return f"{override}: there is no key or group {key}{near(key, candidates(key))}"
+        names = options(group)
+        return f"{override}: {group} has no option {value}; it has {', '.join(names)}{near(value, names)}"
+    unknown = "is not in struct" in text or "not in '" in text
+    if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
+        return f"{override}: there is no key or group {key}{near(key, candidates(key))}"
     if about == key:
         return f"{override}: {text}"
     return None
@@ -259,7 +260,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-# --- identity ---------------------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------
 
 
 def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def run_folder(cfg: schema.TrainConfig) -> Path:
     return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"
 
 
-# --- building what a configuration names ----------------------------------------------------------------------------------
+# --- building what a configuration names ----------------------------------------------------------
 
 
 def target_of(node: Any) -> str:

@@ -91,7 +91,8 @@ def _train(
     with ExitStack() as stack:
         plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
-        fabric = L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=cfg.fabric.precision)
+        precision: Any = cfg.fabric.precision
+        fabric = L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
         clock = Clock()
@@ -194,10 +195,11 @@ def make_agent(
     cfg: TrainConfig, spec: EnvSpec, actor: Network, critic: Network, fabric: L.Fabric
 ) -> tuple[MTSAC, list[Any]]:
     """The agent on the learner's device, and its optimizers."""
-    optimizers = {
-        name: lambda parameters, node=getattr(cfg.optimizer, name): build(node, cfg.allow, params=parameters)
-        for name in ("actor", "critic", "temperature")
-    }
+
+    def maker(name: str) -> Any:
+        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, params=parameters)
+
+    optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
     agent: MTSAC = build(
         cfg.algorithm, cfg.allow, spec=spec, actor=actor, critic=critic, optimizers=optimizers,
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,

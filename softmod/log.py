@@ -29,7 +29,9 @@ class Log:
         self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
-        self._clear()
+        self.steps = self.updates = 0
+        self.seconds = 0.0
+        self.waited = {"workers": 0.0, "learner": 0.0}
 
     def begin(self) -> None:
         """A round begins."""

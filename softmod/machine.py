@@ -41,8 +41,8 @@ _before: dict[int, tuple[float, float]] = {}  # pid: clock and processor seconds
 
 
 def system_metrics(pid: int) -> dict[str, float]:
-    """Processor time (100 is one core, since the last call) and memory of a process with all below it, and the machine's."""
-    import psutil  # type: ignore[import-untyped]
+    """Processor time (100 is one core) and memory of a process and those below it, and all in use."""
+    import psutil
 
     clock, seconds, resident = time.monotonic(), 0.0, 0
     try:

@@ -68,9 +68,8 @@ class Progress:
         self.success = f"{mean:.2f}"
         shown = [f"{score.task} {score.success_rate:.2f}" for score in scores[:10]]
         more = f" ... {len(scores) - 10} more" if len(scores) > 10 else ""
-        self.say(
-            f"{clock.env_steps:>12,} env steps, {clock.seconds / 60:5.1f} min: success {mean:.3f}  ({', '.join(shown)}{more})"
-        )
+        at = f"{clock.env_steps:>12,} env steps, {clock.seconds / 60:5.1f} min"
+        self.say(f"{at}: success {mean:.3f}  ({', '.join(shown)}{more})")
 
 
 def _columns() -> list[ProgressColumn]:

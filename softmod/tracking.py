@@ -28,7 +28,7 @@ from softmod.record import JOURNAL, SCHEMA, Record
 
 logger = logging.getLogger(__name__)
 
-# --- names of metrics -------------------------------------------------------------------------------------------------
+# --- names of metrics -----------------------------------------------------------------------------
 
 SUCCESS_MEAN = "eval/success_rate/mean"
 CRITIC_LOSS = "train/critic_loss"
@@ -65,7 +65,7 @@ def routing_entropy(layer: int) -> str:
     return f"routing/entropy/layer_{layer}"
 
 
-# --- the journal --------------------------------------------------------------------------------------------------------
+# --- the journal ----------------------------------------------------------------------------------
 
 LOCK = ".lock"
 ENDED = ("FINISHED", "FAILED", "KILLED")
@@ -134,7 +134,7 @@ class Journal:
         self._append("artifact", path=str(inside), under=under)
 
     def status(self, word: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED; reaches the disk before this returns. Tells failures by a log line only."""
+        """RUNNING, FINISHED, FAILED or KILLED; reaches the disk before this returns. A failure is a log line only."""
         if word not in STATUSES:
             raise ValueError(f"status {word!r} is none of {', '.join(STATUSES)}")
         try:
@@ -259,7 +259,7 @@ def _plain(value: Any) -> Any:
     return redacted(str(value))
 
 
-# --- one process per run folder ---------------------------------------------------------------------------------------
+# --- one process per run folder -------------------------------------------------------------------
 
 
 def _take(folder: Path) -> int:
@@ -307,7 +307,7 @@ def in_use(folder: Path, patience: float = 0.0) -> bool:
         os.close(fd)
 
 
-# --- passwords -------------------------------------------------------------------------------------------------------
+# --- passwords ------------------------------------------------------------------------------------
 
 SECRETS = (
     (re.compile(r"(://)(?:[^\s:/@]*:\S*|[^\s/@]+)@"), r"\1***@"),

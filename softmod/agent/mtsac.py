@@ -127,7 +127,7 @@ class MTSAC(L.LightningModule):
 
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""
-        actor_optimizer, critic_optimizer, temperature_optimizer = self.optimizers()  # type: ignore[misc]
+        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         temperature, weight = self._temperature_and_weight()
 
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
@@ -145,8 +145,8 @@ class MTSAC(L.LightningModule):
         return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
 
     def _update_released(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """All losses at the networks from before the update; temperatures step first and their new value is used (12)."""
-        actor_optimizer, critic_optimizer, temperature_optimizer = self.optimizers()  # type: ignore[misc]
+        """All losses at the networks from before the update; temperatures step first, their new value is used (12)."""
+        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         rollback = self._remember(temperature_optimizer)
 
         with torch.no_grad():
@@ -215,6 +215,11 @@ class MTSAC(L.LightningModule):
         targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
         move_targets(targets, [source.detach() for source in sources], self.target_smoothing, finite)
 
+    def _optimizers(self) -> tuple[Any, Any, Any]:
+        """Of the actor, the critics and the temperatures, as Fabric or a Trainer wrapped them."""
+        actor, critic, temperature = self.optimizers()  # type: ignore[attr-defined]
+        return actor, critic, temperature
+
     def _remember(self, optimizer: Any) -> Rollback:
         """A copy of what the first step of an update changes, in buffers that are kept."""
         if self._rollback is None:
@@ -224,7 +229,7 @@ class MTSAC(L.LightningModule):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Fabric's precision; a Trainer sets its own."""
-        return self.fabric.autocast() if getattr(self, "_fabric", None) is not None else nullcontext()
+        return nullcontext() if self.fabric is None else self.fabric.autocast()
 
     # --- telling ------------------------------------------------------------------------------------------------------
 

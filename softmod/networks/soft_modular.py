@@ -6,6 +6,8 @@ and the released code, listed in docs/paper_and_code.md; each is an option, the 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Router(nn.Module):
         super().__init__()
         self.num_modules, self.reads, self.feeds = num_modules, reads, feeds
         widths = [embedding_width] + [gating_width] * gating_layers  # 1
-        self.gating = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in zip(widths, widths[1:], strict=False))
+        self.gating = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
         targets = [num_modules] * (num_layers - 1) + [1] * routed_head  # 5
         links = num_modules**2
         self.condition = nn.ModuleList(  # W_u: from earlier routing to the embedding's width
@@ -47,9 +49,10 @@ class Router(nn.Module):
 
     def forward(self, embedding: Float[Tensor, "stack rows width"]) -> list[Float[Tensor, "stack rows target source"]]:
         """Probabilities per routing layer; each target's sum over its sources is 1."""
-        for layer in self.gating:
-            embedding = layer(relu(embedding))  # 1: ReLU, linear, ReLU, linear
-        routes, earlier = [], []
+        for gate in self.gating:
+            embedding = gate(relu(embedding))  # 1: ReLU, linear, ReLU, linear
+        routes: list[Tensor] = []
+        earlier: list[Tensor] = []
         for layer, output in enumerate(self.output):
             gated = embedding if layer == 0 else self.condition[layer - 1](self._read(earlier)) * embedding  # Eq. 5, 6
             logits = output(relu(gated))

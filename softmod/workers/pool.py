@@ -50,10 +50,15 @@ class Workers:
     def finish(self) -> Rollout:
         """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
         parts: list[Rollout] = [share.answer() for share in self.shares]
-        rollout = Rollout(*(self._whole([getattr(part, name) for part in parts]) for name in ARRAYS))
-        rollout.seconds = max(part.seconds for part in parts)
-        rollout.episodes = sorted(episode for part in parts for episode in part.episodes)
-        return rollout
+        episodes = sorted(episode for part in parts for episode in part.episodes)
+        return Rollout(
+            obs=self._whole([part.obs for part in parts]),
+            action=self._whole([part.action for part in parts]),
+            reward=self._whole([part.reward for part in parts]),
+            next_obs=self._whole([part.next_obs for part in parts]),
+            episodes=episodes,
+            seconds=max(part.seconds for part in parts),
+        )
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
         """The deterministic policy on the first `goals` goals of every task."""
@@ -99,9 +104,6 @@ class Workers:
         for share, part in zip(self.shares, parts, strict=True):
             whole[np.ix_(share.tasks, share.copies)] = part
         return whole
-
-
-ARRAYS = ("obs", "action", "reward", "next_obs")
 
 
 class Inline:

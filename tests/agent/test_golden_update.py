@@ -61,7 +61,8 @@ def update(data):
     alpha_loss = losses.temperature_loss(log_alpha, log_prob, -float(size["action"]))
     alpha_loss.backward()
     return {
-        "q_target": q_target.T[..., None], "log_prob": log_prob.T[..., None], "next_log_prob": next_log_prob.T[..., None],
+        "q_target": q_target.T[..., None],
+        "log_prob": log_prob.T[..., None], "next_log_prob": next_log_prob.T[..., None],
         "task_weight": weight[None, :, None], "policy_loss": policy_loss, "q1_loss": critic_losses[0],
         "q2_loss": critic_losses[1], "alpha_loss": alpha_loss, "alpha_grad": log_alpha.grad,
         "policy_grad_norm": clip_stacked(list(actor.parameters()), 1, 1.0)[0],
