@@ -1,8 +1,7 @@
-"""One goal cache and one of Meta-World's own benchmarks for all tests of this folder."""
+"""One of Meta-World's own benchmarks for all tests of this folder."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,6 @@ def global_stream() -> list[int]:
     """The state of numpy's global generator."""
     state: Any = np.random.get_state()
     return [*state[1].tolist(), state[2]]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOFTMOD_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")

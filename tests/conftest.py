@@ -1,0 +1,38 @@
+"""Shapes in signatures are checked at run time in the networks, the agent and the replay; goals are cached in one place for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"], "beartype.beartype"):
+    import softmod.agent.mtsac
+    import softmod.networks.multi_head
+    import softmod.networks.policy
+    import softmod.networks.soft_modular
+    import softmod.replay  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goals are drawn once for all tests, and never taken from the user's own cache."""
+    monkeypatch.setenv("SOFTMOD_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def threads() -> Iterator[None]:
+    """Small products are fastest on one thread, and a test's figures do not depend on the cores at hand."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
