@@ -1,0 +1,291 @@
+"""MTSAC: each update order against a plain re-telling, the finite flag, the rounds of `learn`, Lightning's Trainer."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from softmod.agent import losses
+from softmod.agent.mtsac import MTSAC, entropy
+from softmod.networks.mlp import MLP
+from softmod.networks.policy import split, squash
+from softmod.networks.soft_modular import SoftModular
+from softmod.randomness import Purpose, torch_generator
+from softmod.replay import Batch, Replay
+from softmod.types import EnvSpec, Rollout
+
+SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
+SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
+
+
+def make(network=SoftModular, **options) -> MTSAC:
+    """An agent under Fabric, as a run has it."""
+    torch.manual_seed(3)
+    sizes = SIZES if network is SoftModular else {"num_layers": 2, "width": 8}
+    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
+    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
+    optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
+    agent = MTSAC(SPEC, actor, critic, optimizers, batch_per_task=6, **options)
+    with torch.no_grad():
+        agent.log_temperature.copy_(torch.tensor([0.3, -0.4, -1.2]))
+    L.Fabric(accelerator="cpu", devices=1).setup(agent, *agent.configure_optimizers())
+    return agent
+
+
+def batch(seed: int = 0, size: int = 6) -> Batch:
+    draws = torch.Generator().manual_seed(seed)
+    obs, next_obs = (torch.randn(3, size, SPEC.obs_dim, generator=draws) for _ in range(2))
+    action = torch.rand(3, size, SPEC.action_dim, generator=draws) * 2 - 1
+    return Batch(obs, action, torch.randn(3, size, generator=draws), next_obs)
+
+
+def everything(agent: MTSAC) -> list[torch.Tensor]:
+    """Parameters, targets, temperatures and the optimizers' state."""
+    states = [value for opt in agent.optimizers() for state in opt.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in [*agent.state_dict().values(), *states]]
+
+
+class Plain:
+    """The same updates told without stacks of helpers: one network a time, torch's own clipping, plain Adam."""
+
+    def __init__(self, agent: MTSAC) -> None:
+        self.actor, self.critic, self.target = (
+            deepcopy(net).requires_grad_() for net in (agent.actor, agent.critic, agent.target_critic)
+        )
+        self.log_alpha = agent.log_temperature.detach().clone().requires_grad_()
+        self.steps = {
+            name: torch.optim.Adam(parameters, lr=1e-2)
+            for name, parameters in [
+                ("actor", self.actor.parameters()), ("critic", self.critic.parameters()), ("alpha", [self.log_alpha])
+            ]
+        }  # fmt: skip
+        self.agent = agent
+
+    def weights(self):
+        return losses.task_weights(self.log_alpha.detach(), self.agent.task_weights)
+
+    def sample(self, obs, noise):
+        return squash(*split(self.actor(obs)[0]), noise)
+
+    def q(self, net, obs, action):
+        return net(torch.cat([obs, action], -1))[..., 0]
+
+    def critics(self, batch, noise, alpha, weights):
+        with torch.no_grad():
+            action, log_prob = self.sample(batch.next_obs, noise)
+            value = self.q(self.target, batch.next_obs, action).min(0).values - alpha[:, None] * log_prob
+            target = batch.reward + self.agent.discount * value
+        self.critic.zero_grad()
+        for member in range(2):
+            error = (self.q(self.critic, batch.obs, batch.action)[member] - target) ** 2
+            (error.mean(1) * weights).mean().backward()
+
+    def clip(self, network):
+        for member in range(network.stack):
+            grads = [p.grad.view(network.stack, -1)[member] for p in network.parameters()]
+            norm = torch.cat(grads).norm()
+            for grad in grads:
+                grad.mul_(min(1.0, self.agent.clip_norm / (norm.item() + 1e-6)))
+
+    def policy(self, batch, noise, alpha, weights):
+        action, log_prob = self.sample(batch.obs, noise)
+        loss = alpha[:, None] * log_prob - self.q(self.critic, batch.obs, action).min(0).values
+        grads = torch.autograd.grad((loss.mean(1) * weights).mean(), list(self.actor.parameters()))
+        for parameter, grad in zip(self.actor.parameters(), grads, strict=True):
+            parameter.grad = grad
+        return log_prob.detach()
+
+    def temperatures(self, log_prob):
+        self.steps["alpha"].zero_grad()
+        (-self.log_alpha * (log_prob - SPEC.action_dim).mean(1)).mean().backward()
+        self.steps["alpha"].step()
+
+    def move(self):
+        with torch.no_grad():
+            for target, source in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                target.mul_(1 - self.agent.target_smoothing).add_(self.agent.target_smoothing * source)
+
+    def sequential(self, batch, noise, next_noise):
+        alpha, weights = self.log_alpha.detach().exp(), self.weights()
+        self.critics(batch, next_noise, alpha, weights)
+        self.clip(self.critic)
+        self.steps["critic"].step()
+        log_prob = self.policy(batch, noise, alpha, weights)
+        self.clip(self.actor)
+        self.steps["actor"].step()
+        self.temperatures(log_prob)
+        self.move()
+
+    def released(self, batch, noise, next_noise):
+        self.temperatures(self.sample(batch.obs, noise)[1].detach())
+        alpha, weights = self.log_alpha.detach().exp(), self.weights()
+        self.critics(batch, next_noise, alpha, weights)
+        self.policy(batch, noise, alpha, weights)
+        self.clip(self.critic)
+        self.clip(self.actor)
+        self.steps["critic"].step()
+        self.steps["actor"].step()
+        self.move()
+
+
+@pytest.mark.parametrize("order", ["sequential", "released"])
+@pytest.mark.parametrize("weights", ["released", "paper", "none"])
+@pytest.mark.parametrize("clip", [0.05, 1e9])
+def test_updates_are_what_their_order_says(order, weights, clip):
+    agent = make(update_order=order, task_weights=weights, clip_norm=clip)
+    plain = Plain(agent)
+    for number in range(3):
+        noise = torch.randn((2, 3, 6, 2), generator=torch_generator("cpu", 0, Purpose.UPDATE, number))
+        getattr(plain, order)(batch(number), noise[0], noise[1])
+        agent.training_step(batch(number), 0)
+    for name in ("actor", "critic"):
+        for mine, theirs in zip(getattr(agent, name).parameters(), getattr(plain, name).parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+    for mine, theirs in zip(agent.target_critic.parameters(), plain.target.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(agent.log_temperature, plain.log_alpha, atol=2e-5, rtol=1e-4)
+
+
+def test_the_two_orders_are_not_the_same():
+    first, second = make(update_order="sequential"), make(update_order="released")
+    for agent in (first, second):
+        agent.training_step(batch(), 0)
+    differences = [(a - b).abs().max() for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True)]
+    assert max(differences) > 1e-3
+
+
+@pytest.mark.parametrize("order", ["sequential", "released"])
+@pytest.mark.parametrize("fault", ["reward", "obs", "actor_loss", "temperature_loss"])
+def test_a_non_finite_update_changes_nothing(order, fault, monkeypatch):
+    agent = make(update_order=order)
+    agent.training_step(batch(0), 0)
+    before = everything(agent)
+    faulty = batch(1)
+    with monkeypatch.context() as patch:
+        if fault in ("reward", "obs"):
+            getattr(faulty, fault)[1, 2] = float("nan" if fault == "reward" else "inf")
+        else:
+            whole = getattr(losses, fault)
+            patch.setattr(losses, fault, lambda *args: whole(*args) * float("nan"))
+        metrics = agent.training_step(faulty, 0)
+    assert not metrics["finite"]
+    after = everything(agent)
+    assert len(after) == len(before) > 40
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert agent.training_step(batch(2), 0)["finite"]
+    assert not any(torch.equal(a, b) for a, b in zip(before[:4], everything(agent)[:4], strict=True))
+
+
+def test_targets_move_by_the_smoothing_alone():
+    agent = make(target_smoothing=0.25)
+    before = [p.clone() for p in agent.target_critic.parameters()]
+    agent.training_step(batch(), 0)
+    for old, target, source in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
+        torch.testing.assert_close(target, 0.75 * old + 0.25 * source.detach())
+
+
+def test_the_policy_update_leaves_no_gradient_on_the_critics():
+    agent = make()
+    agent.training_step(batch(), 0)
+    noise = torch.zeros(3, 6, 2)
+    before = [p.grad.clone() for p in agent.critic.parameters()]
+    agent._actor_gradient(batch(1), noise, torch.ones(3), torch.ones(3))
+    assert all(torch.equal(p.grad, old) for p, old in zip(agent.critic.parameters(), before, strict=True))
+    assert all(p.requires_grad for p in agent.critic.parameters())
+
+
+def test_temperature_rises_when_the_policy_is_too_certain():
+    agent = make()
+    log_temperature = torch.zeros(3, requires_grad=True)
+    log_prob = torch.tensor([5.0, 2.0, -5.0])[:, None].expand(3, 6)  # the target entropy is -2
+    losses.temperature_loss(log_temperature, log_prob, agent.target_entropy).backward()
+    assert log_temperature.grad[0] < 0  # a descent step raises it
+    assert log_temperature.grad[1] == 0
+    assert log_temperature.grad[2] > 0
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def replay() -> Replay:
+    draws = np.random.default_rng(0)
+    filled = Replay(SPEC, 40)
+    parts = [draws.standard_normal((3, 1, 30, width), np.float32) for width in (5, 2, 1, 5)]
+    filled.extend(Rollout(parts[0], parts[1], parts[2][..., 0], parts[3]))
+    return filled
+
+
+def test_how_rounds_are_cut_changes_nothing():
+    whole, cut = make(), make()
+    whole.learn(replay(), 6)
+    for updates in (1, 0, 3, 2):
+        cut.learn(replay(), updates)
+    assert whole.updates == cut.updates == 6
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(cut), strict=True))
+
+
+def test_seeds_differ_and_repeat():
+    first, again, other = make(seed=1), make(seed=1), make(seed=2)
+    for agent in (first, again, other):
+        agent.learn(replay(), 3)
+    assert all(torch.equal(a, b) for a, b in zip(everything(first), everything(again), strict=True))
+    assert not torch.equal(first.actor.state[0].weight, other.actor.state[0].weight)
+
+
+def test_metrics_of_a_round():
+    metrics = make().learn(replay(), 2)
+    assert metrics["temperature"].shape == metrics["task_weight"].shape == (3,)
+    torch.testing.assert_close(metrics["task_weight"].mean(), torch.tensor(1.0))
+    assert metrics["routing_entropy"].shape == (2,)
+    assert (metrics["routing_entropy"] <= np.log(2) + 1e-6).all()
+    assert make().learn(replay(), 0) == {}
+    assert "routing_entropy" not in make(MLP).learn(replay(), 1)
+
+
+def test_entropy_of_known_distributions():
+    assert entropy(torch.full((3, 4), 0.25)).item() == pytest.approx(np.log(4))
+    assert entropy(torch.eye(4)).item() == 0.0
+
+
+def test_acts_for_some_of_the_tasks():
+    agent = make()
+    obs, noise = torch.randn(2, 1, 5), torch.randn(2, 1, 2)
+    tasks = torch.tensor([2, 0])
+    whole = agent.act(torch.stack([obs[1], obs[0], obs[0]]))
+    torch.testing.assert_close(agent.act(obs, tasks)[0], whole[2])
+    torch.testing.assert_close(agent.act(obs, tasks)[1], whole[0])
+    assert not torch.equal(agent.act(obs, tasks, noise), agent.act(obs, tasks))
+    frozen = agent.policy()
+    agent.training_step(batch(), 0)
+    assert not torch.equal(frozen["first.weight"], agent.actor.first.weight)  # a copy, not a view
+
+
+class Stored(Dataset):
+    """Stored transitions as Lightning's loaders want them: an item is a batch."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Batch:
+        return batch(index)
+
+
+def test_lightnings_trainer_fits_the_same_module(tmp_path):
+    agent, fitted = make(), make()
+    for index in range(4):
+        agent.training_step(batch(index), 0)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    fitted._fabric = None
+    trainer.fit(fitted, DataLoader(Stored(), batch_size=None, shuffle=False))
+    assert trainer.global_step >= 4
+    assert fitted.updates == 4
+    for mine, theirs in zip(agent.state_dict().values(), fitted.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -1,0 +1,23 @@
+"""A learner with two workers that never ends by itself; prints their pids."""
+
+from __future__ import annotations
+
+import time
+
+
+def begin() -> None:
+    from softmod.envs.toy import Toy
+    from softmod.networks.mlp import MLP
+    from softmod.workers.pool import Workers
+    from softmod.workers.worker import Plan
+
+    actor = MLP(9, 4, 2, 1, num_layers=1, width=8)
+    with Workers(Plan(Toy(["toy-reach", "toy-touch"]), actor, 0), 2) as workers:
+        workers.start(dict(actor.state_dict()), 10)
+        workers.finish()
+        print(*(share.process.pid for share in workers.shares), flush=True)
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    begin()

@@ -1,0 +1,212 @@
+"""Workers: the same rollouts for any number of processes, episodes that resume, failures that are named."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from softmod.envs.toy import Toy
+from softmod.errors import WorkerError
+from softmod.networks.mlp import MLP
+from softmod.workers.pool import Workers, partition
+from softmod.workers.worker import Plan
+from tests.faulty import Faulty
+
+TASKS = ["toy-reach", "toy-opposite", "toy-touch"]
+
+
+def actor() -> MLP:
+    torch.manual_seed(0)
+    return MLP(9, 4, 3, 1, num_layers=1, width=8, init="torch")
+
+
+def plan(suite=None, seed=0, draw_goals=False) -> Plan:
+    return Plan(suite or Toy(TASKS, horizon=20), actor(), seed, draw_goals)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return dict(actor().state_dict())
+
+
+def rounds(workers: Workers, count: int, steps: int = 10):
+    rollouts = []
+    for _ in range(count):
+        workers.start(weights(), steps)
+        rollouts.append(workers.finish())
+    return rollouts
+
+
+def same(first, second, exact=True) -> None:
+    for name in ("obs", "action", "reward", "next_obs"):
+        a, b = getattr(first, name), getattr(second, name)
+        assert a.shape == b.shape
+        np.testing.assert_array_equal(a, b) if exact else np.testing.assert_allclose(a, b, atol=1e-4)
+    assert [e[:3] for e in first.episodes] == [e[:3] for e in second.episodes]
+
+
+@pytest.fixture(scope="module")
+def inline():
+    with Workers(plan(), 0, copies=2) as workers:
+        return rounds(workers, 5)
+
+
+def test_shapes_and_the_order_of_steps(inline):
+    first, second = inline[:2]
+    assert first.obs.shape == first.next_obs.shape == (3, 2, 10, 9)
+    assert first.action.shape == (3, 2, 10, 2)
+    assert first.reward.shape == (3, 2, 10)
+    assert first.env_steps == 60
+    np.testing.assert_array_equal(first.obs[:, :, 1:], first.next_obs[:, :, :-1])
+    np.testing.assert_array_equal(second.obs[:, :, 0], first.next_obs[:, :, -1])  # an episode goes on
+    assert first.episodes == []
+    assert [e[:3] for e in second.episodes] == [(t, c, 0) for t in range(3) for c in range(2)]
+    returns = first.reward.sum(-1) + second.reward.sum(-1)
+    np.testing.assert_allclose([e.episode_return for e in second.episodes], returns.reshape(-1), rtol=1e-5)
+
+
+def test_copies_and_tasks_explore_on_their_own(inline):
+    action = inline[0].action.reshape(6, -1)
+    for i in range(6):
+        for j in range(i):
+            assert np.abs(action[i] - action[j]).max() > 0.1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_any_number_of_processes_collects_the_same(inline, processes):
+    with Workers(plan(), processes, copies=2) as workers:
+        for mine, theirs in zip(rounds(workers, 3), inline, strict=False):
+            same(mine, theirs, exact=False)  # products differ in the last bit with their shapes
+
+
+def test_seeds_differ(inline):
+    with Workers(plan(seed=1), 0, copies=2) as workers:
+        assert np.abs(rounds(workers, 1)[0].action - inline[0].action).max() > 0.1
+
+
+def test_tasks_are_shared_out_evenly_and_once():
+    for tasks, copies, processes in [(10, 1, 3), (3, 4, 5), (1, 8, 3), (2, 1, 7), (50, 1, 15), (4, 2, 4)]:
+        shares = partition(tasks, copies, processes)
+        held = [(task, copy) for share_tasks, share_copies in shares for task in share_tasks for copy in share_copies]
+        assert sorted(held) == [(t, c) for t in range(tasks) for c in range(copies)]
+        assert len(shares) <= processes
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("draw_goals", [False, True])
+def test_episodes_under_way_resume_exactly(processes, draw_goals):
+    one = plan(draw_goals=draw_goals)
+    with Workers(one, processes) as workers:
+        rounds(workers, 3, steps=5)
+        state = workers.state()
+        expected = rounds(workers, 4, steps=5)
+    with Workers(one, processes) as workers:
+        workers.restore(state)
+        for mine, theirs in zip(rounds(workers, 4, steps=5), expected, strict=True):
+            same(mine, theirs)
+
+
+def test_a_state_that_does_not_repeat_is_refused():
+    with Workers(plan(), 0) as workers:
+        rounds(workers, 1)
+        state = workers.state()
+    state["obs"][1, 0, 0] += 1e-6
+    with Workers(plan(), 0) as workers, pytest.raises(WorkerError, match="toy-opposite: re-executing episode 0"):
+        workers.restore(state)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_does_not_depend_on_who_does_it(processes):
+    with Workers(plan(), 0, training=False) as workers:
+        expected = workers.evaluate(weights(), 7)
+    with Workers(plan(), processes) as workers:
+        before = rounds(workers, 1)
+        assert workers.evaluate(weights(), 7) == expected
+        after = rounds(workers, 1)
+    assert [score.task for score in expected] == TASKS
+    np.testing.assert_array_equal(before[0].next_obs[:, :, -1], after[0].obs[:, :, 0])  # training is not disturbed
+
+
+def test_evaluation_ends_an_episode_at_success():
+    class Always(MLP):
+        """Moves towards the goal: the toy's observation names the point (0, 1) and the goal (6, 7)."""
+
+        def forward(self, x, tasks=None):
+            towards = 5 * (x[..., 6:8] - x[..., :2])
+            return torch.cat([towards, torch.zeros_like(towards)], -1)[None]
+
+    suite = Toy(["toy-reach"], horizon=40)
+    with Workers(Plan(suite, Always(9, 4, 1, 1), 0), 0, training=False) as workers:
+        (score,) = workers.evaluate(dict(Always(9, 4, 1, 1).state_dict()), 50)
+    assert score.success_rate == 1.0
+    assert score.episodes == 50
+    assert score.episode_return < 40 * 10 * 0.8  # not collected up to the horizon
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("build", "worker of toy-opposite could not start: RuntimeError: this environment cannot be built"),
+        ("raise-7", "worker of toy-opposite: RuntimeError: the simulation broke"),
+        ("die-7", r"worker of toy-opposite \(pid \d+\) died: exit code 9"),
+        ("hang-7", r"worker of toy-opposite did not answer within 3 s \(workers.timeout\)"),
+    ],
+)
+def test_failures_are_named_and_leave_no_process(fault, told):
+    suite = Faulty(TASKS, horizon=20, name=fault)
+    workers = Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0)
+    began = time.monotonic()
+    with workers, pytest.raises(WorkerError, match=told):
+        rounds(workers, 2)
+    assert time.monotonic() - began < 30
+    assert not [child for child in multiprocessing.active_children() if child.name != "forkserver"]
+
+
+def test_inline_failures_are_worker_errors_too():
+    with pytest.raises(WorkerError, match="cannot be built"):
+        Workers(plan(Faulty(TASKS, name="build")), 0)
+    with Workers(plan(Faulty(TASKS, name="raise-3")), 0) as workers, pytest.raises(WorkerError, match="broke"):
+        rounds(workers, 1)
+
+
+def test_a_killed_worker_is_told_with_its_signal():
+    with Workers(plan(), 2) as workers:
+        rounds(workers, 1)
+        os.kill(workers.shares[0].process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="died: signal 9"):
+            rounds(workers, 1)
+
+
+def test_no_worker_outlives_a_killed_learner(tmp_path):
+    script = Path(__file__).with_name("parent.py")
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
