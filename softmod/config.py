@@ -6,7 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -197,9 +199,10 @@ def check_targets(cfg: schema.TrainConfig) -> None:
         if not path:
             raise ConfigError(f"{key}._target_: no value given; it names the class to build")
         if not allowed(path, cfg.allow):
-            raise ConfigError(
-                f"{key}._target_={path}: must lie in {', '.join([*PACKAGES, *cfg.allow])} (allow=[package])"
-            )
+            packages = ", ".join([*PACKAGES, *cfg.allow])
+            raise ConfigError(f"{key}._target_={path}: must lie in {packages} (allow=[package])")
+        if not re.fullmatch(r"([a-z_]\w*\.)+[A-Z]\w*", path):
+            raise ConfigError(f"{key}._target_={path}: must name a class, as in package.module.Class")
 
 
 def near(word: str, names: Iterable[str]) -> str:
@@ -216,39 +219,59 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     cause: BaseException = error
     while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
         cause = cause.__cause__
-    text = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    text = plainly((str(cause).strip() or type(cause).__name__).splitlines()[0])
     about = str(getattr(cause, "full_key", None) or "")
     for override in overrides:
-        if line := explain_override(override, f"{error}\n", about, text):
+        others = [other for other in overrides if other != override]
+        if line := explain_override(override, others, f"{error}\n", about, text):
             return line
     return f"{about}: {text}" if about and about not in text else text
 
 
-def explain_override(override: str, message: str, about: str, text: str) -> str | None:
-    """A line about this override, if the error is about it."""
+WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "Boolean": "true or false"}
+
+
+def plainly(text: str) -> str:
+    """What OmegaConf says of a value of the wrong type, in words of the command line."""
+    kind = re.search(r"(?:could not be converted to|is not a valid) (\w+)", text)
+    return f"must be {WANTED[kind[1]]}" if kind and kind[1] in WANTED else text
+
+
+def explain_override(override: str, overrides: list[str], message: str, about: str, text: str) -> str | None:
+    """A line about this override, if the error is about it; `overrides` are the others."""
     key, _, value = override.partition("=")
     group = key.split("@")[0]
-    if f"/{value}'" in message and group in GROUPS:
+    if group in GROUPS and f"/{value.strip('[]')}'" in message:
         names = options(group)
         return f"{override}: {group} has no option {value}; it has {', '.join(names)}{near(value, names)}"
     unknown = "is not in struct" in text or "not in '" in text
     if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
-        return f"{override}: there is no key or group {key}{near(key, candidates(key))}"
+        return f"{override}: there is no key or group {key}{nearest_key(key, overrides)}"
     if about == key:
         return f"{override}: {text}"
     return None
 
 
-def candidates(key: str) -> list[str]:
-    """What a mistyped key may have meant: dotted keys for a dotted one, groups and plain keys for another."""
-    words = [*GROUPS, "network@actor", "network@critic", *keys(), *{name.split(".")[0] for name in keys()}]
-    return [word for word in words if ("." in word) == ("." in key) and ("@" in word) == ("@" in key)]
+def nearest_key(key: str, overrides: list[str]) -> str:
+    """What a mistyped key may have meant, or else what its parent has."""
+    if "@" in key or "." not in key:
+        words = [*GROUPS, "network@actor", "network@critic", *{name.split(".")[0] for name in keys(())}]
+        return near(key, [word for word in words if ("@" in word) == ("@" in key)])
+    try:
+        known = keys(tuple(overrides))
+    except ConfigError:  # more than one override is wrong
+        known = keys(())
+    parent, _, name = key.rpartition(".")
+    names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
+    if close := near(name, names):
+        return close.replace("did you mean ", f"did you mean {parent}.")
+    return f"; {parent} has {', '.join(n for n in names if n != '_target_')}" if names else near(key, known)
 
 
 @cache
-def keys() -> tuple[str, ...]:
-    """Every key of the default configuration, dotted."""
-    return tuple(flat(OmegaConf.to_container(compose([]), resolve=False)))  # type: ignore[arg-type]
+def keys(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Every key of a configuration, dotted."""
+    return tuple(flat(OmegaConf.to_container(compose(list(overrides)), resolve=False)))  # type: ignore[arg-type]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -316,4 +339,9 @@ def build(node: Any, allow: Iterable[str] = (), **extra: Any) -> Any:
     values = (
         dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     )
-    return resolve_target(values.pop("_target_"), allow)(**extra, **values)
+    target = resolve_target(values.pop("_target_"), allow)
+    try:
+        inspect.signature(target).bind(**extra, **values)
+    except TypeError as error:
+        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error
+    return target(**extra, **values)

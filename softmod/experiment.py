@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
-from softmod.config import build, flat, identity, run_folder
+from softmod.config import build, flat, identity, resolve_target, run_folder
+from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError
 from softmod.log import Log
 from softmod.loop import train
@@ -54,6 +55,7 @@ def run_experiment(
         print_table(scores, f"{folder}: finished already, {result['env_steps']:,} env steps; nothing to do")
         return scores
     check_device(cfg)
+    parts = assemble(cfg)
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
@@ -64,7 +66,7 @@ def run_experiment(
             start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)) if cfg.tracking.mlflow else None
         )
         try:
-            scores = _train(cfg, resolved, folder, journal, found)
+            scores = _train(cfg, resolved, folder, journal, found, parts)
             status = "FINISHED"
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -79,13 +81,15 @@ def run_experiment(
 
 
 def _train(
-    cfg: TrainConfig, resolved: dict[str, Any], folder: Path, journal: tracking.Journal, found: Found | None
+    cfg: TrainConfig,
+    resolved: dict[str, Any],
+    folder: Path,
+    journal: tracking.Journal,
+    found: Found | None,
+    parts: tuple[TaskSuite, Network, Network],
 ) -> list[TaskScore]:
-    suite: TaskSuite = build(cfg.env, cfg.allow)
+    suite, actor, critic = parts
     spec = suite.spec
-    for task in range(spec.num_tasks):
-        suite.goals(task)  # now, so that no worker draws them anew
-    actor, critic = networks(cfg, spec)
     chosen = choose(cfg, spec, critic, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
@@ -108,6 +112,8 @@ def _train(
             saver.restore(*found, clock)
         progress = stack.enter_context(Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes))
         progress.say(introduce(cfg, folder, chosen, fabric, agent, clock))
+        for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
+            progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
     conclude(cfg, folder, journal, clock, scores)
@@ -177,6 +183,22 @@ def choose(cfg: TrainConfig, spec: EnvSpec, critic: Network, found: Found | None
     operations = 8 * critic.num_parameters() * cfg.run.batch_per_task * spec.num_tasks
     beside_workers = cores if operations > HEAVY_UPDATE or not processes else max(1, cores - processes)
     return Chosen(processes, cfg.fabric.threads or before.get("threads", beside_workers))
+
+
+def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
+    """The task set, its goals drawn, and the networks: what can be wrong with a configuration shows here.
+
+    Raises:
+        ConfigError: a class is not where `_target_` says, is none of those allowed, or does not take the options.
+    """
+    suite: TaskSuite = build(cfg.env, cfg.allow)
+    for task in range(suite.spec.num_tasks):
+        suite.goals(task)  # now, so that no worker draws them anew
+    actor, critic = networks(cfg, suite.spec)
+    for name in ("actor", "critic", "temperature"):
+        build(getattr(cfg.optimizer, name), cfg.allow, params=[torch.zeros(1, requires_grad=True)])
+    resolve_target(cfg.algorithm._target_, cfg.allow)
+    return suite, actor, critic
 
 
 def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:

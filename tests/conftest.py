@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked at run time in the networks, the agent and the replay; goals are cached in one place for the whole session."""
+"""Shapes are checked at run time in networks, agent and replay; goals are cached once for the whole session."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ import torch
 from softmod import checkpoint
 from softmod.errors import CheckpointError, SaveError
 
-GROUPS = {"agent": {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(4)}, "replay": {"rows": torch.ones(5)}}
+GROUPS = {
+    "agent": {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(4)},
+    "replay": {"rows": torch.ones(5)},
+}
 
 
 def write(run: Path, step: int) -> Path:
@@ -56,7 +59,9 @@ def test_none_valid_is_an_error_and_none_at_all_is_not(tmp_path):
         checkpoint.newest(tmp_path)
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", "nonsense", '{"format": 1, "files": [1]}', '{"format": 99, "files": {}}'])
+@pytest.mark.parametrize(
+    "manifest", ["[]", "{}", "nonsense", '{"format": 1, "files": [1]}', '{"format": 99, "files": {}}']
+)
 def test_any_manifest_is_answered_in_one_line(tmp_path, manifest):
     folder = write(tmp_path, 10)
     (folder / "manifest.json").write_text(manifest)

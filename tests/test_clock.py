@@ -15,7 +15,9 @@ SPEC = EnvSpec(("a", "b"), 1, 1, 100)
 
 def rollout(copies: int, steps: int) -> Rollout:
     shape = (2, copies, steps)
-    return Rollout(np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"), np.zeros((*shape, 1), "f"))
+    return Rollout(
+        np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"), np.zeros((*shape, 1), "f")
+    )
 
 
 @given(every=st.integers(1, 500), steps=st.integers(1, 60))

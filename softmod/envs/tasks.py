@@ -161,7 +161,8 @@ def never_succeeds(tasks: Iterable[str], reward: str) -> tuple[str, ...]:
 
 def flawed_success(tasks: Iterable[str], reward: str) -> dict[str, str]:
     """Those of the tasks whose success is not reported rightly under this reward version: name to flaw."""
-    return {name: TASKS[name].v1_success for name in tasks if reward == "v1" and TASKS[name].v1_success}
+    known = [name for name in tasks if reward == "v1" and name in TASKS]
+    return {name: TASKS[name].v1_success for name in known if TASKS[name].v1_success}
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -155,7 +155,9 @@ def test_the_two_orders_are_not_the_same():
     first, second = make(update_order="sequential"), make(update_order="released")
     for agent in (first, second):
         agent.training_step(batch(), 0)
-    differences = [(a - b).abs().max() for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True)]
+    differences = [
+        (a - b).abs().max() for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True)
+    ]
     assert max(differences) > 1e-3
 
 

@@ -1,0 +1,222 @@
+"""Whole runs on the toy tasks, in this process: counts, resumption, sweeps, evaluation, what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import softmod
+from softmod import evaluate, train
+from softmod.checkpoint import arrays, newest
+from softmod.errors import CheckpointError, ConfigError
+
+SMALL = [
+    "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20", "run.steps_per_task=200",
+    "run.warmup_per_task=40", "run.batch_per_task=8", "run.round_steps=10", "run.eval_every=150", "run.eval_goals=2",
+    "run.final_eval_goals=4", "run.save_every=90", "run.log_every=60", "actor.module_width=8", "critic.module_width=8",
+    "actor.embedding_width=8", "critic.embedding_width=8", "actor.gating_width=8", "critic.gating_width=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["softmod-train"])
+    monkeypatch.delenv("SOFTMOD_SWEEP", raising=False)
+    return tmp_path
+
+
+def run(*more: str) -> int:
+    return train.run([*SMALL, *more])
+
+
+def only(here: Path, seed: int = 0) -> Path:
+    (folder,) = here.glob(f"runs/*/seed_{seed}")
+    return folder
+
+
+def metrics(folder: Path) -> dict[tuple[str, int], float]:
+    """Every metric at its step; each pair must come once."""
+    values: dict[tuple[str, int], float] = {}
+    for line in (folder / "journal.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in record.get("values", {}).items() if record["kind"] == "metrics" else ():
+            assert (name, record["step"]) not in values, f"{name} twice at {record['step']}"
+            values[name, record["step"]] = value
+    return values
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    found = newest(folder)
+    assert found is not None
+    groups = ("agent", "optimizers", "replay", "episodes")
+    return {f"{group}.{name}": value for group in groups for name, value in arrays(found[0], group).items()}
+
+
+def statuses(folder: Path) -> list[str]:
+    records = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return [record["status"] for record in records if record["kind"] == "status"]
+
+
+def test_a_run_from_nothing_to_its_result(here, capsys):
+    assert run() == 0
+    folder = only(here)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["env_steps"] == 600
+    assert [score["task"] for score in result["scores"]] == ["toy-reach", "toy-opposite", "toy-touch"]
+    assert {score["episodes"] for score in result["scores"]} == {4}
+    values = metrics(folder)
+    assert sorted({step for name, step in values if name == "eval/success_rate/mean"}) == [150, 300, 450, 600]
+    assert values["eval/success_rate/mean", 600] == pytest.approx(result["success_rate"])
+    counts = Counter(name for name, _ in values)
+    for name in ("train/critic_loss", "train/temperature/toy-touch", "train/task_weight/toy-reach",
+                 "routing/entropy/layer_1", "time/updates_per_second", "train/episode_return/toy-opposite"):  # fmt: skip
+        assert counts[name] >= 6, name
+    found = newest(folder)
+    assert found is not None
+    assert found[1]["counters"]["updates"] == int(160 * 0.25)
+    assert found[1]["counters"]["written"] == 200
+    assert statuses(folder) == ["RUNNING", "FINISHED"]
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "success.png", "result.json", "checkpoints"}
+    assert (folder / "success.png").stat().st_size > 5000
+    out = capsys.readouterr().out
+    assert "toy-opposite" in out
+    assert sorted(path.name for path in here.iterdir()) == ["runs"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(here):
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        assert run(f"run.folder={name}", f"seed={seed}") == 0
+    first, second, third = (state(next(here.glob(f"{name}/*/seed_*"))) for name in ("first", "second", "third"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["agent.actor.first.weight"], third["agent.actor.first.weight"])
+
+
+@pytest.mark.parametrize("stop", [90, 270, 390])
+def test_a_run_that_stopped_goes_on_to_the_same_end(here, stop):
+    """Also in the middle of episodes: the horizon is 20, checkpoints lie at multiples of 30 steps per task."""
+    assert run("run.folder=whole") == 0
+    assert run(f"run.steps_per_task={stop // 3}") == 0
+    folder = only(here)
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == stop
+    assert run() == 0
+    whole, resumed = state(next(here.glob("whole/*/seed_0"))), state(folder)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert metrics(folder)["eval/success_rate/mean", 600] == metrics(next(here.glob("whole/*/seed_0")))[
+        "eval/success_rate/mean", 600
+    ]
+
+
+def test_a_finished_run_is_not_run_again(here, capsys):
+    assert run() == 0
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run() == 0
+    assert "finished already, 600 env steps; nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*") if path.is_file()}
+
+
+def test_resume_must_and_never(here, capsys):
+    assert run("run.resume=must") == CheckpointError.exit_code
+    assert "run.resume=must: no checkpoint in" in capsys.readouterr().err
+    assert not list(here.glob("runs/*/seed_0/journal.jsonl")) or True
+    assert run() == 0
+    assert run("run.resume=never") == 0
+    assert sorted(path.name for path in here.glob("runs/*/seed_0*")) == ["seed_0", "seed_0.1"]
+
+
+def test_damaged_checkpoints_only(here, capsys):
+    assert run("run.steps_per_task=100") == 0
+    folder = only(here)
+    for manifest in folder.glob("checkpoints/step_*/manifest.json"):
+        manifest.write_text("{}")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert run() == CheckpointError.exit_code
+    assert "none of 2 checkpoints is valid" in capsys.readouterr().err
+
+
+def test_the_clock_ends_a_run(here):
+    assert run("run.max_minutes=0.0001") == 0
+    result = json.loads((only(here) / "result.json").read_text())
+    assert result["env_steps"] == 30  # one round
+    assert result["seconds"] > 0.006
+    assert run("run.max_minutes=0.0001") == 0  # finished: by the clock
+    assert run("run.max_minutes=5") == 0  # and goes on when given more
+    assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
+
+
+def test_evaluation_repeats_the_last_figures(here, capsys):
+    assert run() == 0
+    folder = only(here)
+    result = json.loads((folder / "result.json").read_text())
+    for processes in ("null", "0", "2"):
+        assert evaluate.run([f"checkpoint={folder}", "goals=4", f"processes={processes}"]) == 0
+        repeated = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+        assert repeated["scores"] == result["scores"]
+    assert "toy-reach" in capsys.readouterr().out
+    best = folder / "checkpoints" / "best"
+    assert evaluate.run([f"checkpoint={best}", "goals=3", f"output={here / 'out'}"]) == 0
+    assert json.loads((here / "out" / "evaluation.json").read_text())["scores"][0]["episodes"] == 3
+
+
+def test_evaluation_answers_faulty_lines(here, capsys):
+    assert evaluate.run([]) == 2
+    assert evaluate.run(["checkpoint=nowhere"]) == 3
+    assert evaluate.run(["checkpoint=nowhere", "goals=0"]) == 2
+    assert evaluate.run(["checkpoint=nowhere", "gaols=3"]) == 2
+    assert evaluate.run(["--video", "checkpoint=nowhere"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5
+    assert told[1] == "softmod: nowhere: neither a checkpoint nor a run's folder with checkpoints in it"
+    assert "did you mean goals" in told[3]
+
+
+def test_a_policy_in_two_lines(here):
+    assert run() == 0
+    policy = softmod.load(only(here))
+    action = policy.act(np.zeros(9), "toy-opposite")
+    assert action.shape == (2,)
+    assert np.array_equal(policy.act(np.zeros((3, 9)), 1)[2], action)
+    assert [route.shape for route in policy.routing(np.zeros(9), "toy-opposite")] == [(2, 2), (1, 2)]
+    assert policy.tasks == ("toy-reach", "toy-opposite", "toy-touch")
+    with pytest.raises(ConfigError, match="trained on toy-reach"):
+        policy.act(np.zeros(9), "push-v3")
+    with pytest.raises(CheckpointError):
+        softmod.load(here)
+
+
+def test_a_sweep_goes_on_after_a_failed_job(here, capsys):
+    faulty = "env._target_=tests.faulty.Faulty,softmod.envs.toy.Toy"
+    assert run("-m", faulty, "allow=[tests]", "env.name=raise-25") == 5
+    told = capsys.readouterr()
+    assert "softmod: RuntimeError: the simulation broke [" in told.err
+    ended = sorted(tuple(statuses(folder)) for folder in here.glob("runs/*/seed_0"))
+    assert ended == [("RUNNING", "FAILED"), ("RUNNING", "FINISHED")]
+
+
+def test_a_sweep_does_only_what_is_missing(here, capsys):
+    assert run("-m", "seed=0,1") == 0
+    assert capsys.readouterr().out.count("goes on at") == 0
+    times = {path: path.stat().st_mtime_ns for path in here.glob("runs/*/*/result.json")}
+    assert len(times) == 2
+    assert run("-m", "seed=0,1,2") == 0
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert len(list(here.glob("runs/*/*/result.json"))) == 3
+
+
+def test_what_is_wrong_with_a_class_is_told_before_anything_is_made(here, capsys):
+    assert run("optimizer.actor._target_=torch.optim.adam.Adamm") == 2
+    assert run("optimizer.actor._target_=torch.optim.SGD") == 2
+    assert run("env._target_=softmod.envs.toy.ToyEnv") == 2
+    assert run("env._target_=tests.faulty.Faulty") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    assert os.listdir(here) == []
