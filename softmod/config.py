@@ -107,7 +107,7 @@ def compose(
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides, name)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -214,7 +214,7 @@ def near(word: str, names: Iterable[str]) -> str:
 # --- what Hydra and OmegaConf say, in one line ----------------------------------------------------
 
 
-def explain(error: BaseException, overrides: list[str]) -> str:
+def explain(error: BaseException, overrides: list[str], name: str = "train") -> str:
     """Key, value, what is allowed, the nearest valid name."""
     cause: BaseException = error
     while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
@@ -223,7 +223,7 @@ def explain(error: BaseException, overrides: list[str]) -> str:
     about = str(getattr(cause, "full_key", None) or "")
     for override in overrides:
         others = [other for other in overrides if other != override]
-        if line := explain_override(override, others, f"{error}\n", about, text):
+        if line := explain_override(override, others, f"{error}\n", about, text, name):
             return line
     return f"{about}: {text}" if about and about not in text else text
 
@@ -237,7 +237,9 @@ def plainly(text: str) -> str:
     return f"must be {WANTED[kind[1]]}" if kind and kind[1] in WANTED else text
 
 
-def explain_override(override: str, overrides: list[str], message: str, about: str, text: str) -> str | None:
+def explain_override(
+    override: str, overrides: list[str], message: str, about: str, text: str, config_name: str
+) -> str | None:
     """A line about this override, if the error is about it; `overrides` are the others."""
     key, _, value = override.partition("=")
     group = key.split("@")[0]
@@ -246,21 +248,23 @@ def explain_override(override: str, overrides: list[str], message: str, about: s
         return f"{override}: {group} has no option {value}; it has {', '.join(names)}{near(value, names)}"
     unknown = "is not in struct" in text or "not in '" in text
     if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
-        return f"{override}: there is no key or group {key}{nearest_key(key, overrides)}"
+        return f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
     if about == key:
         return f"{override}: {text}"
     return None
 
 
-def nearest_key(key: str, overrides: list[str]) -> str:
+def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
     """What a mistyped key may have meant, or else what its parent has."""
     if "@" in key or "." not in key:
-        words = [*GROUPS, "network@actor", "network@critic", *{name.split(".")[0] for name in keys(())}]
-        return near(key, [word for word in words if ("@" in word) == ("@" in key)])
+        words = {name.split(".")[0] for name in keys((), config_name)}
+        if config_name == "train":
+            words |= {*GROUPS, "network@actor", "network@critic"}
+        return near(key, sorted(word for word in words if ("@" in word) == ("@" in key)))
     try:
-        known = keys(tuple(overrides))
+        known = keys(tuple(overrides), config_name)
     except ConfigError:  # more than one override is wrong
-        known = keys(())
+        known = keys((), config_name)
     parent, _, name = key.rpartition(".")
     names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
     if close := near(name, names):
@@ -269,9 +273,10 @@ def nearest_key(key: str, overrides: list[str]) -> str:
 
 
 @cache
-def keys(overrides: tuple[str, ...]) -> tuple[str, ...]:
+def keys(overrides: tuple[str, ...], config_name: str) -> tuple[str, ...]:
     """Every key of a configuration, dotted."""
-    return tuple(flat(OmegaConf.to_container(compose(list(overrides)), resolve=False)))  # type: ignore[arg-type]
+    composed = compose(list(overrides), config_name)
+    return tuple(flat(OmegaConf.to_container(composed, resolve=False)))  # type: ignore[arg-type]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

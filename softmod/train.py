@@ -17,7 +17,12 @@ from softmod import config
 from softmod.errors import ConfigError, SoftmodError
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
-FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "-cd", "--package", "-p", "--resolve")
+FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
+    "-m": "", "--multirun": "", "--resolve": "",
+    "--cfg": "job, hydra or all", "-c": "job, hydra or all",
+    "--package": "a part of the configuration, as in --package run", "-p": "a part of the configuration, as in -p run",
+    "--config-dir": "a folder of your own beside conf/", "-cd": "a folder of your own beside conf/",
+}  # fmt: skip
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 failures: list[tuple[str, int]] = []
 
@@ -41,8 +46,9 @@ def run(arguments: list[str]) -> int:
         return 0
     failures.clear()
     try:
-        os.environ[SWEEP] = json.dumps(check(arguments))
-        hand_over(arguments)
+        flags, overrides, folder = split(arguments)
+        os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
+        hand_over([*flags, *overrides])
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -53,13 +59,12 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def check(arguments: list[str]) -> dict[str, str] | None:
+def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[str, str] | None:
     """Check every job of a command line before any starts; the sweep's id and name, if it is one.
 
     Raises:
         ConfigError: what is wrong, in one line.
     """
-    overrides, folder = split(arguments)
     fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
     swept = {
         o.get_key_element(): list(o.sweep_string_iterator()) for o in config.parse(overrides) if o.is_sweep_override()
@@ -67,7 +72,7 @@ def check(arguments: list[str]) -> dict[str, str] | None:
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = config.compose(lines + first, config_dir=folder, hydra=True)
-    multirun = bool({"-m", "--multirun"} & set(arguments)) or str(composed.hydra.mode).endswith("MULTIRUN")
+    multirun = bool({"-m", "--multirun"} & set(flags)) or str(composed.hydra.mode).endswith("MULTIRUN")
     if not multirun:
         if swept:
             raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
@@ -80,25 +85,33 @@ def check(arguments: list[str]) -> dict[str, str] | None:
     return sweep_identity(fixed, list(swept))
 
 
-def split(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Overrides and the user's configuration folder; flags are Hydra's.
+def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
+    """Flags for Hydra (with their values), overrides, and the user's configuration folder; in any order.
 
     Raises:
-        ConfigError: an unknown flag.
+        ConfigError: an unknown flag, or one without its value.
     """
-    overrides, folder, rest = [], None, iter(arguments)
+    flags: list[str] = []
+    overrides: list[str] = []
+    folder, rest = None, iter(arguments)
     for argument in rest:
         if not argument.startswith("-"):
             overrides.append(argument)
-        elif argument.split("=")[0] not in FLAGS:
-            raise ConfigError(f"{argument}: unknown flag{config.near(argument, FLAGS)}; --help lists what there is")
-        elif argument in ("--config-dir", "-cd"):
-            folder = next(rest, "")
-        elif argument.startswith("--config-dir="):
-            folder = argument.split("=", 1)[1]
-        elif argument in ("--cfg", "-c", "--package", "-p"):
-            next(rest, "")
-    return overrides, folder
+            continue
+        flag, _, value = argument.partition("=")
+        if flag not in FLAGS:
+            raise ConfigError(f"{argument}: unknown flag{config.near(flag, FLAGS)}; --help lists what there is")
+        flags.append(flag)
+        if FLAGS[flag]:
+            value = value or next(rest, "")
+            if not value:
+                raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
+            flags.append(value)
+        if flag in ("--config-dir", "-cd"):
+            folder = value
+            if not os.path.isdir(folder):
+                raise ConfigError(f"{flag}={folder}: there is no such folder")
+    return flags, overrides, folder
 
 
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:

@@ -131,7 +131,7 @@ FAULTY = {
 @pytest.mark.parametrize("line", FAULTY)
 def test_a_faulty_command_line_is_answered_in_one_line(line):
     with pytest.raises(ConfigError) as told:
-        check([line])
+        check(*split([line]))
     assert FAULTY[line] in str(told.value)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < 300
@@ -145,14 +145,14 @@ def test_unknown_flags(flag):
 
 def test_a_sweep_is_checked_before_its_first_job():
     with pytest.raises(ConfigError, match="num_modules=0: must be at least 1"):
-        check(["-m", "actor.num_modules=2,0", "seed=0,1"])
+        check(*split(["-m", "actor.num_modules=2,0", "seed=0,1"]))
 
 
 def test_checking_imports_nothing_heavy():
     code = """
 import sys
-from softmod.train import check
-check(["experiment=mt10_soft", "seed=3"])
+from softmod.train import check, split
+check(*split(["experiment=mt10_soft", "seed=3"]))
 print([name for name in ("torch", "lightning", "mlflow", "metaworld", "mujoco") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -189,14 +189,14 @@ def test_folder_of_a_run():
 
 
 def test_identity_of_a_sweep_is_its_question():
-    first = check(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac"])
-    more = check(["-m", "method=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"])
-    other = check(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac", "run=smoke"])
+    first = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac"]))
+    more = check(*split(["-m", "method=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))
+    other = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac", "run=smoke"]))
     assert first == more
     assert first["id"] != other["id"]
     assert first["name"] == "toy: method, seed"
-    assert check(["experiment=toy"]) is None
-    assert check(["sweep=seeds", "experiment=toy"])["name"] == "toy: seed"
+    assert check(*split(["experiment=toy"])) is None
+    assert check(*split(["sweep=seeds", "experiment=toy"]))["name"] == "toy: seed"
     assert sweep_identity([], ["seed"]) != sweep_identity([], ["method"])
 
 

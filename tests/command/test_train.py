@@ -17,9 +17,10 @@ from softmod.checkpoint import arrays, newest
 from softmod.errors import CheckpointError, ConfigError
 
 SMALL = [
-    "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20", "run.steps_per_task=200",
-    "run.warmup_per_task=40", "run.batch_per_task=8", "run.round_steps=10", "run.eval_every=150", "run.eval_goals=2",
-    "run.final_eval_goals=4", "run.save_every=90", "run.log_every=60", "actor.module_width=8", "critic.module_width=8",
+    "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20",
+    "run.steps_per_task=200", "run.warmup_per_task=40", "run.batch_per_task=8", "run.round_steps=10",
+    "run.eval_every=150", "run.eval_goals=2", "run.final_eval_goals=4", "run.save_every=90", "run.log_every=60",
+    "actor.module_width=8", "critic.module_width=8",
     "actor.embedding_width=8", "critic.embedding_width=8", "actor.gating_width=8", "critic.gating_width=8",
 ]  # fmt: skip
 
@@ -75,8 +76,15 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
     assert sorted({step for name, step in values if name == "eval/success_rate/mean"}) == [150, 300, 450, 600]
     assert values["eval/success_rate/mean", 600] == pytest.approx(result["success_rate"])
     counts = Counter(name for name, _ in values)
-    for name in ("train/critic_loss", "train/temperature/toy-touch", "train/task_weight/toy-reach",
-                 "routing/entropy/layer_1", "time/updates_per_second", "train/episode_return/toy-opposite"):  # fmt: skip
+    logged = [
+        "train/critic_loss",
+        "train/temperature/toy-touch",
+        "train/task_weight/toy-reach",
+        "train/episode_return/toy-opposite",
+        "routing/entropy/layer_1",
+        "time/updates_per_second",
+    ]
+    for name in logged:
         assert counts[name] >= 6, name
     found = newest(folder)
     assert found is not None
@@ -110,9 +118,10 @@ def test_a_run_that_stopped_goes_on_to_the_same_end(here, stop):
     whole, resumed = state(next(here.glob("whole/*/seed_0"))), state(folder)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert metrics(folder)["eval/success_rate/mean", 600] == metrics(next(here.glob("whole/*/seed_0")))[
-        "eval/success_rate/mean", 600
-    ]
+    assert (
+        metrics(folder)["eval/success_rate/mean", 600]
+        == metrics(next(here.glob("whole/*/seed_0")))["eval/success_rate/mean", 600]
+    )
 
 
 def test_a_finished_run_is_not_run_again(here, capsys):
@@ -127,7 +136,6 @@ def test_a_finished_run_is_not_run_again(here, capsys):
 def test_resume_must_and_never(here, capsys):
     assert run("run.resume=must") == CheckpointError.exit_code
     assert "run.resume=must: no checkpoint in" in capsys.readouterr().err
-    assert not list(here.glob("runs/*/seed_0/journal.jsonl")) or True
     assert run() == 0
     assert run("run.resume=never") == 0
     assert sorted(path.name for path in here.glob("runs/*/seed_0*")) == ["seed_0", "seed_0.1"]
@@ -146,8 +154,9 @@ def test_damaged_checkpoints_only(here, capsys):
 def test_the_clock_ends_a_run(here):
     assert run("run.max_minutes=0.0001") == 0
     result = json.loads((only(here) / "result.json").read_text())
-    assert result["env_steps"] == 30  # one round
-    assert result["seconds"] > 0.006
+    assert 0 < result["env_steps"] < 600
+    assert result["env_steps"] % 30 == 0  # whole rounds
+    assert result["seconds"] >= 0.006
     assert run("run.max_minutes=0.0001") == 0  # finished: by the clock
     assert run("run.max_minutes=5") == 0  # and goes on when given more
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600

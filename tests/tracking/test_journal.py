@@ -222,14 +222,16 @@ def test_what_it_tells_of_the_machine() -> None:
     if "softmod.commit" in tags:
         assert len(tags["softmod.commit"]) == 40
         assert tags["softmod.dirty"] in ("true", "false")
-    first = tracking.system_metrics(os.getpid())
-    end = time.process_time() + 0.2
-    while time.process_time() < end:
-        pass
-    values = tracking.system_metrics(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            first = tracking.system_metrics(busy.pid)
+            time.sleep(0.5)
+            values = tracking.system_metrics(busy.pid)
+        finally:
+            busy.kill()
     assert "system/cpu_percent" not in first
     assert 10.0 < values["system/cpu_percent"] < 200.0
-    assert 0.01 < values["system/memory_gib"] < 50.0
+    assert 0.001 < values["system/memory_gib"] < 50.0
     assert all(name.startswith(tracking.WALL_CLOCK) for name in values)
     assert tracking.system_metrics(2**22 + 1) == {}
 
