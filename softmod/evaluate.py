@@ -52,15 +52,14 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         CheckpointError: nothing valid at `cfg.checkpoint`.
         WorkerError: an environment failed, or nothing can be rendered here.
     """
-    from softmod.policy import actor_of, find, spec_of
+    from softmod.policy import actor_of, find, suite_of
     from softmod.progress import print_table
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
     folder, facts = find(Path(cfg.checkpoint))
-    spec, settings = spec_of(facts), facts["config"]
-    suite = config.build(settings["env"], settings["allow"])
-    goals = min(cfg.goals, *(len(suite.goals(task)) for task in range(spec.num_tasks)))
+    suite = suite_of(facts)
+    goals = min(cfg.goals, *(len(suite.goals(task)) for task in range(suite.spec.num_tasks)))
     actor = actor_of(folder, facts)
     weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
     processes = facts["processes"] if cfg.processes is None else cfg.processes

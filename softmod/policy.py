@@ -13,7 +13,7 @@ from softmod.config import build
 from softmod.errors import CheckpointError, ConfigError
 from softmod.networks.network import Network
 from softmod.networks.policy import Policy
-from softmod.types import EnvSpec
+from softmod.types import EnvSpec, Floats, TaskSuite
 
 
 class TrainedPolicy:
@@ -21,10 +21,11 @@ class TrainedPolicy:
 
     Attributes:
         tasks: the names of the tasks it was trained on, in the order of their indices.
+        suite: the task set that it was trained on; its environments and goals.
     """
 
-    def __init__(self, actor: Network, spec: EnvSpec) -> None:
-        self.tasks, self.spec, self._policy = spec.tasks, spec, Policy(actor)
+    def __init__(self, actor: Network, suite: TaskSuite) -> None:
+        self.tasks, self.suite, self._policy = suite.spec.tasks, suite, Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
         """The action `[action]` in [-1, 1] for an observation `[obs]` of a task, or `[batch, action]` for a batch.
@@ -42,6 +43,24 @@ class TrainedPolicy:
         routes = self._policy.routing(np.atleast_2d(rows)[None], self._index(task))
         return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
 
+    def episode(self, task: str | int, goal: int = 0) -> tuple[Floats, bool]:
+        """The observations `[step, obs]` of an episode up to success or the horizon, and whether it was a success.
+
+        Args:
+            task: name or index.
+            goal: which of the task's goals, by number.
+        """
+        index = int(self._index(task)[0])
+        env, seen = self.suite.make(index), []
+        try:
+            obs, success = env.reset(self.suite.goals(index)[goal]), False
+            while not success and len(seen) < self.suite.spec.horizon:
+                seen.append(obs)
+                obs, _, success = env.step(self.act(obs, index))
+        finally:
+            env.close()
+        return np.stack(seen), success
+
     def _index(self, task: str | int) -> NDArray[np.int64]:
         if isinstance(task, str) and task not in self.tasks:
             raise ConfigError(f"task {task}: the policy was trained on {', '.join(self.tasks)}")
@@ -55,7 +74,7 @@ def load(path: str | Path) -> TrainedPolicy:
         CheckpointError: nothing valid there.
     """
     folder, facts = find(Path(path))
-    return TrainedPolicy(actor_of(folder, facts), spec_of(facts))
+    return TrainedPolicy(actor_of(folder, facts), suite_of(facts))
 
 
 def find(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -70,6 +89,13 @@ def find(path: Path) -> tuple[Path, dict[str, Any]]:
     if found is None:
         raise CheckpointError(f"{path}: neither a checkpoint nor a run's folder with checkpoints in it")
     return found
+
+
+def suite_of(facts: dict[str, Any]) -> TaskSuite:
+    """The task set that a checkpoint's policy was trained on."""
+    config = facts["config"]
+    suite: TaskSuite = build(config["env"], config["allow"])
+    return suite
 
 
 def spec_of(facts: dict[str, Any]) -> EnvSpec:

@@ -84,9 +84,9 @@ def _columns() -> list[ProgressColumn]:
     ]
 
 
-def table(scores: list[TaskScore], title: str) -> Table:
+def table(scores: list[TaskScore]) -> Table:
     """Success rate and return per task, and their mean."""
-    result = Table(title=title, title_justify="left")
+    result = Table()
     for heading in ("task", "success", "return", "episodes"):
         result.add_column(heading, justify="left" if heading == "task" else "right")
     for score in scores:
@@ -102,4 +102,5 @@ def table(scores: list[TaskScore], title: str) -> Table:
 def print_table(scores: list[TaskScore], title: str) -> None:
     """On stdout, wide enough for the longest task name even when it is no terminal."""
     console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=100)
-    console.print(table(scores, title))
+    console.print(title, highlight=False, soft_wrap=True)
+    console.print(table(scores))

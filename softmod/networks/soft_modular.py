@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from softmod.networks.mixing import mix
 from softmod.networks.network import Network
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
@@ -157,15 +158,8 @@ class SoftModular(Network):
         """Each target's weighted sum of the modules before it (Eq. 8), with its ReLU. 4"""
         if self.relu == "before_sum":
             return mix(relu(outputs), route)
-        return relu(mix(outputs, route))
+        return mix(outputs, route, relu=True)
 
     def _sum_of_heads(self, inputs: Tensor) -> Tensor:
         """Eq. 9: the last layer's modules are the heads, summed without weights."""
         return self.last(inputs.flatten(0, 1)).unflatten(0, (self.stack, self.num_modules)).sum(1)
-
-
-def mix(
-    outputs: Float[Tensor, "stack source rows width"], route: Float[Tensor, "stack rows target source"]
-) -> Float[Tensor, "stack target rows width"]:
-    """`sum_j phat_ij g_j` for every target i and row (Eq. 8)."""
-    return torch.einsum("srtm,smrd->strd", route, outputs)

@@ -1,0 +1,65 @@
+"""The soft connection between two layers of modules (Eq. 8), with a gradient of its own.
+
+Batched products of matrices as small as `modules x modules` cost far more than they compute; sums of scaled slices
+read and write each activation once per module, and nothing is copied into another layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def mix(
+    outputs: Float[Tensor, "stack source rows width"],
+    route: Float[Tensor, "stack rows target source"],
+    relu: bool = False,
+) -> Float[Tensor, "stack target rows width"]:
+    """`sum_j phat_ij g_j` for every target i and row (Eq. 8), and its ReLU where asked for."""
+    mixed: Tensor = _Mix.apply(outputs, route, relu)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, route: Tensor, relu: bool) -> Tensor:
+        weights = route.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)  # (stack, target, source, rows, 1)
+        mixed = torch.empty((*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device)
+        weighted_sum(mixed, weights, outputs)
+        if relu:
+            mixed.relu_()
+        ctx.relu = relu
+        ctx.save_for_backward(outputs, weights, mixed if relu else outputs)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        outputs, weights, mixed = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, mixed, 0)
+        for_outputs = for_route = None
+        if ctx.needs_input_grad[0]:
+            for_outputs = torch.empty_like(outputs)  # in the layout of the outputs, whatever that is
+            weighted_sum(for_outputs, weights.transpose(1, 2), grad)
+        if ctx.needs_input_grad[1]:
+            per_target = [(outputs * target.unsqueeze(1)).sum(-1) for target in grad.unbind(1)]  # (stack, source, rows)
+            for_route = torch.stack(per_target, 1).permute(0, 3, 1, 2)
+        return for_outputs, for_route, None
+
+
+def weighted_sum(
+    total: Float[Tensor, "stack target rows width"],
+    weights: Float[Tensor, "stack target source rows 1"],
+    terms: Float[Tensor, "stack source rows width"],
+) -> None:
+    """Write `sum_source weights * terms` into `total`."""
+    for source, term in enumerate(terms.unsqueeze(1).unbind(2)):
+        if source == 0:
+            torch.mul(weights[:, :, source], term, out=total)
+        else:
+            total.addcmul_(weights[:, :, source], term)

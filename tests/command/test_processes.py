@@ -1,0 +1,174 @@
+"""The command as people run it, in processes of its own: sweeps in MLflow, the notebook, Ctrl-C, the wheel, the docs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from softmod import mlflow_store as store
+from softmod.record import Record
+
+ROOT = Path(__file__).parents[2]
+BRIEF = [
+    "experiment=toy", "fabric.threads=1", "env.horizon=20", "run.round_steps=10", "run.steps_per_task=200",
+    "run.warmup_per_task=40", "run.batch_per_task=8", "run.eval_every=300", "run.eval_goals=2",
+    "run.final_eval_goals=4", "run.save_every=300", "run.log_every=150",
+]  # fmt: skip
+
+store.prepare_environment()
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SOFTMOD_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def done(line: list[str], cwd: Path, environment: dict[str, str], code: int = 0) -> str:
+    """Run to the end; what it printed."""
+    ended = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def runs(folder: Path, experiment: str = "toy") -> list[Any]:
+    client = store.connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+# --- a sweep ----------------------------------------------------------------------------------------------------------
+
+SWEEP = command("softmod.train", "-m", *BRIEF, "workers=inline", "method=soft_modular_small,mt_mh_sac")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A working folder after a sweep of two methods and two seeds."""
+    folder = tmp_path_factory.mktemp("swept")
+    done([*SWEEP, "seed=0,1"], folder, environment)
+    return folder
+
+
+def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
+    everything = runs(swept)
+    (parent,) = [run for run in everything if store.SWEEP_TAG in run.data.tags]
+    children = [run for run in everything if run is not parent]
+    assert len(children) == 4
+    assert {run.info.status for run in everything} == {"FINISHED"}
+    assert {run.data.tags[store.PARENT_TAG] for run in children} == {parent.info.run_id}
+    assert parent.info.run_name == "toy: method, seed"
+    told = {(run.data.params["method"], run.data.params["seed"]) for run in children}
+    assert told == {(method, seed) for method in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")}
+    for run in children:
+        assert {f"eval/success_rate/toy-{task}" for task in ("reach", "opposite", "touch")} <= set(run.data.metrics)
+        assert f"seed={run.data.params['seed']}" in run.info.run_name
+        assert {"version.torch", "softmod.group"} <= set(run.data.tags)
+        kept = swept / "mlartifacts" / run.info.run_id / "artifacts"
+        for name in ("config.yaml", "success.png", "evaluation.json", "checkpoints/best/manifest.json"):
+            assert (kept / name).is_file(), name
+
+
+def test_the_same_sweep_again_does_nothing_and_says_why(swept: Path, environment: dict[str, str]) -> None:
+    before = {run.info.run_id for run in runs(swept)}
+    told = done([*SWEEP, "seed=0,1"], swept, environment)
+    assert told.count("finished already, 600 env steps; nothing to do") == 4
+    assert {run.info.run_id for run in runs(swept)} == before
+
+
+def test_the_notebook_runs_on_it(swept: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    line = command("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path))
+    line.append(str(ROOT / "notebooks" / "01_quickstart.ipynb"))
+    done(line, swept, environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{swept / 'mlflow.db'}"})
+    cells = json.loads((tmp_path / "01_quickstart.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    told = "".join(line for output in outputs for line in output.get("text", []))
+    assert "mean success" in told
+    assert told.count(" steps\n") == 3  # an episode of each task
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
+
+
+def test_notebooks_are_light() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), path.name
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str, str]) -> None:
+    line = command("softmod.train", *BRIEF, "workers.processes=2", "run.steps_per_task=3000")
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/*/seed_0/checkpoints/step_*"))) < 2:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    told = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 10
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from the last checkpoint" in told
+    assert "Traceback" not in told
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    (folder,) = tmp_path.glob("runs/*/seed_0")
+    done(command("softmod.upload", str(folder)), tmp_path, environment)
+    (run,) = runs(tmp_path)
+    assert run.info.status == "KILLED"
+
+    assert "goes on at" in done(line, tmp_path, environment)
+    (again,) = runs(tmp_path)
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    client = store.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    record = Record.read(folder)
+    assert max(record.values["eval/success_rate/mean"]) == 9_000
+    for name in record.names():
+        sent = Counter(metric.step for metric in client.get_metric_history(run.info.run_id, name))
+        assert sent == Counter(record.values[name].keys()), name
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_installed_elsewhere_trains(tmp_path: Path, environment: dict[str, str]) -> None:
+    done(command("build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)), tmp_path, environment)
+    (wheel,) = tmp_path.glob("softmod-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "softmod/conf/experiment/quickstart.yaml" in archive.namelist()
+        archive.extractall(tmp_path / "site")
+    elsewhere = environment | {"PYTHONPATH": str(tmp_path / "site")}
+    where = done([sys.executable, "-c", "import softmod; print(softmod.__file__)"], tmp_path, elsewhere)
+    assert where.strip() == str(tmp_path / "site" / "softmod" / "__init__.py")
+    told = done(command("softmod.train", "experiment=toy", "run=smoke"), tmp_path, elsewhere)
+    assert "900 env steps" in told
+    assert "toy-opposite" in told
+
+
+def test_the_example_of_the_docs(tmp_path: Path, environment: dict[str, str]) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text()
+    (line,) = [line.strip() for line in text.splitlines() if line.startswith("    python -m softmod.train")]
+    words = [word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word for word in line.split()]
+    own = environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'docs/example'}"}
+    done([sys.executable, *words[1:], "tracking=journal"], tmp_path, own)
+    (result,) = tmp_path.glob("runs/line-per_task-*/seed_0/result.json")
+    scores = {score["task"]: score["success_rate"] for score in json.loads(result.read_text())["scores"]}
+    assert scores.keys() == {"line-approach", "line-avoid"}
+    assert min(scores.values()) > 0.8
