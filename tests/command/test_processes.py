@@ -1,4 +1,4 @@
-"""The command as people run it, in processes of its own: sweeps in MLflow, the notebook, Ctrl-C, the wheel, the docs."""
+"""The command as people run it, in processes of its own: sweeps, the notebook, Ctrl-C, the wheel, the docs."""
 
 from __future__ import annotations
 

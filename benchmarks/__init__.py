@@ -1,0 +1,1 @@
+"""What `make bench` measures: ratios of rates taken in one run, alternating, with their spread."""

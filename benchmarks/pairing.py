@@ -1,0 +1,41 @@
+"""Contenders take turns, so that a noisy machine treats them alike; what counts is the ratio within a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+Rate = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One contender's rates, a rate per turn."""
+
+    name: str
+    unit: str
+    rates: list[float]
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return median(self.rates)
+
+    def ratio(self, other: Figure) -> tuple[float, float, float]:
+        """This one's rate over another's, turn by turn: median, least, most."""
+        ratios = [mine / theirs for mine, theirs in zip(self.rates, other.rates, strict=True)]
+        return median(ratios), min(ratios), max(ratios)
+
+
+def alternate(
+    contenders: Mapping[str, Rate], unit: str, turns: int, notes: Mapping[str, str] | None = None
+) -> list[Figure]:
+    """Measure each contender once per turn; the first turn warms up and does not count."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, measure in contenders.items():
+            rate = measure()
+            if turn:
+                rates[name].append(rate)
+    return [Figure(name, unit, values, (notes or {}).get(name, "")) for name, values in rates.items()]
