@@ -5,7 +5,7 @@ ARGS ?=
 RUN = .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test lint format types check ui notebooks wheel clean
+.PHONY: help setup train evaluate test lint format types check bench ui notebooks wheel clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ types: setup ## the type checker
 	$(RUN) mypy
 
 check: lint types test ## everything that a change has to pass
+
+bench: setup ## the figures of the README's performance table, on this machine; leave it alone meanwhile
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "no EnvPool here"
+	$(RUN) benchmarks $(ARGS)
 
 ui: setup ## the dashboard on 127.0.0.1 (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true $(RUN) mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

@@ -39,10 +39,11 @@ class NaiveSoftModular(nn.Module):
         """`[rows, in]` and one-hot tasks `[rows, tasks]` to `[rows, out]`."""
         state = self.state(x)
         embedding = self.gate(state * self.task(task))
-        outputs = [module(relu(state)) for module in self.layers[0]]
+        first, *others = ([*layer] for layer in self.layers)  # type: ignore[misc]
+        outputs = [module(relu(state)) for module in first]
         routes: list[Tensor] = []
         signal = embedding
-        for layer, modules in enumerate(list(self.layers)[1:]):
+        for layer, modules in enumerate(others):
             weights = self._weights(self.route[layer](relu(signal)))
             routes.append(weights.flatten(1))
             outputs = [module(relu(self._sum(outputs, weights[:, i]))) for i, module in enumerate(modules)]
@@ -86,7 +87,7 @@ class NaiveSAC:
             target = reward + 0.99 * (next_q - alpha * next_log_prob)
         pair = torch.cat([obs, action], -1)
         loss = sum((critic(pair, task).squeeze(-1) - target).square().mean() for critic in self.critics)
-        self._step(1, loss, *(list(critic.parameters()) for critic in self.critics))  # type: ignore[arg-type]
+        self._step(1, loss, *(list(critic.parameters()) for critic in self.critics))
 
         new_action, log_prob = self._act(obs, task)
         pair = torch.cat([obs, new_action], -1)
@@ -100,7 +101,7 @@ class NaiveSAC:
 
     def _step(self, which: int, loss: Tensor, *clipped: Iterable[nn.Parameter]) -> None:
         self.optimizers[which].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for parameters in clipped:
             nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizers[which].step()

@@ -51,7 +51,8 @@ class TrainedPolicy:
             goal: which of the task's goals, by number.
         """
         index = int(self._index(task)[0])
-        env, seen = self.suite.make(index), []
+        env = self.suite.make(index)
+        seen: list[Floats] = []
         try:
             obs, success = env.reset(self.suite.goals(index)[goal]), False
             while not success and len(seen) < self.suite.spec.horizon:

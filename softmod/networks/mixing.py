@@ -20,7 +20,7 @@ def mix(
     relu: bool = False,
 ) -> Float[Tensor, "stack target rows width"]:
     """`sum_j phat_ij g_j` for every target i and row (Eq. 8), and its ReLU where asked for."""
-    mixed: Tensor = _Mix.apply(outputs, route, relu)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Mix.apply(outputs, route, relu)
     return mixed
 
 

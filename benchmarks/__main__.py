@@ -1,0 +1,158 @@
+"""`python -m benchmarks [section ...]`: a table on the terminal, JSON beside it. Leave the machine alone meanwhile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.pairing import Figure
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them where none is named")
+    parser.add_argument("--turns", type=int, default=5, help="turns that every contender takes (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a stepping measurement (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.sections if name not in SECTIONS]:
+        parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")
+    result: dict[str, Any] = {"machine": machine(), "turns": chosen.turns}
+    for name in chosen.sections or SECTIONS:
+        result[name] = SECTIONS[name](chosen)
+        show(name, result[name])
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(json.dumps(result, indent=1))
+    print(f"written: {chosen.output}")
+
+
+def machine() -> dict[str, str]:
+    """Where this was measured."""
+    packages = ("torch", "mujoco", "metaworld", "gymnasium", "numpy")
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    about = {"processor": model, "cores": str(len(os.sched_getaffinity(0))), "python": platform.python_version()}
+    return about | {name: version(name) for name in packages}
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def stepping(chosen: argparse.Namespace) -> Rows:
+    """MT10, one environment per task: ours against Meta-World's vector environments, EnvPool and physics alone."""
+    from benchmarks import stepping as section
+
+    cores = len(os.sched_getaffinity(0))
+    figures = section.measure("mt10", cores, chosen.seconds, chosen.turns)
+    return compare(figures, [section.GYM.format("async"), section.PHYSICS.format(cores)])
+
+
+def updates(chosen: argparse.Namespace) -> Rows:
+    """One update, all cores: ours against a plain matrix product of as many operations, and against the naive form."""
+    from benchmarks import updates as section
+
+    cores = len(os.sched_getaffinity(0))
+    rows: Rows = []
+    for experiment, overrides, naive in section.CASES:
+        figures, gflop = section.measure(experiment, overrides, chosen.turns, cores, naive)
+        against = [section.PRODUCT, *[section.NAIVE][:naive]]
+        what = f"{experiment} {' '.join(overrides)}".strip()
+        rows += [
+            row | {"what": f"{what}: {row['what']}", "GFLOP": round(gflop, 2)} for row in compare(figures, against)
+        ]
+    return rows
+
+
+def runs(chosen: argparse.Namespace) -> Rows:
+    """A whole run against collecting alone and learning alone."""
+    from benchmarks import whole
+
+    rows = []
+    for experiment, steps in (("quickstart", 8_000), ("mt10_soft", 600)):
+        figures = whole.rates(experiment, steps, max(1, chosen.turns // 2))
+        for row in compare(figures, [whole.COLLECT, whole.LEARN]):
+            rows.append(row | {"what": f"{experiment}: {row['what']}"})
+    return rows
+
+
+def startup(chosen: argparse.Namespace) -> Rows:
+    """Seconds from the command to the first round, goals cached, and of --help; memory of a run."""
+    from benchmarks import whole
+
+    rows = []
+    for name, measure in {
+        "mt10_soft: command to first round": lambda: whole.startup("mt10_soft"),
+        "mt50_soft: command to first round": lambda: whole.startup("mt50_soft"),
+        "--help": whole.help_seconds,
+    }.items():
+        measure()  # goals, byte code
+        rows.append(_seconds(name, measure, chosen.turns))
+    for experiment in ("mt10_soft", "mt50_soft"):
+        gib = whole.peak_memory(experiment, 60.0)
+        rows.append({"what": f"{experiment}: memory after a minute", "median": gib, "unit": "GiB"})
+    return rows
+
+
+def _seconds(name: str, measure: Callable[[], float], turns: int) -> dict[str, Any]:
+    figure = Figure(name, "s", [measure() for _ in range(turns)])
+    return {"what": name, "median": figure.median, "unit": "s", "each": figure.rates}
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "stepping": stepping,
+    "updates": updates,
+    "runs": runs,
+    "startup": startup,
+}
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def compare(figures: list[Figure], against: list[str]) -> Rows:
+    """Each figure with its ratios to some of the others."""
+    by_name = {figure.name: figure for figure in figures}
+    return [
+        {"what": figure.name, "median": figure.median, "unit": figure.unit, "each": figure.rates}
+        | {f"x {name}": figure.ratio(by_name[name]) for name in against if name in by_name}
+        for figure in figures
+    ]
+
+
+def show(name: str, rows: Rows) -> None:
+    """A section's table: medians, and ratios with their least and most."""
+    print(f"\n{name}: {(SECTIONS[name].__doc__ or '').strip()}")
+    table = Table()
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "each"))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("what", "unit") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(width=150).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Updates per second: ours, the naive module-by-module form, and what a plain matrix product would allow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.naive import NaiveSAC
+from benchmarks.pairing import Figure, Rate, alternate
+from softmod.config import compose, typed
+from softmod.experiment import choose, make_agent, networks
+from softmod.replay import Batch, Replay
+from softmod.types import EnvSpec
+
+PRODUCT = "plain matrix product"
+NAIVE = "module by module"
+CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
+    ("mt10_soft", [], True),
+    ("mt10_soft_deep", [], True),
+    ("mt50_soft", [], True),
+    ("mt10_mt_sac", [], False),
+    ("mt10_mt_mh_sac", [], False),
+    ("quickstart", [], True),
+]
+
+
+def measure(experiment: str, overrides: list[str], turns: int, threads: int, naive: bool) -> tuple[list[Figure], float]:
+    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP."""
+    torch.set_num_threads(threads)
+    update, operations, spec, cfg = ours(experiment, overrides)
+    rates: dict[str, Rate] = {
+        cfg.method: partial(per_second, update),
+        PRODUCT: partial(product, operations),
+    }
+    if naive:
+        rates[NAIVE] = partial(per_second, naively(cfg, spec))
+    return alternate(rates, "updates/s", turns), operations / 1e9
+
+
+def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
+    """Calls per second, over at least this long."""
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        update()
+        calls += 1
+    return calls / (time.perf_counter() - began)
+
+
+def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
+    """A call that makes one update, its floating point operations, and what it was made for."""
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    cfg = typed(compose([f"experiment={experiment}", *overrides]))
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    fabric = L.Fabric(accelerator="cpu", devices=1)
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
+    replay = Replay(spec, 4 * cfg.run.batch_per_task)
+    replay.append(torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths)))
+    draws = torch.Generator().manual_seed(0)
+
+    def update() -> None:
+        agent.training_step(replay.sample(cfg.run.batch_per_task, draws), 0)
+
+    update()
+    with FlopCounterMode(display=False) as counter:
+        update()
+    return update, counter.get_total_flops(), spec, cfg
+
+
+def learning_rate(experiment: str) -> float:
+    """Env steps per second that updates alone would allow, with as many threads as training takes."""
+    update, _, spec, cfg = ours(experiment, [])
+    torch.set_num_threads(choose(cfg, spec, networks(cfg, spec)[1], None).threads)
+    return per_second(update) / cfg.run.update_ratio * spec.num_tasks
+
+
+def naively(cfg: Any, spec: EnvSpec) -> Any:
+    """A call that makes the same update module by module."""
+    net, rows = cfg.actor, cfg.run.batch_per_task
+    sac = NaiveSAC(
+        spec.obs_dim, spec.action_dim, spec.num_tasks, layers=net.num_layers, modules=net.num_modules,
+        width=net.module_width, embedding=net.embedding_width, gating=net.gating_width,
+    )  # fmt: skip
+    batch = Batch(*(torch.randn(spec.num_tasks * rows, width) for width in (39, 4, 1, 39)))
+    task = torch.eye(spec.num_tasks).repeat_interleave(rows, 0)
+    return lambda: sac.update(batch.obs, batch.action, batch.reward.squeeze(-1), batch.next_obs, task)
+
+
+def product(operations: int, size: int = 2048) -> float:
+    """The same number of operations in one large fp32 matrix product: updates per second that it would allow."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    return per_second(lambda: torch.mm(a, b, out=out)) * 2 * size**3 / operations
