@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
-from softmod.config import compose, typed
+from softmod.config import build, compose, typed
 from softmod.experiment import choose, make_agent, networks
 from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec
@@ -76,7 +76,7 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
 def learning_rate(experiment: str) -> float:
     """Env steps per second that updates alone would allow, with as many threads as training takes."""
     update, _, spec, cfg = ours(experiment, [])
-    torch.set_num_threads(choose(cfg, spec, networks(cfg, spec)[1], None).threads)
+    torch.set_num_threads(choose(cfg, build(cfg.env), None).threads)
     return per_second(update) / cfg.run.update_ratio * spec.num_tasks
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
 from softmod.config import build, flat, identity, resolve_target, run_folder
+from softmod.cores import MEASURED_TASKS, Chosen, Costs, Round, best, remembered, thread_counts, timed
+from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError
 from softmod.log import Log
@@ -30,8 +30,8 @@ from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import EnvSpec, TaskScore, TaskSuite
 from softmod.uploader import start_uploader
-from softmod.workers.pool import Workers
-from softmod.workers.worker import Plan
+from softmod.workers.pool import Workers, numpy_weights
+from softmod.workers.worker import Collector, Plan
 
 Found = tuple[Path, dict[str, Any]]
 
@@ -90,13 +90,12 @@ def _train(
 ) -> list[TaskScore]:
     suite, actor, critic = parts
     spec = suite.spec
-    chosen = choose(cfg, spec, critic, found)
+    chosen = choose(cfg, suite, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
         plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
-        precision: Any = cfg.fabric.precision
-        fabric = L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
+        fabric = make_fabric(cfg)
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
         clock = Clock()
@@ -162,27 +161,39 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
 # --- what a run is built of -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Processes and threads: what was asked for, or else what the cores at hand suggest."""
-
-    processes: int
-    threads: int
-
-
-HEAVY_UPDATE = 2e9  # floating point operations from which an update gains by all cores
-
-
-def choose(cfg: TrainConfig, spec: EnvSpec, critic: Network, found: Found | None) -> Chosen:
-    """A resumed run keeps what it had, unless told otherwise: equal states need equal numbers."""
-    cores = len(os.sched_getaffinity(0))
+def choose(cfg: TrainConfig, suite: TaskSuite, found: Found | None) -> Chosen:
+    """What was asked for, else what the run had before (equal states need equal numbers), else what measures best."""
     before = found[1] if found else {}
-    processes = cfg.workers.processes
-    if processes is None:
-        processes = before.get("processes", max(1, min(cores - 1, spec.num_tasks * cfg.workers.copies)))
-    operations = 8 * critic.num_parameters() * cfg.run.batch_per_task * spec.num_tasks
-    beside_workers = cores if operations > HEAVY_UPDATE or not processes else max(1, cores - processes)
-    return Chosen(processes, cfg.fabric.threads or before.get("threads", beside_workers))
+    processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
+    threads = cfg.fabric.threads or before.get("threads")
+    if processes is not None and threads:
+        return Chosen(processes, threads)
+    steps, environments = cfg.run.round_steps * cfg.workers.copies, suite.spec.num_tasks * cfg.workers.copies
+    wanted = Round(steps * cfg.run.update_ratio, steps * suite.spec.num_tasks, environments)
+    question = {"identity": identity(cfg), "processes": processes, "threads": threads, "torch": torch.__version__}
+    return remembered(
+        cache_folder(), question, lambda: measure(cfg, suite), lambda costs: best(costs, wanted, processes, threads)
+    )
+
+
+def measure(cfg: TrainConfig, suite: TaskSuite) -> Costs:
+    """An update's seconds by threads, and an environment step's, with an agent of their own."""
+    agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg))
+    replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
+    replay.append(torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths)))
+    update: dict[int, float] = {}
+    for threads in thread_counts():
+        torch.set_num_threads(threads)
+        update[threads] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
+    torch.set_num_threads(1)
+    tasks = list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
+    collector = Collector(Plan(suite, networks(cfg, suite.spec)[0], cfg.seed), tasks, [0])
+    weights, steps = numpy_weights(agent.policy()), cfg.run.round_steps
+    try:
+        step = timed(lambda: collector.collect(weights, steps)) / (steps * len(tasks))
+    finally:
+        collector.close()
+    return Costs(update, step)
 
 
 def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
@@ -211,6 +222,11 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
             cfg.critic, cfg.allow, in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
         )
     return actor, critic
+
+
+def make_fabric(cfg: TrainConfig) -> L.Fabric:
+    precision: Any = cfg.fabric.precision
+    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
 
 
 def make_agent(

@@ -23,6 +23,7 @@ RUN_TAG = "softmod.run_id"
 SWEEP_TAG = "softmod.sweep_id"
 ENDED_TAG = "softmod.ended"  # "unexpectedly", where the training process went without a word
 PARENT_TAG = "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the dashboard opens with runs, not with chat traces
 MAX_NAME = 250  # characters of a metric, param or tag
 SQLITE = "sqlite:///"
 
@@ -100,7 +101,7 @@ def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = N
     found = client.get_experiment_by_name(name)
     if found is None:
         with suppress(MlflowException):  # somebody else's may be there by now
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=KIND))
         found = client.get_experiment_by_name(name)
         if found is None:
             raise ConnectionError(f"experiment {name!r} can be neither found nor made")

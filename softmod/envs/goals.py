@@ -61,11 +61,15 @@ def first_line(error: Exception) -> str:
     return format_exception_only(error)[0].splitlines()[0][:160]
 
 
-def cache_path(benchmark: str, seed: int) -> Path:
-    """Where a benchmark's goals are kept: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
+def cache_folder() -> Path:
+    """What need not be found out twice: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod")
-    return Path(folder) / f"goals-{benchmark}-seed{seed}-metaworld{version('metaworld')}.npz"
+    return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
+
+
+def cache_path(benchmark: str, seed: int) -> Path:
+    """Where a benchmark's goals are kept."""
+    return cache_folder() / f"goals-{benchmark}-seed{seed}-metaworld{version('metaworld')}.npz"
 
 
 def draw(env: Any, rng: np.random.Generator | np.random.RandomState) -> Goal:

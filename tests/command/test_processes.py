@@ -30,9 +30,9 @@ store.prepare_environment()
 
 
 @pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
+def environment(cache: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SOFTMOD_"))}
-    return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", "SOFTMOD_CACHE": str(cache)}
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -72,6 +72,8 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
     assert {run.info.status for run in everything} == {"FINISHED"}
     assert {run.data.tags[store.PARENT_TAG] for run in children} == {parent.info.run_id}
     assert parent.info.run_name == "toy: method, seed"
+    client = store.connect(f"sqlite:///{swept / 'mlflow.db'}")
+    assert store.KIND.items() <= client.get_experiment_by_name("toy").tags.items()
     told = {(run.data.params["method"], run.data.params["seed"]) for run in children}
     assert told == {(method, seed) for method in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")}
     for run in children:

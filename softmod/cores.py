@@ -1,0 +1,125 @@
+"""What the cores at hand do: how many step environments, how many threads update. Measured once, then remembered.
+
+Equal states need equal numbers, so a resumed run keeps its own, and a repeated one finds the same choice in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Worker processes (0: inline) and threads of the learner."""
+
+    processes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that one update takes with so many threads, and an environment step in a worker."""
+
+    update: Mapping[int, float]
+    step: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round asks for: updates, environment steps, and environments that processes can share out."""
+
+    updates: float
+    env_steps: int
+    environments: int
+
+
+def available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_counts(cores: int = 0) -> list[int]:
+    """1, 2, 4, ... and all of them."""
+    cores = cores or available()
+    return sorted({2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores})
+
+
+def best(
+    costs: Costs, wanted: Round, processes: int | None = None, threads: int | None = None, cores: int = 0
+) -> Chosen:
+    """The choice with the shortest round; what is given stays as it is. Of equals the one with fewer of both."""
+    cores = cores or available()
+    most = max(1, min(cores, wanted.environments))
+    choices = [
+        Chosen(p, t)
+        for p in ([processes] if processes is not None else range(1, most + 1))
+        for t in ([threads] if threads else thread_counts(cores))
+    ]
+    return min(
+        choices, key=lambda choice: (round(seconds(costs, wanted, choice, cores), 6), choice.threads, choice.processes)
+    )
+
+
+def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
+    """How long a round takes: the longer half, or, where cores are short, all the work over all cores."""
+    learn = wanted.updates * costs.update[choice.threads]
+    collect = wanted.env_steps * costs.step
+    if not choice.processes:
+        return learn + collect
+    busy = learn * choice.threads + collect
+    return max(learn, collect / choice.processes, busy / cores)
+
+
+# --- remembering ------------------------------------------------------------------------------------------------------
+
+
+def remembered(
+    folder: Path, question: Mapping[str, Any], measure: Callable[[], Costs], choose: Callable[[Costs], Chosen]
+) -> Chosen:
+    """The choice for this question on this machine; measured where it was never asked before."""
+    about = {"machine": [platform.node(), platform.machine(), _processor(), available()], **question}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"cores-{key}.json"
+    try:
+        return Chosen(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        chosen = choose(measure())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(asdict(chosen)))
+        beside.replace(path)
+    except OSError as error:
+        log.warning("what was measured cannot be kept in %s (%s): it is measured again next time", folder, error)
+    return chosen
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def timed(work: Callable[[], object], least: float = 0.25) -> float:
+    """Seconds per call, the best of several tries: what disturbs a measurement only ever makes it longer."""
+    work()
+    shortest, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < least:
+        start = time.perf_counter()
+        work()
+        shortest = min(shortest, time.perf_counter() - start)
+    return shortest
