@@ -1,0 +1,194 @@
+"""Meta-World's environments with faster hot paths, equal to the bit: observations, rewards, success.
+
+What all tasks share (the step, the observation, look-ups by name, the contact test, the caging reward) is written anew
+in `FastSawyer`. What is a task's own (where its objects are, its reward) is Meta-World's code as it is, but calls the
+stand-ins of `softmod.envs.scalars`. Nothing of Meta-World is patched. Imports metaworld and mujoco.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import mujoco
+import numpy as np
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.utils.reward_utils import hamacher_product
+from numpy.typing import NDArray
+
+from softmod.envs.scalars import STAND_INS, norm, tolerance
+
+Doubles = NDArray[np.float64]
+
+HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_reward", "_gripper_caging_reward",
+       "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
+HAND_DOWN = (1.0, 0.0, 1.0, 0.0)  # the mocap body's orientation, as a quaternion
+
+
+@cache
+def fast_class(cls: type) -> type:
+    """The fast version of one of Meta-World's environment classes: a subclass of the same name."""
+    own = {name: _with_stand_ins(vars(cls)[name]) for name in HOT if name in vars(cls)}
+    return type(cls.__name__, (cls, FastSawyer), own)  # a task's overrides come before ours, ours before the base's
+
+
+def _with_stand_ins(method: Any) -> Any:
+    """The same code, seeing stand-ins under its global names; if it insists on a task being set, it still does."""
+    if isinstance(method, staticmethod):
+        return staticmethod(_with_stand_ins(method.__func__))
+    if method.__name__ == "inner":
+        (wrapped,) = (cell.cell_contents for cell in method.__closure__)
+        return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped))
+    seen = {name: _stand_in(value) for name, value in method.__globals__.items()}
+    copy = FunctionType(method.__code__, seen, method.__name__, method.__defaults__, method.__closure__)
+    copy.__kwdefaults__ = method.__kwdefaults__
+    return copy
+
+
+def _stand_in(value: Any) -> Any:
+    return next((ours for theirs, ours in STAND_INS if value is theirs), value)
+
+
+class Positions(dict[str, Doubles]):
+    """Live views `[3]` of positions, by name; each name is looked up once."""
+
+    def __init__(self, look_up: Callable[[str], Any]) -> None:
+        self._look_up = look_up
+
+    def __missing__(self, name: str) -> Doubles:
+        view: Doubles = self._look_up(name).xpos
+        self[name] = view
+        return view
+
+
+class FastSawyer(SawyerXYZEnv):
+    """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        model, data = super()._initialize_simulation()
+        self._body, self._site = Positions(data.body), Positions(data.site)
+        self._control, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
+        self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
+        if model.nsensor or model.nmocap != 1:
+            raise NotImplementedError(f"{self.model_name}: only models with one mocap body and no sensors")
+        return model, data
+
+    def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
+        """Meta-World's step, without moving target sites, which `mj_forward` puts back, and the flag nobody sets."""
+        if not self._set_task_called:
+            raise RuntimeError("You must call env.set_task before using env.step")
+        assert len(action) == 4, f"Actions should be size 4, got {len(action)}"
+        self.set_xyz_action(action[:3])
+        if self.curr_path_length >= self.max_path_length:
+            raise ValueError("You must reset the env manually once truncate==True")
+        grip = action[-1]
+        self.do_simulation((grip, -grip), self.frame_skip)
+        self.curr_path_length += 1
+        mujoco.mj_forward(self.model, self.data)
+        space = self.sawyer_observation_space
+        obs = np.minimum(np.maximum(self._get_obs(), space.low), space.high)
+        self._last_stable_obs = obs
+        reward, info = self.evaluate_state(obs, action)
+        return obs, reward, False, self.curr_path_length == self.max_path_length, info
+
+    def set_xyz_action(self, action: Any) -> None:
+        """Move the mocap body by `[3]` in [-1, 1], within its bounds; the product keeps the action's type."""
+        moved = self._mocap_pos + np.minimum(np.maximum(action, -1), 1) * self.action_scale
+        np.minimum(np.maximum(moved, self.mocap_low), self.mocap_high, out=self._mocap_pos)
+        self._mocap_quat[:] = HAND_DOWN
+
+    def do_simulation(self, ctrl: Any, n_frames: int) -> None:
+        """Simulate without `mj_rnePostConstraint`: what it computes (cacc, cfrc_int, cfrc_ext) only sensors read."""
+        self._control[:] = ctrl
+        mujoco.mj_step(self.model, self.data, n_frames)
+
+    def _get_obs(self) -> Doubles:
+        """`[39]`: 18 now, 18 one step before, 3 of the goal."""
+        now = self._get_curr_obs_combined_no_goal()
+        obs = np.empty(39)
+        obs[:18], obs[18:36] = now, self._prev_obs
+        obs[36:] = 0.0 if self._partially_observable else self._get_pos_goal()
+        self._prev_obs = now
+        return obs
+
+    def _get_curr_obs_combined_no_goal(self) -> Doubles:
+        """`[18]`: hand 3, opening 1, then 7 for each of up to two objects: position 3, quaternion 4."""
+        body = self._body
+        obs = np.zeros(18)
+        obs[:3] = body["hand"]
+        obs[3] = min(max(norm(body["rightclaw"] - body["leftclaw"]) / 0.1, 0.0), 1.0)
+        position, quaternion = self._get_pos_objects(), self._get_quat_objects()
+        obs[4:7], obs[7:11] = position[:3], quaternion[:4]
+        if len(position) > 3:
+            obs[11:14], obs[14:] = position[3:], quaternion[4:]
+        return obs
+
+    def get_endeff_pos(self) -> Doubles:
+        return self._body["hand"]
+
+    def get_body_com(self, body_name: str) -> Doubles:
+        return self._body[body_name]
+
+    def _get_site_pos(self, site_name: str) -> Doubles:
+        return self._site[site_name].copy()
+
+    @property
+    def tcp_center(self) -> Doubles:
+        """The middle `[3]` between the fingers."""
+        return (self._site["rightEndEffector"] + self._site["leftEndEffector"]) / 2.0
+
+    def touching_object(self, object_geom_id: int) -> bool:
+        """Whether both pads press on an object."""
+        contact, left, right = self.data.contact, 0.0, 0.0
+        for place, pair in enumerate(contact.geom.tolist()):
+            if object_geom_id in pair:
+                force = self.data.efc_force[contact.efc_address[place]]  # the last one for a contact without address
+                left += force if self._pads[0] in pair else 0.0
+                right += force if self._pads[1] in pair else 0.0
+        return bool(0 < left and 0 < right)
+
+    def _gripper_caging_reward(
+        self,
+        action: Any,
+        obj_pos: Doubles,
+        obj_radius: float,
+        pad_success_thresh: float,
+        object_reach_radius: float,
+        xz_thresh: float,
+        desired_gripper_effort: float = 1.0,
+        high_density: bool = False,
+        medium_density: bool = False,
+    ) -> Any:
+        """How well the gripper holds an object, from 0 to 1: around it along y, near it in x and z, and closed."""
+        if high_density and medium_density:
+            raise ValueError("Can only be either high_density or medium_density")
+        caging = hamacher_product(
+            self._caging_y(obj_pos, obj_radius, pad_success_thresh), self._caging_xz(obj_pos, xz_thresh)
+        )
+        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort  # as float32 as the action
+        caged = hamacher_product(caging, closed if caging > 0.97 else 0.0)
+        if high_density:
+            return (caged + caging) / 2
+        if medium_density:
+            return (caged + self._reach(obj_pos, object_reach_radius)) / 2
+        return caged
+
+    def _caging_y(self, obj_pos: Doubles, near: float, far: float) -> float:
+        """Both pads beside the object along y; the margin is where they are as seen from where it lay at first."""
+        y, first = obj_pos.item(1), float(self.obj_init_pos[1])
+        pads = self._body["leftpad"].item(1), self._body["rightpad"].item(1)
+        return hamacher_product(
+            *(tolerance(abs(pad - y), (near, far), abs(abs(pad - first) - far), "long_tail") for pad in pads)
+        )
+
+    def _caging_xz(self, obj_pos: Doubles, near: float) -> float:
+        """The gripper near the object in x and z, as seen from where both were at first."""
+        margin = norm(self.obj_init_pos[::2] - self.init_tcp[::2]) - near
+        return tolerance(norm(self.tcp_center[::2] - obj_pos[::2]), (0, near), margin, "long_tail")
+
+    def _reach(self, obj_pos: Doubles, near: float) -> float:
+        """The gripper near the object, as seen from where both were at first."""
+        margin = abs(norm(self.obj_init_pos - self.init_tcp) - near)
+        return tolerance(norm(obj_pos - self.tcp_center), (0, near), margin, "long_tail")

@@ -1,0 +1,115 @@
+"""What Meta-World's tasks compute on single numbers and short vectors, without numpy's overhead.
+
+Each function returns the bits *and the type* of what it stands for, since types decide how the next operation rounds:
+a Python float times a `float32` is a `float32`, a `float64` times a `float32` a `float64`. Whatever is not a plain case
+goes to the original. Where the order of a sum is a library's business (`dot`), the same library sums.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import sqrt
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from metaworld.utils import reward_utils
+from numpy import float64
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+DOUBLE = np.dtype(float64)
+NUMBERS = (float, float64)
+
+
+def norm(x: Any, *args: Any, **options: Any) -> Any:
+    """`np.linalg.norm`; plain are float64 vectors and scalars."""
+    if not (args or options):
+        kind = type(x)
+        if kind is np.ndarray and x.ndim == 1 and x.dtype is DOUBLE and x.flags.c_contiguous:
+            return float64(sqrt(x.dot(x)))
+        if kind is float64:
+            return float64(sqrt(x * x))
+    return np.linalg.norm(x, *args, **options)
+
+
+def hstack(arrays: Any, **options: Any) -> Any:
+    """`np.hstack`; plain are vectors."""
+    if not options and all(type(array) is np.ndarray and array.ndim == 1 for array in arrays):
+        return np.concatenate(arrays)
+    return np.hstack(arrays, **options)
+
+
+def tolerance(
+    x: Any, bounds: Any = (0.0, 0.0), margin: Any = 0.0, sigmoid: Any = "gaussian", value_at_margin: float = 0.1
+) -> Any:
+    """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the tasks use."""
+    lower, upper = bounds
+    if type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
+        if lower <= x <= upper:
+            return 1.0
+        distance = float((lower - x if x < lower else x - upper) / margin)
+        try:
+            if sigmoid == "long_tail":
+                return 1 / ((distance * _long_tail(value_at_margin)) ** 2 + 1)
+            if sigmoid == "gaussian":  # numpy's exp, since math's rounds otherwise
+                return float(np.exp(-0.5 * (distance * _gaussian(value_at_margin)) ** 2))
+        except OverflowError:  # numpy squares to infinity and goes on
+            pass
+    return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
+
+
+@cache
+def _long_tail(value: float) -> float:
+    """How to stretch the axis so that `1 / (x^2 + 1)` has this value at 1."""
+    return float(np.sqrt(1 / value - 1))
+
+
+@cache
+def _gaussian(value: float) -> float:
+    """How to stretch the axis so that `exp(-x^2 / 2)` has this value at 1."""
+    return float(np.sqrt(-2 * np.log(value)))
+
+
+class Quaternion:
+    """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to quaternions `[4]`."""
+
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[np.float64]) -> Quaternion:
+        return cls(matrix)
+
+    def as_quat(self) -> NDArray[np.float64]:
+        """`[x, y, z, w]`, found from the largest of diagonal and trace, the first of equals, then normalised.
+
+        MuJoCo makes its matrices from unit quaternions, so that scipy never has to orthogonalise them.
+        """
+        (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = self._matrix.tolist()
+        trace = xx + yy + zz
+        if trace > xx and trace > yy and trace > zz:
+            x, y, z, w = zy - yz, xz - zx, yx - xy, 1 + trace
+        elif xx >= yy and xx >= zz:
+            x, y, z, w = 1 - trace + 2 * xx, yx + xy, zx + xz, zy - yz
+        elif yy >= zz:
+            x, y, z, w = yx + xy, 1 - trace + 2 * yy, zy + yz, xz - zx
+        else:
+            x, y, z, w = zx + xz, zy + yz, 1 - trace + 2 * zz, yx - xy
+        length = sqrt(x * x + y * y + z * z + w * w)
+        return np.array((x / length, y / length, z / length, w / length))
+
+
+def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
+    """A copy of a module's names, some of them replaced; the module itself stays as it is."""
+    copy = ModuleType(module.__name__, module.__doc__)
+    vars(copy).update({**vars(module), **replaced})
+    return copy
+
+
+STAND_INS: tuple[tuple[Any, Any], ...] = (
+    (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), hstack=hstack)),
+    (reward_utils, _stand_in(reward_utils, tolerance=tolerance)),
+    (reward_utils.tolerance, tolerance),
+    (Rotation, Quaternion),
+)
