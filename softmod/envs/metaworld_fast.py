@@ -8,47 +8,52 @@ stand-ins of `softmod.envs.scalars`. Nothing of Meta-World is patched. Imports m
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
+from math import sqrt
 from types import FunctionType
 from typing import Any
 
-import mujoco
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils.reward_utils import hamacher_product
+from mujoco import mj_forward, mj_step
 from numpy.typing import NDArray
 
-from softmod.envs.scalars import STAND_INS, norm, tolerance
+from softmod.envs.scalars import STAND_INS, Pairs, tolerance
 
 Doubles = NDArray[np.float64]
 
 HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_reward", "_gripper_caging_reward",
        "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
-HAND_DOWN = (1.0, 0.0, 1.0, 0.0)  # the mocap body's orientation, as a quaternion
+HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation, as a quaternion
 
 
 @cache
 def fast_class(cls: type) -> type:
     """The fast version of one of Meta-World's environment classes: a subclass of the same name."""
-    own = {name: _with_stand_ins(vars(cls)[name]) for name in HOT if name in vars(cls)}
-    return type(cls.__name__, (cls, FastSawyer), own)  # a task's overrides come before ours, ours before the base's
+    fast = type(cls.__name__, (cls, FastSawyer), {})  # a task's overrides come before ours, ours before the base's
+    pairs = (*STAND_INS, (cls, fast))
+    for name in HOT:
+        if name in vars(cls):
+            setattr(fast, name, _with_stand_ins(vars(cls)[name], pairs))
+    return fast
 
 
-def _with_stand_ins(method: Any) -> Any:
+def _with_stand_ins(method: Any, pairs: Pairs) -> Any:
     """The same code, seeing stand-ins under its global names; if it insists on a task being set, it still does."""
     if isinstance(method, staticmethod):
-        return staticmethod(_with_stand_ins(method.__func__))
+        return staticmethod(_with_stand_ins(method.__func__, pairs))
     if method.__name__ == "inner":
         (wrapped,) = (cell.cell_contents for cell in method.__closure__)
-        return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped))
-    seen = {name: _stand_in(value) for name, value in method.__globals__.items()}
+        return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped, pairs))
+    seen = {name: _stand_in(value, pairs) for name, value in method.__globals__.items()}
     copy = FunctionType(method.__code__, seen, method.__name__, method.__defaults__, method.__closure__)
     copy.__kwdefaults__ = method.__kwdefaults__
     return copy
 
 
-def _stand_in(value: Any) -> Any:
-    return next((ours for theirs, ours in STAND_INS if value is theirs), value)
+def _stand_in(value: Any, pairs: Pairs) -> Any:
+    return next((ours for theirs, ours in pairs if value is theirs), value)
 
 
 class Positions(dict[str, Doubles]):
@@ -66,17 +71,20 @@ class Positions(dict[str, Doubles]):
 class FastSawyer(SawyerXYZEnv):
     """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
 
+    _tcp: Doubles | None = None  # the middle between the fingers while a step is evaluated
+
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, data = super()._initialize_simulation()
+        if model.nsensor or model.nmocap != 1:
+            raise NotImplementedError(f"{self.model_name}: only for models with one mocap body and no sensors")
         self._body, self._site = Positions(data.body), Positions(data.site)
         self._control, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
         self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
-        if model.nsensor or model.nmocap != 1:
-            raise NotImplementedError(f"{self.model_name}: only models with one mocap body and no sensors")
+        self._pair = np.empty(2)
         return model, data
 
     def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
-        """Meta-World's step, without moving target sites, which `mj_forward` puts back, and the flag nobody sets."""
+        """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a flag nobody sets."""
         if not self._set_task_called:
             raise RuntimeError("You must call env.set_task before using env.step")
         assert len(action) == 4, f"Actions should be size 4, got {len(action)}"
@@ -86,44 +94,59 @@ class FastSawyer(SawyerXYZEnv):
         grip = action[-1]
         self.do_simulation((grip, -grip), self.frame_skip)
         self.curr_path_length += 1
-        mujoco.mj_forward(self.model, self.data)
+        mj_forward(self.model, self.data)
         space = self.sawyer_observation_space
-        obs = np.minimum(np.maximum(self._get_obs(), space.low), space.high)
-        self._last_stable_obs = obs
-        reward, info = self.evaluate_state(obs, action)
+        obs = self._last_stable_obs = np.minimum(np.maximum(self._get_obs(), space.low), space.high)
+        self._tcp = self.tcp_center
+        try:
+            reward, info = self.evaluate_state(obs, action)
+        finally:
+            self._tcp = None
         return obs, reward, False, self.curr_path_length == self.max_path_length, info
 
     def set_xyz_action(self, action: Any) -> None:
-        """Move the mocap body by `[3]` in [-1, 1], within its bounds; the product keeps the action's type."""
-        moved = self._mocap_pos + np.minimum(np.maximum(action, -1), 1) * self.action_scale
-        np.minimum(np.maximum(moved, self.mocap_low), self.mocap_high, out=self._mocap_pos)
+        """Move the mocap body by `[3]` in [-1, 1], within its bounds. The product rounds in the action's own type."""
+        x, y, z = action
+        if not (-1 <= x <= 1 and -1 <= y <= 1 and -1 <= z <= 1):
+            action = np.clip(action, -1, 1)
+        place, lows, highs = self._mocap_pos, self.mocap_low.tolist(), self.mocap_high.tolist()
+        for axis, delta in enumerate((action * self.action_scale).tolist()):
+            place[axis] = min(max(place.item(axis) + delta, lows[axis]), highs[axis])
         self._mocap_quat[:] = HAND_DOWN
 
     def do_simulation(self, ctrl: Any, n_frames: int) -> None:
         """Simulate without `mj_rnePostConstraint`: what it computes (cacc, cfrc_int, cfrc_ext) only sensors read."""
-        self._control[:] = ctrl
-        mujoco.mj_step(self.model, self.data, n_frames)
+        control = self._control
+        control[0], control[1] = ctrl
+        mj_step(self.model, self.data, n_frames)
 
     def _get_obs(self) -> Doubles:
         """`[39]`: 18 now, 18 one step before, 3 of the goal."""
-        now = self._get_curr_obs_combined_no_goal()
-        obs = np.empty(39)
-        obs[:18], obs[18:36] = now, self._prev_obs
-        obs[36:] = 0.0 if self._partially_observable else self._get_pos_goal()
-        self._prev_obs = now
+        obs = np.zeros(39)
+        self._observe(obs)
+        obs[18:36] = self._prev_obs
+        self._prev_obs = obs[:18].copy()
+        if not self._partially_observable:
+            obs[36:] = self._get_pos_goal()
         return obs
 
     def _get_curr_obs_combined_no_goal(self) -> Doubles:
-        """`[18]`: hand 3, opening 1, then 7 for each of up to two objects: position 3, quaternion 4."""
-        body = self._body
         obs = np.zeros(18)
-        obs[:3] = body["hand"]
-        obs[3] = min(max(norm(body["rightclaw"] - body["leftclaw"]) / 0.1, 0.0), 1.0)
-        position, quaternion = self._get_pos_objects(), self._get_quat_objects()
-        obs[4:7], obs[7:11] = position[:3], quaternion[:4]
-        if len(position) > 3:
-            obs[11:14], obs[14:] = position[3:], quaternion[4:]
+        self._observe(obs)
         return obs
+
+    def _observe(self, obs: Doubles) -> None:
+        """Write hand 3, opening 1, then for each of one or two objects position 3 and quaternion 4."""
+        body = self._body
+        apart = body["rightclaw"] - body["leftclaw"]
+        obs[:3] = body["hand"]
+        obs[3] = min(max(sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        position, quaternion = self._get_pos_objects(), self._get_quat_objects()
+        if len(position) == 3:
+            obs[4:7], obs[7:11] = position, quaternion
+        else:
+            obs[4:7], obs[7:11] = position[:3], quaternion[:4]
+            obs[11:14], obs[14:18] = position[3:], quaternion[4:]
 
     def get_endeff_pos(self) -> Doubles:
         return self._body["hand"]
@@ -137,7 +160,17 @@ class FastSawyer(SawyerXYZEnv):
     @property
     def tcp_center(self) -> Doubles:
         """The middle `[3]` between the fingers."""
+        if self._tcp is not None:
+            return self._tcp
         return (self._site["rightEndEffector"] + self._site["leftEndEffector"]) / 2.0
+
+    @cached_property
+    def _main_object(self) -> int:
+        return self._get_id_main_object()
+
+    @property
+    def touching_main_object(self) -> bool:
+        return self.touching_object(self._main_object)
 
     def touching_object(self, object_geom_id: int) -> bool:
         """Whether both pads press on an object."""
@@ -167,7 +200,7 @@ class FastSawyer(SawyerXYZEnv):
         caging = hamacher_product(
             self._caging_y(obj_pos, obj_radius, pad_success_thresh), self._caging_xz(obj_pos, xz_thresh)
         )
-        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort  # as float32 as the action
+        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort  # of the action's own type
         caged = hamacher_product(caging, closed if caging > 0.97 else 0.0)
         if high_density:
             return (caged + caging) / 2
@@ -176,19 +209,25 @@ class FastSawyer(SawyerXYZEnv):
         return caged
 
     def _caging_y(self, obj_pos: Doubles, near: float, far: float) -> float:
-        """Both pads beside the object along y; the margin is where they are as seen from where it lay at first."""
-        y, first = obj_pos.item(1), float(self.obj_init_pos[1])
-        pads = self._body["leftpad"].item(1), self._body["rightpad"].item(1)
+        """Both pads beside the object along y; margins are distances from where it lay at first."""
+        y, first = obj_pos.item(1), self.obj_init_pos.item(1)
+        left, right = self._body["leftpad"].item(1), self._body["rightpad"].item(1)
         return hamacher_product(
-            *(tolerance(abs(pad - y), (near, far), abs(abs(pad - first) - far), "long_tail") for pad in pads)
+            tolerance(abs(left - y), (near, far), abs(abs(left - first) - far), "long_tail"),
+            tolerance(abs(right - y), (near, far), abs(abs(right - first) - far), "long_tail"),
         )
 
     def _caging_xz(self, obj_pos: Doubles, near: float) -> float:
-        """The gripper near the object in x and z, as seen from where both were at first."""
-        margin = norm(self.obj_init_pos[::2] - self.init_tcp[::2]) - near
-        return tolerance(norm(self.tcp_center[::2] - obj_pos[::2]), (0, near), margin, "long_tail")
+        """The gripper near the object in x and z; the margin is how far it was at first."""
+        margin = self._distance_xz(self.obj_init_pos, self.init_tcp) - near
+        return tolerance(self._distance_xz(self.tcp_center, obj_pos), (0, near), margin, "long_tail")
+
+    def _distance_xz(self, a: Doubles, b: Doubles) -> float:
+        pair = self._pair
+        pair[0], pair[1] = a.item(0) - b.item(0), a.item(2) - b.item(2)
+        return sqrt(pair.dot(pair))
 
     def _reach(self, obj_pos: Doubles, near: float) -> float:
-        """The gripper near the object, as seen from where both were at first."""
-        margin = abs(norm(self.obj_init_pos - self.init_tcp) - near)
-        return tolerance(norm(obj_pos - self.tcp_center), (0, near), margin, "long_tail")
+        """The gripper near the object; the margin is how far it was at first."""
+        away, first = obj_pos - self.tcp_center, self.obj_init_pos - self.init_tcp
+        return tolerance(sqrt(away.dot(away)), (0, near), abs(sqrt(first.dot(first)) - near), "long_tail")

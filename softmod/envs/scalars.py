@@ -20,17 +20,26 @@ from scipy.spatial.transform import Rotation
 
 DOUBLE = np.dtype(float64)
 NUMBERS = (float, float64)
+SCALARS = (np.float32, float64)
+Pairs = tuple[tuple[Any, Any], ...]  # what a name refers to, and what takes its place
 
 
-def norm(x: Any, *args: Any, **options: Any) -> Any:
+def norm(x: Any, ord: Any = None, *args: Any, **options: Any) -> Any:
     """`np.linalg.norm`; plain are float64 vectors and scalars."""
-    if not (args or options):
-        kind = type(x)
-        if kind is np.ndarray and x.ndim == 1 and x.dtype is DOUBLE and x.flags.c_contiguous:
+    kind = type(x)
+    if kind is np.ndarray and x.ndim == 1 and x.dtype is DOUBLE and x.flags.c_contiguous:
+        if (ord is None or ord == 2) and not (args or options):
             return float64(sqrt(x.dot(x)))
-        if kind is float64:
-            return float64(sqrt(x * x))
-    return np.linalg.norm(x, *args, **options)
+    elif kind is float64 and ord is None and not (args or options):
+        return float64(sqrt(x * x))
+    return np.linalg.norm(x, ord, *args, **options)
+
+
+def clip(x: Any, low: Any = None, high: Any = None, *args: Any, **options: Any) -> Any:
+    """`np.clip`; plain is a scalar well between whole numbers."""
+    if type(x) in SCALARS and type(low) is int and type(high) is int and low < x < high and not (args or options):
+        return x
+    return np.clip(x, low, high, *args, **options)
 
 
 def hstack(arrays: Any, **options: Any) -> Any:
@@ -107,8 +116,8 @@ def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
     return copy
 
 
-STAND_INS: tuple[tuple[Any, Any], ...] = (
-    (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), hstack=hstack)),
+STAND_INS: Pairs = (
+    (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), clip=clip, hstack=hstack)),
     (reward_utils, _stand_in(reward_utils, tolerance=tolerance)),
     (reward_utils.tolerance, tolerance),
     (Rotation, Quaternion),
