@@ -80,8 +80,22 @@ def _gaussian(value: float) -> float:
     return float(np.sqrt(-2 * np.log(value)))
 
 
+def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
+    """`reward_utils.rect_prism_tolerance`: within a box `[3]` to `[3]` how far from its corner `zero`, else 1."""
+    share = 1.0
+    for x, start, end in zip(curr.tolist(), zero.tolist(), one.tolist(), strict=True):
+        if not (start <= x <= end if start <= end else end <= x <= start):
+            return 1.0
+        if start == end:  # numpy divides by zero
+            return reward_utils.rect_prism_tolerance(curr, zero, one)
+        share *= (x - start) / (end - start)
+    return float64(share)
+
+
 class Quaternion:
     """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to quaternions `[4]`."""
+
+    __slots__ = ("_matrix",)
 
     def __init__(self, matrix: NDArray[np.float64]) -> None:
         self._matrix = matrix
@@ -118,7 +132,7 @@ def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
 
 STAND_INS: Pairs = (
     (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), clip=clip, hstack=hstack)),
-    (reward_utils, _stand_in(reward_utils, tolerance=tolerance)),
+    (reward_utils, _stand_in(reward_utils, tolerance=tolerance, rect_prism_tolerance=rect_prism_tolerance)),
     (reward_utils.tolerance, tolerance),
     (Rotation, Quaternion),
 )
