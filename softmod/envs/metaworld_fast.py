@@ -73,6 +73,7 @@ class Positions(dict[str, Doubles]):
 class FastSawyer(SawyerXYZEnv):
     """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
 
+    obj_init_pos: Any  # [3], by the task's reset
     _tcp: Doubles | None = None  # the middle between the fingers while a step is evaluated
 
     def _initialize_simulation(self) -> tuple[Any, Any]:

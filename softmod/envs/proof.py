@@ -26,7 +26,7 @@ POLICIES = ("random", "scripted")
 STEPS = 500
 
 
-class Difference(SoftmodError):
+class DifferenceError(SoftmodError):
     """The two environments do not agree."""
 
 
@@ -56,7 +56,7 @@ class Pair:
         return draw(self.plain, np.random.default_rng(number))
 
     def compare(self, goal: Goal, reward: str, policy: Policy, steps: int = STEPS) -> Tally:
-        """Play an episode in both; Difference at the first field that differs by a bit."""
+        """Play an episode in both; DifferenceError at the first field that differs by a bit."""
         where = f"{self.task}, reward {reward}"
         obs, ours = (_reset(env, goal, reward) for env in (self.plain, self.fast))
         _check("observation", obs, ours, f"{where}, reset")
@@ -64,7 +64,7 @@ class Pair:
         for step in range(1, steps + 1):
             action = policy(obs)
             theirs, mine = (_outcome(env, action.copy()) for env in (self.plain, self.fast))
-            for field in sorted({*theirs, *mine}):
+            for field in {**theirs, **mine}:
                 _check(field, theirs.get(field), mine.get(field), f"{where}, step {step}")
             if "exception" in theirs:
                 return tally.plus(Tally(steps=1, raised=1))
@@ -81,7 +81,8 @@ def policy(kind: str, task: str, number: int) -> Policy:
         return lambda obs: rng.uniform(-1, 1, 4).astype(dtype)
     from metaworld.policies import ENV_POLICY_MAP
 
-    scripted = ENV_POLICY_MAP[task]()
+    policies: dict[str, Any] = ENV_POLICY_MAP
+    scripted = policies[task]()
     return lambda obs: np.asarray(scripted.get_action(obs), dtype=dtype)
 
 
@@ -122,7 +123,7 @@ def _check(field: str, theirs: Any, ours: Any, where: str) -> None:
     """Equal bits, where a flag may be numpy's or Python's."""
     if _bits(theirs) != _bits(ours):
         places = f" at {np.flatnonzero(theirs != ours).tolist()}" if isinstance(theirs, np.ndarray) else ""
-        raise Difference(f"{where}: {field} differs{places}: {theirs!r} in Meta-World, {ours!r} in ours")
+        raise DifferenceError(f"{where}: {field} differs{places}: {theirs!r} in Meta-World, {ours!r} in ours")
 
 
 def _bits(value: Any) -> Any:

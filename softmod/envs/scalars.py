@@ -7,6 +7,7 @@ goes to the original. Where the order of a sum is a library's business (`dot`), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import sqrt
 from types import ModuleType
@@ -54,30 +55,37 @@ def tolerance(
 ) -> Any:
     """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the tasks use."""
     lower, upper = bounds
-    if type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
+    slope = SLOPES.get(sigmoid)
+    if slope and type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
         if lower <= x <= upper:
             return 1.0
-        distance = float((lower - x if x < lower else x - upper) / margin)
         try:
-            if sigmoid == "long_tail":
-                return 1 / ((distance * _long_tail(value_at_margin)) ** 2 + 1)
-            if sigmoid == "gaussian":  # numpy's exp, since math's rounds otherwise
-                return float(np.exp(-0.5 * (distance * _gaussian(value_at_margin)) ** 2))
+            return slope(float((lower - x if x < lower else x - upper) / margin), value_at_margin)
         except OverflowError:  # numpy squares to infinity and goes on
             pass
     return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
 
 
-@cache
-def _long_tail(value: float) -> float:
-    """How to stretch the axis so that `1 / (x^2 + 1)` has this value at 1."""
-    return float(np.sqrt(1 / value - 1))
+def _long_tail(distance: float, value_at_1: float) -> float:
+    return 1 / ((distance * _long_tail_stretch(value_at_1)) ** 2 + 1)
+
+
+def _gaussian(distance: float, value_at_1: float) -> float:
+    """By numpy's exp, since the math module's rounds otherwise."""
+    return float(np.exp(-0.5 * (distance * _gaussian_stretch(value_at_1)) ** 2))
 
 
 @cache
-def _gaussian(value: float) -> float:
-    """How to stretch the axis so that `exp(-x^2 / 2)` has this value at 1."""
-    return float(np.sqrt(-2 * np.log(value)))
+def _long_tail_stretch(value_at_1: float) -> float:
+    return float(np.sqrt(1 / value_at_1 - 1))
+
+
+@cache
+def _gaussian_stretch(value_at_1: float) -> float:
+    return float(np.sqrt(-2 * np.log(value_at_1)))
+
+
+SLOPES: dict[str, Callable[[float, float], float]] = {"long_tail": _long_tail, "gaussian": _gaussian}
 
 
 def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
