@@ -123,7 +123,11 @@ class FastSawyer(SawyerXYZEnv):
         self._mocap_quat[:] = HAND_DOWN
 
     def do_simulation(self, ctrl: Any, n_frames: int) -> None:
-        """Simulate without `mj_rnePostConstraint`: what it computes (cacc, cfrc_int, cfrc_ext) only sensors read."""
+        """Simulate without `mj_rnePostConstraint`, since nothing here reads what it computes.
+
+        That is cacc, cfrc_int and cfrc_ext. In MuJoCo they are read by sensors alone, which these models do not have
+        (and which would compute them anew); the contact test and the renderer use efc_force.
+        """
         control = self._control
         control[0], control[1] = ctrl
         mj_step(self.model, self.data, n_frames)

@@ -1,7 +1,8 @@
 """`python -m softmod.envs.proof`: the fast environments against untouched Meta-World, bit for bit.
 
 Both are stepped side by side with the same actions, random ones and those of Meta-World's scripted policies. Compared
-are observations (float64, before our float32), rewards, everything in `info`, the flags, and exceptions.
+are observations (float64, before our float32), rewards, everything in `info`, the flags, exceptions, and at an
+episode's end the physics.
 """
 
 from __future__ import annotations
@@ -55,10 +56,17 @@ class Pair:
         """A goal from the task's whole distribution, a function of its number."""
         return draw(self.plain, np.random.default_rng(number))
 
+    @staticmethod
+    def reset(env: Any, goal: Goal, reward: str) -> NDArray[np.float64]:
+        """Start an episode of one of the two; the observation `[39]`."""
+        env._set_task_called, env._freeze_rand_vec, env._last_rand_vec = True, True, goal.copy()
+        env.reward_function_version = reward
+        return env.reset()[0].copy()
+
     def compare(self, goal: Goal, reward: str, policy: Policy, steps: int = STEPS) -> Tally:
         """Play an episode in both; DifferenceError at the first field that differs by a bit."""
         where = f"{self.task}, reward {reward}"
-        obs, ours = (_reset(env, goal, reward) for env in (self.plain, self.fast))
+        obs, ours = (self.reset(env, goal, reward) for env in (self.plain, self.fast))
         _check("observation", obs, ours, f"{where}, reset")
         tally = Tally()
         for step in range(1, steps + 1):
@@ -70,6 +78,7 @@ class Pair:
                 return tally.plus(Tally(steps=1, raised=1))
             obs = theirs["observation"]
             tally = tally.plus(Tally(steps=1, successes=int(theirs["info['success']"])))
+        _check("physics", _physics(self.plain), _physics(self.fast), f"{where}, end")
         return tally
 
 
@@ -103,12 +112,6 @@ def _seeing(env: Any) -> Any:
     return env
 
 
-def _reset(env: Any, goal: Goal, reward: str) -> NDArray[np.float64]:
-    env._set_task_called, env._freeze_rand_vec, env._last_rand_vec = True, True, goal.copy()
-    env.reward_function_version = reward
-    return env.reset()[0].copy()
-
-
 def _outcome(env: Any, action: NDArray[Any]) -> dict[str, Any]:
     """All that a step tells, by field."""
     try:
@@ -117,6 +120,13 @@ def _outcome(env: Any, action: NDArray[Any]) -> dict[str, Any]:
         return {"exception": f"{type(error).__name__}: {error}"}
     told = {f"info['{key}']": value for key, value in info.items()}
     return {"observation": obs, "reward": reward, "terminated": terminated, "truncated": truncated, **told}
+
+
+def _physics(env: Any) -> NDArray[np.float64]:
+    """What the next step starts from."""
+    data = env.data
+    parts = (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl, data.mocap_pos.ravel(), data.mocap_quat.ravel())
+    return np.concatenate(parts)
 
 
 def _check(field: str, theirs: Any, ours: Any, where: str) -> None:
