@@ -43,6 +43,7 @@ GROUPS = (
 PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
+    "env": ("fast",),
     "run": ("steps_per_task", "max_minutes", "resume", "folder", "eval_every", "eval_goals", "final_eval_goals",
             "save_every", "log_every"),
     "workers": ("processes", "timeout"),

@@ -32,6 +32,7 @@ class EnvConfig:
     goal_seed: int = number(0, low=0)
     reward: str = choice("v2", "v1", "v2")
     horizon: int = number(500, low=1, high=500)
+    fast: bool = True  # our hot paths, equal to the bit
 
 
 @dataclass

@@ -177,7 +177,7 @@ def test_what_changes_results_changes_the_identity(change):
     "change",
     ["seed=4", "name=other", "run.steps_per_task=9", "run.eval_every=7", "run.save_every=7", "run.max_minutes=3",
      "run.resume=must", "workers.processes=3", "fabric.accelerator=cpu", "fabric.threads=2", "tracking=journal",
-     "run.folder=elsewhere", "allow=[lab]"],
+     "run.folder=elsewhere", "allow=[lab]", "env.fast=false"],
 )  # fmt: skip
 def test_what_does_not_leaves_it(change):
     assert identity(cfg(*BASE, change)) == identity(cfg(*BASE))

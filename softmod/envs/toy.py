@@ -37,6 +37,7 @@ class Toy:
         reward: str = "v2",
         horizon: int = 50,
         name: str = "toy",
+        fast: bool = True,  # without effect: nothing here is slow
     ) -> None:
         self.spec = EnvSpec(check_tasks(tasks, TOY_TASKS), obs_dim=9, action_dim=2, horizon=check_horizon(horizon))
         self.name = name

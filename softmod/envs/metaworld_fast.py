@@ -1,0 +1,245 @@
+"""Meta-World's environments with faster hot paths, equal to the bit: observations, rewards, success.
+
+What all tasks share (the step, the observation, look-ups by name, the contact test, the caging reward) is written anew
+in `FastSawyer`. What is a task's own (where its objects are, its reward) is Meta-World's code as it is, but calls the
+stand-ins of `softmod.envs.scalars`. Nothing of Meta-World is patched. Imports metaworld and mujoco.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from math import sqrt
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.utils.reward_utils import hamacher_product
+from mujoco import mj_forward, mj_step
+from numpy.typing import NDArray
+
+from softmod.envs.scalars import STAND_INS, Pairs, tolerance
+
+Doubles = NDArray[np.float64]
+
+HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_reward", "_gripper_caging_reward",
+       "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
+SINGLE = np.dtype(np.float32)
+HALF = np.full(3, 0.5)  # an array and a number multiply more slowly than two arrays
+HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation, as a quaternion
+
+
+@cache
+def fast_class(cls: type) -> type:
+    """The fast version of one of Meta-World's environment classes: a subclass of the same name."""
+    fast = type(cls.__name__, (cls, FastSawyer), {})  # a task's overrides come before ours, ours before the base's
+    pairs = (*STAND_INS, (cls, fast))
+    for name in HOT:
+        if name in vars(cls):
+            setattr(fast, name, _with_stand_ins(vars(cls)[name], pairs))
+    return fast
+
+
+def _with_stand_ins(method: Any, pairs: Pairs) -> Any:
+    """The same code, seeing stand-ins under its global names; if it insists on a task being set, it still does."""
+    if isinstance(method, staticmethod):
+        return staticmethod(_with_stand_ins(method.__func__, pairs))
+    if method.__name__ == "inner":
+        (wrapped,) = (cell.cell_contents for cell in method.__closure__)
+        return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped, pairs))
+    seen = {name: _stand_in(value, pairs) for name, value in method.__globals__.items()}
+    copy = FunctionType(method.__code__, seen, method.__name__, method.__defaults__, method.__closure__)
+    copy.__kwdefaults__ = method.__kwdefaults__
+    return copy
+
+
+def _stand_in(value: Any, pairs: Pairs) -> Any:
+    return next((ours for theirs, ours in pairs if value is theirs), value)
+
+
+class Positions(dict[str, Doubles]):
+    """Live views `[3]` of positions, by name; each name is looked up once."""
+
+    def __init__(self, look_up: Callable[[str], Any]) -> None:
+        self._look_up = look_up
+
+    def __missing__(self, name: str) -> Doubles:
+        view: Doubles = self._look_up(name).xpos
+        self[name] = view
+        return view
+
+
+class FastSawyer(SawyerXYZEnv):
+    """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
+
+    obj_init_pos: Any  # [3], by the task's reset
+    _tcp: Doubles | None = None  # the middle between the fingers while a step is evaluated
+
+    def _initialize_simulation(self) -> tuple[Any, Any]:
+        model, data = super()._initialize_simulation()
+        if model.nsensor or model.nmocap != 1:
+            raise NotImplementedError(f"{self.model_name}: only for models with one mocap body and no sensors")
+        self._body, self._site = Positions(data.body), Positions(data.site)
+        self._control, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
+        self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
+        self._pair = np.empty(2)
+        self._scale = np.full(3, self.action_scale, np.float32)
+        return model, data
+
+    def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
+        """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a flag nobody sets."""
+        if not self._set_task_called:
+            raise RuntimeError("You must call env.set_task before using env.step")
+        assert len(action) == 4, f"Actions should be size 4, got {len(action)}"
+        self.set_xyz_action(action[:3])
+        if self.curr_path_length >= self.max_path_length:
+            raise ValueError("You must reset the env manually once truncate==True")
+        grip = action[-1]
+        self.do_simulation((grip, -grip), self.frame_skip)
+        self.curr_path_length += 1
+        mj_forward(self.model, self.data)
+        space = self.sawyer_observation_space
+        obs = self._last_stable_obs = np.minimum(np.maximum(self._get_obs(), space.low), space.high)
+        self._tcp = self.tcp_center
+        try:
+            reward, info = self.evaluate_state(obs, action)
+        finally:
+            self._tcp = None
+        return obs, reward, False, self.curr_path_length == self.max_path_length, info
+
+    def set_xyz_action(self, action: Any) -> None:
+        """Move the mocap body by `[3]` in [-1, 1], within its bounds. The product rounds in the action's own type."""
+        action = np.asarray(action)
+        x, y, z = action.tolist()
+        if not (-1 <= x <= 1 and -1 <= y <= 1 and -1 <= z <= 1):
+            action = np.clip(action, -1, 1)
+        delta = action * (self._scale if action.dtype is SINGLE else self.action_scale)
+        place, by = self._mocap_pos, delta.tolist()
+        now, lows, highs = place.tolist(), self.mocap_low.tolist(), self.mocap_high.tolist()
+        for axis in (0, 1, 2):
+            moved = now[axis] + by[axis]
+            place[axis] = lows[axis] if moved < lows[axis] else highs[axis] if moved > highs[axis] else moved
+        self._mocap_quat[:] = HAND_DOWN
+
+    def do_simulation(self, ctrl: Any, n_frames: int) -> None:
+        """Simulate without `mj_rnePostConstraint`, since nothing here reads what it computes.
+
+        That is cacc, cfrc_int and cfrc_ext. In MuJoCo they are read by sensors alone, which these models do not have
+        (and which would compute them anew); the contact test and the renderer use efc_force.
+        """
+        control = self._control
+        control[0], control[1] = ctrl
+        mj_step(self.model, self.data, n_frames)
+
+    def _get_obs(self) -> Doubles:
+        """`[39]`: 18 now, 18 one step before, 3 of the goal."""
+        obs = np.zeros(39)
+        self._observe(obs)
+        obs[18:36] = self._prev_obs
+        self._prev_obs = obs[:18].copy()
+        if not self._partially_observable:
+            obs[36:] = self._get_pos_goal()
+        return obs
+
+    def _get_curr_obs_combined_no_goal(self) -> Doubles:
+        obs = np.zeros(18)
+        self._observe(obs)
+        return obs
+
+    def _observe(self, obs: Doubles) -> None:
+        """Write hand 3, opening 1, then for each of one or two objects position 3 and quaternion 4."""
+        body = self._body
+        apart = body["rightclaw"] - body["leftclaw"]
+        obs[:3] = body["hand"]
+        obs[3] = min(max(sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
+        position, quaternion = self._get_pos_objects(), self._get_quat_objects()
+        if len(position) == 3:
+            obs[4:7], obs[7:11] = position, quaternion
+        else:
+            obs[4:7], obs[7:11] = position[:3], quaternion[:4]
+            obs[11:14], obs[14:18] = position[3:], quaternion[4:]
+
+    def get_endeff_pos(self) -> Doubles:
+        return self._body["hand"]
+
+    def get_body_com(self, body_name: str) -> Doubles:
+        return self._body[body_name]
+
+    def _get_site_pos(self, site_name: str) -> Doubles:
+        return self._site[site_name].copy()
+
+    @property
+    def tcp_center(self) -> Doubles:
+        """The middle `[3]` between the fingers."""
+        if self._tcp is not None:
+            return self._tcp
+        return (self._site["rightEndEffector"] + self._site["leftEndEffector"]) * HALF
+
+    @cached_property
+    def _main_object(self) -> int:
+        return self._get_id_main_object()
+
+    @property
+    def touching_main_object(self) -> bool:
+        return self.touching_object(self._main_object)
+
+    def touching_object(self, object_geom_id: int) -> bool:
+        """Whether both pads press on an object."""
+        contact, force = self.data.contact, [0.0, 0.0]
+        for place, pair in enumerate(contact.geom.tolist()):
+            if object_geom_id in pair:
+                for side, pad in enumerate(self._pads):
+                    if pad in pair:  # without an address, -1, it is the last force
+                        force[side] += self.data.efc_force[contact.efc_address[place]]
+        return bool(force[0] > 0 and force[1] > 0)
+
+    def _gripper_caging_reward(
+        self,
+        action: Any,
+        obj_pos: Doubles,
+        obj_radius: float,
+        pad_success_thresh: float,
+        object_reach_radius: float,
+        xz_thresh: float,
+        desired_gripper_effort: float = 1.0,
+        high_density: bool = False,
+        medium_density: bool = False,
+    ) -> Any:
+        """How well the gripper holds an object, from 0 to 1: around it along y, near it in x and z, and closed."""
+        if high_density and medium_density:
+            raise ValueError("Can only be either high_density or medium_density")
+        caging = hamacher_product(
+            self._caging_y(obj_pos, obj_radius, pad_success_thresh), self._caging_xz(obj_pos, xz_thresh)
+        )
+        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort  # of the action's own type
+        caged = hamacher_product(caging, closed if caging > 0.97 else 0.0)
+        if high_density:
+            return (caged + caging) / 2
+        if medium_density:
+            return (caged + self._reach(obj_pos, object_reach_radius)) / 2
+        return caged
+
+    def _caging_y(self, obj_pos: Doubles, near: float, far: float) -> float:
+        """Both pads beside the object along y; margins are distances from where it lay at first."""
+        y, first = obj_pos.item(1), self.obj_init_pos.item(1)
+        left, right = self._body["leftpad"].item(1), self._body["rightpad"].item(1)
+        return hamacher_product(
+            tolerance(abs(left - y), (near, far), abs(abs(left - first) - far), "long_tail"),
+            tolerance(abs(right - y), (near, far), abs(abs(right - first) - far), "long_tail"),
+        )
+
+    def _caging_xz(self, obj_pos: Doubles, near: float) -> float:
+        """The gripper near the object in x and z; the margin is how far it was at first."""
+        margin = self._distance_xz(self.obj_init_pos, self.init_tcp) - near
+        return tolerance(self._distance_xz(self.tcp_center, obj_pos), (0, near), margin, "long_tail")
+
+    def _distance_xz(self, a: Doubles, b: Doubles) -> float:
+        pair = self._pair
+        pair[0], pair[1] = a.item(0) - b.item(0), a.item(2) - b.item(2)
+        return sqrt(pair.dot(pair))
+
+    def _reach(self, obj_pos: Doubles, near: float) -> float:
+        """The gripper near the object; the margin is how far it was at first."""
+        away, first = obj_pos - self.tcp_center, self.obj_init_pos - self.init_tcp
+        return tolerance(sqrt(away.dot(away)), (0, near), abs(sqrt(first.dot(first)) - near), "long_tail")

@@ -1,0 +1,146 @@
+"""What Meta-World's tasks compute on single numbers and short vectors, without numpy's overhead.
+
+Each function returns the bits *and the type* of what it stands for, since types decide how the next operation rounds:
+a Python float times a `float32` is a `float32`, a `float64` times a `float32` a `float64`. Whatever is not a plain case
+goes to the original. Where the order of a sum is a library's business (`dot`), the same library sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import sqrt
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from metaworld.utils import reward_utils
+from numpy import float64
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+DOUBLE = np.dtype(float64)
+NUMBERS = (float, float64)
+SCALARS = (np.float32, float64)
+Pairs = tuple[tuple[Any, Any], ...]  # what a name refers to, and what takes its place
+
+
+def norm(x: Any, ord: Any = None, *args: Any, **options: Any) -> Any:
+    """`np.linalg.norm`; plain are float64 vectors and scalars."""
+    kind = type(x)
+    if kind is np.ndarray and x.ndim == 1 and x.dtype is DOUBLE and x.flags.c_contiguous:
+        if (ord is None or ord == 2) and not (args or options):
+            return float64(sqrt(x.dot(x)))
+    elif kind is float64 and ord is None and not (args or options):
+        return float64(sqrt(x * x))
+    return np.linalg.norm(x, ord, *args, **options)
+
+
+def clip(x: Any, low: Any = None, high: Any = None, *args: Any, **options: Any) -> Any:
+    """`np.clip`; plain is a scalar well between whole numbers."""
+    if type(x) in SCALARS and type(low) is int and type(high) is int and low < x < high and not (args or options):
+        return x
+    return np.clip(x, low, high, *args, **options)
+
+
+def hstack(arrays: Any, **options: Any) -> Any:
+    """`np.hstack`; plain are vectors."""
+    if not options and all(type(array) is np.ndarray and array.ndim == 1 for array in arrays):
+        return np.concatenate(arrays)
+    return np.hstack(arrays, **options)
+
+
+def tolerance(
+    x: Any, bounds: Any = (0.0, 0.0), margin: Any = 0.0, sigmoid: Any = "gaussian", value_at_margin: float = 0.1
+) -> Any:
+    """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the tasks use."""
+    lower, upper = bounds
+    slope = SLOPES.get(sigmoid)
+    if slope and type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
+        if lower <= x <= upper:
+            return 1.0
+        try:
+            return slope(float((lower - x if x < lower else x - upper) / margin), value_at_margin)
+        except OverflowError:  # numpy squares to infinity and goes on
+            pass
+    return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
+
+
+def _long_tail(distance: float, value_at_1: float) -> float:
+    return 1 / ((distance * _long_tail_stretch(value_at_1)) ** 2 + 1)
+
+
+def _gaussian(distance: float, value_at_1: float) -> float:
+    """By numpy's exp, since the math module's rounds otherwise."""
+    return float(np.exp(-0.5 * (distance * _gaussian_stretch(value_at_1)) ** 2))
+
+
+@cache
+def _long_tail_stretch(value_at_1: float) -> float:
+    return float(np.sqrt(1 / value_at_1 - 1))
+
+
+@cache
+def _gaussian_stretch(value_at_1: float) -> float:
+    return float(np.sqrt(-2 * np.log(value_at_1)))
+
+
+SLOPES: dict[str, Callable[[float, float], float]] = {"long_tail": _long_tail, "gaussian": _gaussian}
+
+
+def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
+    """`reward_utils.rect_prism_tolerance`: within a box `[3]` to `[3]` how far from its corner `zero`, else 1."""
+    share = 1.0
+    for x, start, end in zip(curr.tolist(), zero.tolist(), one.tolist(), strict=True):
+        if not (start <= x <= end if start <= end else end <= x <= start):
+            return 1.0
+        if start == end:  # numpy divides by zero
+            return reward_utils.rect_prism_tolerance(curr, zero, one)
+        share *= (x - start) / (end - start)
+    return float64(share)
+
+
+class Quaternion:
+    """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to quaternions `[4]`."""
+
+    __slots__ = ("_matrix",)
+
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def from_matrix(cls, matrix: NDArray[np.float64]) -> Quaternion:
+        return cls(matrix)
+
+    def as_quat(self) -> NDArray[np.float64]:
+        """`[x, y, z, w]`, found from the largest of diagonal and trace, the first of equals, then normalised.
+
+        MuJoCo makes its matrices from unit quaternions, so that scipy never has to orthogonalise them.
+        """
+        (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = self._matrix.tolist()
+        trace = xx + yy + zz
+        if trace > xx and trace > yy and trace > zz:
+            x, y, z, w = zy - yz, xz - zx, yx - xy, 1 + trace
+        elif xx >= yy and xx >= zz:
+            x, y, z, w = 1 - trace + 2 * xx, yx + xy, zx + xz, zy - yz
+        elif yy >= zz:
+            x, y, z, w = yx + xy, 1 - trace + 2 * yy, zy + yz, xz - zx
+        else:
+            x, y, z, w = zx + xz, zy + yz, 1 - trace + 2 * zz, yx - xy
+        length = sqrt(x * x + y * y + z * z + w * w)
+        return np.array((x / length, y / length, z / length, w / length))
+
+
+def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
+    """A copy of a module's names, some of them replaced; the module itself stays as it is."""
+    copy = ModuleType(module.__name__, module.__doc__)
+    vars(copy).update({**vars(module), **replaced})
+    return copy
+
+
+STAND_INS: Pairs = (
+    (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), clip=clip, hstack=hstack)),
+    (reward_utils, _stand_in(reward_utils, tolerance=tolerance, rect_prism_tolerance=rect_prism_tolerance)),
+    (reward_utils.tolerance, tolerance),
+    (Rotation, Quaternion),
+)
