@@ -10,7 +10,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from softmod.envs import metaworld_fast, proof, scalars, speed
+from softmod.envs import metaworld_fast, proof, scalars
 from softmod.envs.goals import environment_classes
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.metaworld_fast import FastSawyer, fast_class
@@ -114,12 +114,6 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(metaworld_fast, "HALF", np.full(3, 0.5 + 1e-15))
     assert proof.main([*few, "--reward", "v2"]) == 1
     assert "reach-v3, reward v2, step 1: reward differs" in capsys.readouterr().err
-
-
-def test_speed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert speed.main(["--tasks", "reach-v3", "--rounds", "1", "--steps", "5"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["steps/s", "reach-v3", "mean"]
-    assert speed.main(["--tasks", "reach"]) == 2
 
 
 # --- single functions -----------------------------------------------------------------------------
