@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
 from softmod.config import build, compose, typed
+from softmod.cores import keep_memory
 from softmod.experiment import choose, make_agent, networks
 from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec
@@ -34,6 +35,7 @@ CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether t
 def measure(experiment: str, overrides: list[str], turns: int, threads: int, naive: bool) -> tuple[list[Figure], float]:
     """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP."""
     torch.set_num_threads(threads)
+    keep_memory()  # for all of them
     update, operations, spec, cfg = ours(experiment, overrides)
     rates: dict[str, Rate] = {
         cfg.method: partial(per_second, update),

@@ -16,7 +16,7 @@ from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
 from softmod.config import build, flat, identity, resolve_target, run_folder
-from softmod.cores import MEASURED_TASKS, Chosen, Costs, Round, best, remembered, thread_counts, timed
+from softmod.cores import MEASURED_TASKS, Chosen, Costs, Round, best, keep_memory, remembered, thread_counts, timed
 from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError
@@ -90,6 +90,7 @@ def _train(
 ) -> list[TaskScore]:
     suite, actor, critic = parts
     spec = suite.spec
+    keep_memory()
     chosen = choose(cfg, suite, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,29 @@ def test_a_round_takes_its_longer_half_or_all_the_work():
     assert seconds(LIGHT, ROUND, Chosen(1, 1), cores=4) == pytest.approx(0.5)
     assert seconds(LIGHT, ROUND, Chosen(0, 1), cores=4) == pytest.approx(0.55)
     assert seconds(HEAVY, ROUND, Chosen(2, 2), cores=2) == pytest.approx((50 * 0.2 * 2 + 0.5) / 2)
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+def test_freed_memory_is_kept():
+    """Page faults of an allocation as large as an update's: hundreds each time, unless freed memory is kept."""
+    code = """
+import resource, sys, torch
+from softmod.cores import keep_memory
+kept = sys.argv[1] == "kept" and keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        [torch.ones(5_000_000) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+    def told(word: str) -> list[str]:
+        return subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True).stdout.split()
+
+    assert told("kept")[0] == "True"
+    assert int(told("kept")[1]) < 100 < int(told("given back")[1])
 
 
 def test_a_choice_is_measured_once_per_question(tmp_path: Path):
