@@ -51,12 +51,14 @@ class Router(nn.Module):
     def forward(self, embedding: Float[Tensor, "stack rows width"]) -> list[Float[Tensor, "stack rows target source"]]:
         """Probabilities per routing layer; each target's sum over its sources is 1."""
         for gate in self.gating:
-            embedding = gate(relu(embedding))  # 1: ReLU, linear, ReLU, linear
+            embedding = gate(embedding.relu_())  # 1: ReLU, linear, ReLU, linear; nobody else reads what goes in
         routes: list[Tensor] = []
         earlier: list[Tensor] = []
         for layer, output in enumerate(self.output):
-            gated = embedding if layer == 0 else self.condition[layer - 1](self._read(earlier)) * embedding  # Eq. 5, 6
-            logits = output(relu(gated))
+            if layer == 0:
+                logits = output(relu(embedding))  # Eq. 6
+            else:
+                logits = output((self.condition[layer - 1](self._read(earlier)) * embedding).relu_())  # Eq. 5
             route = logits.unflatten(-1, (-1, self.num_modules)).softmax(-1)  # Eq. 7
             routes.append(route)
             earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
@@ -139,7 +141,7 @@ class SoftModular(Network):
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """f(s) `[stack, rows, D]` and the routes that f(s) . h(z) leads to."""
-        state = self.state[1](relu(self.state[0](spread(x, self.stack))))
+        state = self.state[1](self.state[0](spread(x, self.stack)).relu_())
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
         embedding = (by_task * self.task(tasks).unsqueeze(2)).flatten(1, 2)
         return state, self.router(embedding)
