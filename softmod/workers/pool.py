@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import time
 from multiprocessing.connection import wait
+from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softmod.errors import WorkerError
-from softmod.types import EnvSpec, Rollout, TaskScore
-from softmod.workers.worker import Collector, Plan, State, Weights, describe, serve
+from softmod.types import EnvSpec, Floats, Rollout, TaskScore
+from softmod.workers.worker import Collector, Plan, State, describe, serve
 
 
 class Workers:
@@ -35,17 +37,19 @@ class Workers:
         self.spec: EnvSpec = plan.suite.spec
         self.copies = copies
         shares = partition(self.spec.num_tasks, copies, processes)
+        shared = RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
+        self.weights: Floats = np.frombuffer(shared, np.float32)
         self.shares: list[Inline | Process] = (
-            [Process(plan, *share, training, timeout) for share in shares]
+            [Process(plan, *share, training, shared, timeout) for share in shares]
             if processes
-            else [Inline(plan, *shares[0], training)]
+            else [Inline(plan, *shares[0], training, self.weights)]
         )
 
     def start(self, policy: dict[str, Tensor], steps: int) -> None:
         """Begin a round of `steps` in every environment, with these weights."""
-        weights = numpy_weights(policy)
+        self._publish(policy)
         for share in self.shares:
-            share.ask("collect", weights, steps)
+            share.ask("collect", steps)
 
     def finish(self) -> Rollout:
         """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
@@ -62,10 +66,10 @@ class Workers:
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
         """The deterministic policy on the first `goals` goals of every task."""
-        weights = numpy_weights(policy)
+        self._publish(policy)
         hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
         for share, hand in zip(self.shares, hands, strict=True):
-            share.ask("evaluate", weights, hand)
+            share.ask("evaluate", hand)
         success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
         for share, hand in zip(self.shares, hands, strict=True):
             success[:, hand], returns[:, hand] = share.answer()
@@ -99,6 +103,15 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _publish(self, policy: dict[str, Tensor]) -> None:
+        """Put the weights where all workers read them; between two questions nobody does.
+
+        The memory has no name in the file system, so that nothing is left of it however the processes end.
+        """
+        for share in self.shares:
+            share.wait_until_ready()
+        torch.cat([tensor.reshape(-1) for tensor in policy.values()], out=torch.from_numpy(self.weights))
+
     def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)
         for share, part in zip(self.shares, parts, strict=True):
@@ -109,13 +122,16 @@ class Workers:
 class Inline:
     """A share stepped in this process: asked now, computed when answered."""
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool) -> None:
+    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats) -> None:
         self.tasks, self.copies = tasks, copies
         try:
-            self.collector = Collector(plan, tasks, copies, training)
+            self.collector = Collector(plan, tasks, copies, training, weights)
         except Exception as error:
             raise WorkerError(describe(error)) from error
         self.asked: tuple[str, tuple[Any, ...]] | None = None
+
+    def wait_until_ready(self) -> None:
+        """It is."""
 
     def ask(self, method: str, *arguments: Any) -> None:
         self.asked = (method, arguments)
@@ -135,19 +151,21 @@ class Inline:
 class Process:
     """A share in a process of its own. Replies carry the number of their question: a stale one is never used."""
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool, timeout: float) -> None:
+    def __init__(
+        self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Any, timeout: float
+    ) -> None:
         self.tasks, self.copies, self.timeout = tasks, copies, timeout
         self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
         self.connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("forkserver")  # never a fork of a process that has computed
         context.set_forkserver_preload(["softmod.workers.worker"])
-        self.process = context.Process(target=serve, args=(plan, tasks, copies, training, theirs), daemon=True)
+        self.process = context.Process(target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True)
         self.process.start()
         theirs.close()
         self.ready, self.number = False, 0
 
     def ask(self, method: str, *arguments: Any) -> None:
-        self._wait_until_ready()
+        self.wait_until_ready()
         self.number += 1
         try:
             self.connection.send((self.number, method, arguments))
@@ -171,7 +189,7 @@ class Process:
             self.process.join()
         self.connection.close()
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """Environments are built while the learner is; the first question waits for them."""
         if not self.ready:
             _, kind, payload = self._receive()
@@ -204,10 +222,6 @@ class Process:
             self.connection.send((0, "close", ()))
         except OSError:
             pass
-
-
-def numpy_weights(policy: dict[str, Tensor]) -> Weights:
-    return {name: tensor.numpy() for name, tensor in policy.items()}
 
 
 def partition(num_tasks: int, copies: int, processes: int) -> list[tuple[list[int], list[int]]]:

@@ -21,7 +21,6 @@ from softmod.networks.policy import Policy
 from softmod.randomness import Purpose, generator
 from softmod.types import EnvSpec, Episode, Floats, Rollout, TaskEnv, TaskSuite
 
-Weights = dict[str, NDArray[Any]]
 State = dict[str, NDArray[Any]]
 
 
@@ -89,20 +88,35 @@ class Lane:
             raise WorkerError(f"{name}: re-executing episode {episode} did not lead to the same observation")
 
 
-class Collector:
-    """The environments of `tasks x copies`, and others for evaluation; the policy they act with."""
+def bind(actor: Network, weights: Floats) -> None:
+    """Make a network's weights views of a flat array, in the order of its state dict: who writes there, loads it."""
+    offset = 0
+    for tensor in actor.state_dict(keep_vars=True).values():
+        tensor.data = torch.from_numpy(weights[offset : offset + tensor.numel()]).view(tensor.shape)
+        offset += tensor.numel()
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool = True) -> None:
+
+class Collector:
+    """The environments of `tasks x copies`, and others for evaluation; the policy they act with.
+
+    `weights` is the flat array that the policy's weights lie in; None leaves it with the plan's own.
+    """
+
+    def __init__(
+        self, plan: Plan, tasks: list[int], copies: list[int], training: bool = True, weights: Floats | None = None
+    ) -> None:
         self.plan, self.spec = plan, plan.suite.spec
         self.policy = Policy(plan.actor)
+        if weights is not None:
+            bind(plan.actor, weights)
         self.tasks, self.copies = np.array(tasks, np.int64), copies
         self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
+        self.places = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
         self.judges: list[TaskEnv] = []
 
-    def collect(self, weights: Weights, steps: int) -> Rollout:
+    def collect(self, steps: int) -> Rollout:
         """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
         began = time.monotonic()
-        self._load(weights)
         shape = (len(self.tasks), len(self.copies), steps)
         rollout = Rollout(
             np.empty((*shape, self.spec.obs_dim), np.float32),
@@ -117,27 +131,25 @@ class Collector:
 
     def _step(self, rollout: Rollout, step: int) -> None:
         """One step of every lane, acting for all of them at once."""
-        lanes = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
         noise = np.empty(rollout.action.shape[:2] + rollout.action.shape[3:], np.float32)
-        for i, j, lane in lanes:
+        for i, j, lane in self.places:
             lane.ready()
             rollout.obs[i, j, step] = lane.obs
             noise[i, j] = lane.noise[lane.steps]
         actions = self.policy.act(rollout.obs[:, :, step], self.tasks, noise)
         rollout.action[:, :, step] = actions
-        for i, j, lane in lanes:
+        for i, j, lane in self.places:
             rollout.reward[i, j, step] = lane.step(actions[i, j])
             rollout.next_obs[i, j, step] = lane.obs
             if episode := lane.ended():
                 rollout.episodes.append(episode)
 
-    def evaluate(self, weights: Weights, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """The deterministic policy on these goals of every task: success and return `[task, goal]`.
 
         An episode ends at success. Actions are always computed for all tasks, one environment each, so that the
         result does not depend on how goals are spread over workers.
         """
-        self._load(weights)
         self.judges = self.judges or [self.plan.suite.make(task) for task in range(self.spec.num_tasks)]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
         returns = np.zeros((self.spec.num_tasks, len(goals)))
@@ -183,18 +195,20 @@ class Collector:
         for env in [*(lane.env for row in self.lanes for lane in row), *self.judges]:
             env.close()
 
-    def _load(self, weights: Weights) -> None:
-        self.policy.load({name: torch.from_numpy(array) for name, array in weights.items()})
 
+def serve(
+    plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Any, connection: Connection
+) -> None:
+    """A worker process: builds its environments, then answers (number, method, arguments) until told to close.
 
-def serve(plan: Plan, tasks: list[int], copies: list[int], training: bool, connection: Connection) -> None:
-    """A worker process: builds its environments, then answers (number, method, arguments) until told to close."""
+    `weights` is shared memory that the policy's weights lie in.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        collector = Collector(plan, tasks, copies, training)
+        collector = Collector(plan, tasks, copies, training, np.frombuffer(weights, np.float32))
     except Exception as error:
         connection.send((0, "error", describe(error)))
         return
