@@ -20,18 +20,24 @@ def mix(
     relu: bool = False,
 ) -> Float[Tensor, "stack target rows width"]:
     """`sum_j phat_ij g_j` for every target i and row (Eq. 8), and its ReLU where asked for."""
+    if not torch.is_grad_enabled():
+        return forward(outputs, route, relu)[0]
     mixed: Tensor = _Mix.apply(outputs, route, relu)
     return mixed
+
+
+def forward(outputs: Tensor, route: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """The mixture, and the weights `[stack, target, source, rows, 1]` that it was made with."""
+    weights = route.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
+    mixed = torch.empty((*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device)
+    weighted_sum(mixed, weights, outputs)
+    return (mixed.relu_() if relu else mixed), weights
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, route: Tensor, relu: bool) -> Tensor:
-        weights = route.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)  # (stack, target, source, rows, 1)
-        mixed = torch.empty((*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device)
-        weighted_sum(mixed, weights, outputs)
-        if relu:
-            mixed.relu_()
+        mixed, weights = forward(outputs, route, relu)
         ctx.relu = relu
         ctx.save_for_backward(outputs, weights, mixed if relu else outputs)
         return mixed
