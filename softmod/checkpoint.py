@@ -46,7 +46,7 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any]) -> Path
         for path in [*beside.iterdir(), beside]:
             _flush(path)
         _replace(beside, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise SaveError(f"{folder}: the checkpoint could not be written ({error})") from error
     return folder

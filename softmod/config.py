@@ -88,6 +88,9 @@ def parse(overrides: list[str]) -> list[Override]:
             raise ConfigError(f"{text}: not of the form key=value ({str(error).splitlines()[0]})") from error
         if override.type is not None and override.type.name != "CHANGE" and not text.lstrip("+~").startswith("hydra"):
             raise ConfigError(f"{text}: keys are changed by key=value, none can be added or deleted")
+        group = override.key_or_group
+        if group in GROUPS and not override.is_sweep_override() and override.value() is None:
+            raise ConfigError(f"{text}: {group} needs an option; it has {', '.join(options(group))}")
         parsed.append(override)
     return parsed
 
@@ -107,7 +110,7 @@ def compose(
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, overrides, name)) from error
     finally:
         GlobalHydra.instance().clear()
@@ -176,6 +179,10 @@ def check_rules(cfg: schema.TrainConfig) -> None:
     if not cfg.name or set(cfg.name) & set("/\\"):
         raise ConfigError(f"name={cfg.name}: must be a plain folder name")
     check_targets(cfg)
+    for name in ("actor", "critic", "temperature"):
+        betas = getattr(getattr(cfg.optimizer, name), "betas", [0.0, 0.0])
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ConfigError(f"optimizer.{name}.betas={betas}: must be two numbers in [0, 1)")
 
 
 def check_env(cfg: schema.TrainConfig) -> None:
@@ -350,4 +357,7 @@ def build(node: Any, allow: Iterable[str] = (), **extra: Any) -> Any:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:
         raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error
-    return target(**extra, **values)
+    try:
+        return target(**extra, **values)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error

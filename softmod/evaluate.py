@@ -10,6 +10,7 @@ from typing import Any
 from softmod import config
 from softmod.errors import ConfigError, SoftmodError
 from softmod.schema import EvaluateConfig
+from softmod.train import tell
 
 USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
 
@@ -40,8 +41,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except SoftmodError as error:
-        print(f"softmod: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 
@@ -59,12 +59,12 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
     folder, facts = find(Path(cfg.checkpoint))
     suite = suite_of(facts)
-    goals = min(cfg.goals, *(len(suite.goals(task)) for task in range(suite.spec.num_tasks)))
     actor = actor_of(folder, facts)
     weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
     processes = facts["processes"] if cfg.processes is None else cfg.processes
     with Workers(Plan(suite, actor, facts["seed"]), processes, training=False) as workers:
-        scores = workers.evaluate(weights, goals)
+        scores = workers.evaluate(weights, cfg.goals)
+    goals = scores[0].episodes
     env_steps = facts["clock"]["env_steps"]
     print_table(scores, f"{folder}: {env_steps:,} env steps, {goals} goals per task")
     output = Path(cfg.output) if cfg.output else folder.parent.parent / "evaluation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,18 @@ from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
 from softmod.config import build, flat, identity, resolve_target, run_folder
-from softmod.cores import MEASURED_TASKS, Chosen, Costs, Round, best, keep_memory, remembered, thread_counts, timed
+from softmod.cores import (
+    MEASURED_ROUNDS,
+    MEASURED_TASKS,
+    Chosen,
+    Costs,
+    Round,
+    best,
+    keep_memory,
+    remembered,
+    thread_counts,
+    timed,
+)
 from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError
@@ -30,8 +41,8 @@ from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import EnvSpec, TaskScore, TaskSuite
 from softmod.uploader import start_uploader
-from softmod.workers.pool import Workers
-from softmod.workers.worker import Collector, Plan
+from softmod.workers.pool import Workers, share_of
+from softmod.workers.worker import Plan
 
 Found = tuple[Path, dict[str, Any]]
 
@@ -56,6 +67,7 @@ def run_experiment(
         return scores
     check_device(cfg)
     parts = assemble(cfg)
+    resume_point(cfg, folder)  # what is wrong with it shows before anything is written
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
@@ -173,27 +185,34 @@ def choose(cfg: TrainConfig, suite: TaskSuite, found: Found | None) -> Chosen:
     wanted = Round(steps * cfg.run.update_ratio, steps * suite.spec.num_tasks, environments)
     question = {"identity": identity(cfg), "processes": processes, "threads": threads, "torch": torch.__version__}
     return remembered(
-        cache_folder(), question, lambda: measure(cfg, suite), lambda costs: best(costs, wanted, processes, threads)
+        cache_folder(),
+        question,
+        lambda: measure(cfg, suite, processes, threads),
+        lambda costs: best(costs, wanted, processes, threads),
     )
 
 
-def measure(cfg: TrainConfig, suite: TaskSuite) -> Costs:
-    """An update's seconds by threads, and an environment step's, with an agent of their own."""
+def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None) -> Costs:
+    """An update's seconds by threads, with an agent of its own, and an environment step's, in a worker of its own.
+
+    Raises:
+        WorkerError: the environments cannot be built or stepped.
+    """
     agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg))
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
     replay.append(torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths)))
     update: dict[int, float] = {}
-    for threads in thread_counts():
-        torch.set_num_threads(threads)
-        update[threads] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
+    for count in [threads] if threads else thread_counts():
+        torch.set_num_threads(count)
+        update[count] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
     torch.set_num_threads(1)
-    tasks = list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
-    collector = Collector(Plan(suite, networks(cfg, suite.spec)[0], cfg.seed), tasks, [0])
-    steps = cfg.run.round_steps
-    try:
-        step = timed(lambda: collector.collect(steps)) / (steps * len(tasks))
-    finally:
-        collector.close()
+    plan, tasks = Plan(suite, agent.actor.cpu(), cfg.seed), list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
+    with closing(share_of(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)) as share:
+        seconds = []
+        for _ in range(MEASURED_ROUNDS):
+            share.ask("collect", cfg.run.round_steps)
+            seconds.append(share.answer().seconds)
+    step = min(seconds) / (cfg.run.round_steps * len(tasks))
     return Costs(update, step)
 
 

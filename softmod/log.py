@@ -12,8 +12,11 @@ from torch import Tensor
 
 from softmod import machine, tracking
 from softmod.clock import Clock
+from softmod.errors import NumericalError
 from softmod.progress import Progress
 from softmod.types import EnvSpec, Rollout, TaskScore
+
+TOLERATED = 10  # updates in a row that may be skipped because they are not finite
 
 
 class Log:
@@ -65,6 +68,7 @@ class Log:
             values |= machine.system_metrics(os.getpid())
         self.journal.metrics(values, clock.env_steps)
         self._clear()
+        check_numbers(values)
 
     def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
         """Write an evaluation, and show it."""
@@ -96,6 +100,16 @@ class Log:
             tracking.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
             tracking.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
         }
+
+
+def check_numbers(values: dict[str, float]) -> None:
+    """
+    Raises:
+        NumericalError: the last updates were all skipped, since their losses or gradients were not finite.
+    """
+    skipped = int(values.get("train/skipped_in_a_row", 0))
+    if skipped >= TOLERATED:
+        raise NumericalError(f"the last {skipped} updates were not finite and changed nothing; see train/finite")
 
 
 def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:

@@ -134,7 +134,7 @@ class WorkersConfig:
 
     processes: int | None = number(None, low=0)  # null: chosen from the cores at hand
     copies: int = number(1, low=1)
-    timeout: float = number(300.0, low=0.0, open_low=True)  # seconds that a round may take
+    timeout: float = number(300.0, low=0.0, open_low=True)  # seconds for a round, or for ten goals of an evaluation
 
 
 @dataclass

@@ -94,8 +94,13 @@ class Journal:
         self._pending, self._failures, self._warned = b"", 0, set[str]()
         try:
             self._fd = _open(self.folder / JOURNAL)
+        except ConfigError:
+            os.close(self._lock)
+            raise
+        try:
             self.record = Record.read(self.folder)
         except ConfigError:
+            os.close(self._fd)
             os.close(self._lock)
             raise
         self._begin()

@@ -11,6 +11,7 @@ import traceback
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from softmod import config
@@ -23,6 +24,7 @@ FLAGS = {  # Hydra's flags that make sense here, and the value that each of them
     "--package": "a part of the configuration, as in --package run", "-p": "a part of the configuration, as in -p run",
     "--config-dir": "a folder of your own beside conf/", "-cd": "a folder of your own beside conf/",
 }  # fmt: skip
+CFG = ("job", "hydra", "all")
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 failures: list[tuple[str, int]] = []
 
@@ -72,9 +74,7 @@ def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[st
         ConfigError: what is wrong, in one line.
     """
     fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
-    swept = {
-        o.get_key_element(): list(o.sweep_string_iterator()) for o in config.parse(overrides) if o.is_sweep_override()
-    }
+    swept = {o.get_key_element(): _values(o) for o in config.parse(overrides) if o.is_sweep_override()}
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = config.compose(lines + first, config_dir=folder, hydra=True)
@@ -113,21 +113,34 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
             if not value:
                 raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
             flags.append(value)
+        if flag in ("--cfg", "-c") and value not in CFG:
+            raise ConfigError(f"{flag}={value}: must be one of {', '.join(CFG)}{config.near(value, CFG)}")
         if flag in ("--config-dir", "-cd"):
             folder = value
             if not os.path.isdir(folder):
                 raise ConfigError(f"{flag}={folder}: there is no such folder")
+    if {"--resolve", "--package", "-p"} & set(flags) and not {"--cfg", "-c"} & set(flags):
+        raise ConfigError("--resolve and --package: only together with --cfg job")
     return flags, overrides, folder
+
+
+def _values(override: Override) -> list[str]:
+    """What a sweep goes through.
+
+    Raises:
+        ConfigError: that cannot be told beforehand, as with glob(*) and interval(0,1).
+    """
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(f"{override.input_line}: name the values, as in key=a,b ({error})") from error
 
 
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     """The values that a sweep file goes through."""
     params = composed.hydra.sweeper.get("params") or {}
     parsed = config.parse([f"{key}={value}" for key, value in params.items()])
-    return {
-        o.get_key_element(): list(o.sweep_string_iterator()) if o.is_sweep_override() else [str(o.value())]
-        for o in parsed
-    }
+    return {o.get_key_element(): _values(o) if o.is_sweep_override() else [str(o.value())] for o in parsed}
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:

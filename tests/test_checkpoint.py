@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,23 @@ def test_another_form_is_refused_before_anything_is_copied():
     with pytest.raises(CheckpointError, match=r"has b \[4\], not \[3\]"):
         checkpoint.restore_arrays(live, {"a": torch.ones(2), "b": torch.ones(4)}, "network")
     assert not live["a"].any()
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
+    """In a process of its own, whose files may not grow: the arrays are written by another library than the rest."""
+    before = write(tmp_path, 10)
+    code = """
+import resource, sys, torch
+from pathlib import Path
+from softmod import checkpoint
+from softmod.errors import SaveError
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoint.save(Path(sys.argv[1]), {"agent": {"weight": torch.ones(100_000)}}, {})
+except SaveError as error:
+    print("told:", error)
+"""
+    line = [sys.executable, "-c", code, str(before.with_name("step_000000000020"))]
+    told = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert told.stdout.startswith("told:"), told.stderr
+    assert [path.name for path in before.parent.iterdir()] == [before.name]

@@ -125,6 +125,9 @@ FAULTY = {
     "~seed": "none can be added or deleted",
     "+foo=1": "none can be added or deleted",
     "seed=0,1": "several values need -m",
+    "env=null": "env=null: env needs an option; it has mt1, mt10",
+    "optimizer.actor.betas=[0.9]": "optimizer.actor.betas=[0.9]: must be two numbers in [0, 1)",
+    "optimizer.critic.betas=[0.9,1.5]": "must be two numbers in [0, 1)",
 }
 
 
@@ -137,10 +140,30 @@ def test_a_faulty_command_line_is_answered_in_one_line(line):
     assert len(str(told.value)) < 300
 
 
-@pytest.mark.parametrize("flag", ["--resume", "-x", "--multi-run"])
+@pytest.mark.parametrize("flag", ["--resume", "-x", "--multi-run", "--config-name=other"])
 def test_unknown_flags(flag):
     with pytest.raises(ConfigError, match="unknown flag"):
         split([flag])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--cfg", "jb"], "--cfg=jb: must be one of job, hydra, all; did you mean job"),
+        (["--cfg"], "no value"),
+        (["--resolve"], "only together with --cfg"),
+        (["--config-dir", "nowhere"], "no such folder"),
+    ],
+)
+def test_flags_with_faulty_values(flags, told):
+    with pytest.raises(ConfigError, match=told):
+        split(flags)
+
+
+@pytest.mark.parametrize("line", ["method=glob(*)", "algorithm.discount=interval(0.9,0.99)"])
+def test_sweeps_whose_values_cannot_be_told(line):
+    with pytest.raises(ConfigError, match="name the values, as in key=a,b"):
+        check(*split(["-m", line]))
 
 
 def test_a_sweep_is_checked_before_its_first_job():

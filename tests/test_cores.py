@@ -46,26 +46,10 @@ def test_a_round_takes_its_longer_half_or_all_the_work():
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
-def test_freed_memory_is_kept():
-    """Page faults of an allocation as large as an update's: hundreds each time, unless freed memory is kept."""
-    code = """
-import resource, sys, torch
-from softmod.cores import keep_memory
-kept = sys.argv[1] == "kept" and keep_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        [torch.ones(5_000_000) for _ in range(8)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(kept, faults())
-"""
-
-    def told(word: str) -> list[str]:
-        return subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True).stdout.split()
-
-    assert told("kept")[0] == "True"
-    assert int(told("kept")[1]) < 100 < int(told("given back")[1])
+def test_the_c_library_takes_the_wish():
+    """In a process of its own: it concerns the whole process."""
+    line = [sys.executable, "-c", "from softmod.cores import keep_memory; print(keep_memory())"]
+    assert subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip() == "True"
 
 
 def test_a_choice_is_measured_once_per_question(tmp_path: Path):

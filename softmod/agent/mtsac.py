@@ -70,6 +70,7 @@ class MTSAC(L.LightningModule):
         self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
         self.make_optimizers = optimizers
         self.updates = 0  # ever made
+        self._skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self._rollback: Rollback | None = None
 
     # --- acting -------------------------------------------------------------------------------------------------------
@@ -98,7 +99,13 @@ class MTSAC(L.LightningModule):
             draws = torch_generator(replay.rows.device, self.seed, Purpose.BATCH, self.updates)
             batch = replay.sample(self.batch_per_task, draws)
             metrics = self.training_step(batch, self.updates)
+            self._skipped = self._in_a_row(metrics["finite"])
+            metrics["skipped_in_a_row"] = self._skipped
         return metrics | self.routing_entropies(batch.obs) if updates else metrics
+
+    def _in_a_row(self, finite: Tensor) -> Tensor:
+        before = torch.zeros((), device=finite.device) if self._skipped is None else self._skipped
+        return torch.where(finite, 0.0, before + 1.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
         """One update of critics, policy, temperatures and targets; `batch_idx` is Lightning's and not used."""

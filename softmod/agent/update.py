@@ -71,12 +71,12 @@ class Rollback:
 
 
 def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
-    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device."""
-    if finite.device.type == "cpu":
+    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device, others wait for it."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # Fabric wraps it
+    if finite.device.type == "cpu" or not inner.defaults.get("fused"):
         if finite:
             optimizer.step()
         return
-    inner = getattr(optimizer, "optimizer", optimizer)  # Fabric wraps it
     inner.found_inf, inner.grad_scale = (~finite).float(), torch.ones((), device=finite.device)
     optimizer.step()
 

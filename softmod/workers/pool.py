@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from softmod.errors import WorkerError
-from softmod.types import EnvSpec, Floats, Rollout, TaskScore
+from softmod.types import Floats, Rollout, TaskScore
 from softmod.workers.worker import Collector, Plan, State, describe, serve
+
+GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
 
 
 class Workers:
@@ -24,7 +26,7 @@ class Workers:
         plan: the task set, the actor's form and the run's seed.
         processes: worker processes; 0 steps in this one, in the same order.
         copies: environments per task.
-        timeout: seconds that a reply may take.
+        timeout: seconds that a reply may take; an evaluation may take them for every ten goals.
         training: whether there will be rounds; without, only `evaluate` has environments.
 
     Raises:
@@ -34,16 +36,12 @@ class Workers:
     def __init__(
         self, plan: Plan, processes: int, copies: int = 1, timeout: float = 300.0, training: bool = True
     ) -> None:
-        self.spec: EnvSpec = plan.suite.spec
+        self.suite, self.spec = plan.suite, plan.suite.spec
         self.copies = copies
         shares = partition(self.spec.num_tasks, copies, processes)
-        shared = RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
+        shared = shared_weights(plan)
         self.weights: Floats = np.frombuffer(shared, np.float32)
-        self.shares: list[Inline | Process] = (
-            [Process(plan, *share, training, shared, timeout) for share in shares]
-            if processes
-            else [Inline(plan, *shares[0], training, self.weights)]
-        )
+        self.shares = [share_of(plan, *share, training, timeout, not processes, shared) for share in shares]
 
     def start(self, policy: dict[str, Tensor], steps: int) -> None:
         """Begin a round of `steps` in every environment, with these weights."""
@@ -65,14 +63,15 @@ class Workers:
         )
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
-        """The deterministic policy on the first `goals` goals of every task."""
+        """The deterministic policy on the first `goals` goals of every task, or as many as every task has."""
+        goals = min(goals, *(len(self.suite.goals(task)) for task in range(self.spec.num_tasks)))
         self._publish(policy)
         hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
         for share, hand in zip(self.shares, hands, strict=True):
             share.ask("evaluate", hand)
         success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
         for share, hand in zip(self.shares, hands, strict=True):
-            success[:, hand], returns[:, hand] = share.answer()
+            success[:, hand], returns[:, hand] = share.answer(patience=max(1.0, len(hand) / GOALS_PER_TIMEOUT))
         return [
             TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
             for i, task in enumerate(self.spec.tasks)
@@ -136,7 +135,7 @@ class Inline:
     def ask(self, method: str, *arguments: Any) -> None:
         self.asked = (method, arguments)
 
-    def answer(self) -> Any:
+    def answer(self, patience: float = 1.0) -> Any:
         assert self.asked is not None, "nothing was asked"
         method, arguments = self.asked
         try:
@@ -172,10 +171,11 @@ class Process:
         except OSError as error:
             raise WorkerError(self._died()) from error
 
-    def answer(self) -> Any:
+    def answer(self, patience: float = 1.0) -> Any:
+        """What was asked for, within so many time-outs."""
         number = -1
         while number != self.number:
-            number, kind, payload = self._receive()
+            number, kind, payload = self._receive(patience)
             if kind == "error":
                 raise WorkerError(f"worker of {self.names}: {payload}")
         return payload
@@ -197,8 +197,9 @@ class Process:
                 raise WorkerError(f"worker of {self.names} could not start: {payload}")
             self.ready = True
 
-    def _receive(self) -> Any:
-        deadline = time.monotonic() + self.timeout
+    def _receive(self, patience: float = 1.0) -> Any:
+        allowed = patience * self.timeout
+        deadline = time.monotonic() + allowed
         while True:
             ready = wait([self.connection, self.process.sentinel], max(0.0, deadline - time.monotonic()))
             if self.connection in ready:
@@ -209,7 +210,7 @@ class Process:
             if ready:
                 raise WorkerError(self._died())
             if time.monotonic() >= deadline:
-                raise WorkerError(f"worker of {self.names} did not answer within {self.timeout:g} s (workers.timeout)")
+                raise WorkerError(f"worker of {self.names} did not answer within {allowed:g} s (workers.timeout)")
 
     def _died(self) -> str:
         self.process.join(1.0)
@@ -222,6 +223,27 @@ class Process:
             self.connection.send((0, "close", ()))
         except OSError:
             pass
+
+
+def shared_weights(plan: Plan) -> Any:
+    """Memory for the actor's weights that processes can share."""
+    return RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
+
+
+def share_of(
+    plan: Plan,
+    tasks: list[int],
+    copies: list[int],
+    training: bool,
+    timeout: float,
+    inline: bool,
+    shared: Any = None,
+) -> Inline | Process:
+    """Some environments, here or in a process of their own; `shared` is where the policy's weights lie."""
+    shared = shared_weights(plan) if shared is None else shared
+    if inline:
+        return Inline(plan, tasks, copies, training, np.frombuffer(shared, np.float32))
+    return Process(plan, tasks, copies, training, shared, timeout)
 
 
 def partition(num_tasks: int, copies: int, processes: int) -> list[tuple[list[int], list[int]]]:

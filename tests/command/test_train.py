@@ -14,7 +14,7 @@ import torch
 import softmod
 from softmod import evaluate, train
 from softmod.checkpoint import arrays, newest
-from softmod.errors import CheckpointError, ConfigError
+from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
 
 SMALL = [
     "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20",
@@ -228,4 +228,40 @@ def test_what_is_wrong_with_a_class_is_told_before_anything_is_made(here, capsys
     assert run("env._target_=softmod.envs.toy.ToyEnv") == 2
     assert run("env._target_=tests.faulty.Faulty") == 2
     assert len(capsys.readouterr().err.splitlines()) == 4
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("threads", ["fabric.threads=3", "fabric.threads=null"])
+def test_threads_are_as_told_or_measured(here, threads):
+    assert run(threads, "workers=auto") == 0
+    found = newest(only(here))
+    assert found is not None
+    assert found[1]["threads"] == 3 or threads.endswith("null")
+    assert found[1]["processes"] >= 1
+    torch.set_num_threads(1)
+
+
+def test_one_goal_only(here):
+    assert run("env.goals=fixed") == 0
+    result = json.loads((only(here) / "result.json").read_text())
+    assert {score["episodes"] for score in result["scores"]} == {1}
+
+
+def test_updates_that_stay_non_finite_end_the_run(here, capsys):
+    """From the first reward that is no number on, every batch that holds one is skipped."""
+    line = ["env._target_=tests.faulty.Faulty", "allow=[tests]", "env.name=nan-1"]
+    assert run(*line) == NumericalError.exit_code
+    assert "updates were not finite and changed nothing" in capsys.readouterr().err
+    assert statuses(only(here)) == ["RUNNING", "FAILED"]
+
+
+def test_an_environment_that_fails_while_it_is_measured(here, capsys):
+    line = ["env._target_=tests.faulty.Faulty", "allow=[tests]", "workers=auto"]
+    for fault in ("raise-3", "die-3", "build"):
+        assert run(*line, f"env.name={fault}") == WorkerError.exit_code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_insisting_on_a_checkpoint_creates_nothing(here):
+    assert run("run.resume=must") == CheckpointError.exit_code
     assert os.listdir(here) == []
