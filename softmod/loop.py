@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from softmod import signals
 from softmod.clock import Clock, Schedule
 from softmod.log import Log
 from softmod.replay import Replay
@@ -28,6 +29,7 @@ def train(
     clock.start()
 
     while clock.env_steps < total and not out_of_time(run, clock):
+        signals.check()
         log.begin()
 
         # Collect: in the background, with these weights.

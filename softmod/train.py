@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from softmod import config
 from softmod.errors import ConfigError, SoftmodError
+from softmod.signals import remembering_interrupts
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
 FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
@@ -56,7 +57,8 @@ def run(arguments: list[str]) -> int:
     try:
         flags, overrides, folder = split(arguments)
         os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
-        hand_over([*flags, *overrides])
+        with remembering_interrupts():
+            hand_over([*flags, *overrides])
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
