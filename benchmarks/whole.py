@@ -1,4 +1,4 @@
-"""Whole commands: a run's env steps per second against its two halves, start-up, memory, a checkpoint's cost."""
+"""Whole commands: a run's env steps per second against its two halves, start-up, memory."""
 
 from __future__ import annotations
 
