@@ -70,7 +70,7 @@ def updates(chosen: argparse.Namespace) -> Rows:
     rows: Rows = []
     for experiment, overrides, naive in section.CASES:
         figures, gflop = section.measure(experiment, overrides, chosen.turns, cores, naive)
-        against = [section.PRODUCT, *[section.NAIVE][:naive]]
+        against = [section.PRODUCT, section.ONEDNN_PRODUCT, section.NAIVE]
         what = f"{experiment} {' '.join(overrides)}".strip()
         rows += [
             row | {"what": f"{what}: {row['what']}", "GFLOP": round(gflop, 2)} for row in compare(figures, against)

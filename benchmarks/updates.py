@@ -15,13 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
 from softmod.config import build, compose, typed
-from softmod.cores import keep_memory
+from softmod.cpu import allow_onednn, fast_products, keep_memory
 from softmod.experiment import choose, make_agent, networks
 from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec
 
 PRODUCT = "plain matrix product"
+ONEDNN_PRODUCT = "the same by oneDNN"
 NAIVE = "module by module"
+ONEDNN_NAIVE = "module by module, oneDNN"
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("mt10_soft", [], True),
     ("mt10_soft_deep", [], True),
@@ -33,17 +35,33 @@ CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether t
 
 
 def measure(experiment: str, overrides: list[str], turns: int, threads: int, naive: bool) -> tuple[list[Figure], float]:
-    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP."""
+    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP.
+
+    Ours multiplies with the library that a run picks; the others with PyTorch's own choice, and with oneDNN beside it
+    where that is what a run picks.
+    """
     torch.set_num_threads(threads)
     keep_memory()  # for all of them
+    onednn = fast_products()
     update, operations, spec, cfg = ours(experiment, overrides)
     rates: dict[str, Rate] = {
-        cfg.method: partial(per_second, update),
-        PRODUCT: partial(product, operations),
+        cfg.method: partial(by, onednn, per_second, update),
+        PRODUCT: partial(by, False, product, operations),
     }
+    if onednn:
+        rates[ONEDNN_PRODUCT] = partial(by, True, product, operations)
     if naive:
-        rates[NAIVE] = partial(per_second, naively(cfg, spec))
+        plainly = naively(cfg, spec)
+        rates[NAIVE] = partial(by, False, per_second, plainly)
+        if onednn:
+            rates[ONEDNN_NAIVE] = partial(by, True, per_second, plainly)
     return alternate(rates, "updates/s", turns), operations / 1e9
+
+
+def by(onednn: bool, measure: Callable[..., float], *arguments: Any) -> float:
+    """Measure with one of the two libraries of matrix products."""
+    allow_onednn(onednn)
+    return measure(*arguments)
 
 
 def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
@@ -77,6 +95,8 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
 
 def learning_rate(experiment: str) -> float:
     """Env steps per second that updates alone would allow, with as many threads as training takes."""
+    keep_memory()
+    fast_products()
     update, _, spec, cfg = ours(experiment, [])
     torch.set_num_threads(choose(cfg, build(cfg.env), None).threads)
     return per_second(update) / cfg.run.update_ratio * spec.num_tasks

@@ -5,7 +5,6 @@ Equal states need equal numbers, so a resumed run keeps its own, and a repeated 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
-GLIBC = ((-3, 32 * 2**20), (-1, 2**31 - 1))  # M_MMAP_THRESHOLD, its largest value, and M_TRIM_THRESHOLD
 MEASURED_ROUNDS = 4
 MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
 
@@ -83,19 +81,6 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
         return learn + collect
     busy = learn * choice.threads + collect
     return max(learn, collect / choice.processes, busy / cores)
-
-
-def keep_memory() -> bool:
-    """Let the C library keep freed memory for the next update instead of giving it back; whether it does.
-
-    An update allocates hundreds of megabytes and frees them again; each return to the system is paid for with page
-    faults. Only where the library is glibc: elsewhere nothing changes.
-    """
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        return all(library.mallopt(option, value) for option, value in GLIBC)
-    except (OSError, AttributeError):
-        return False
 
 
 # --- remembering ------------------------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from softmod.cores import (
     Costs,
     Round,
     best,
-    keep_memory,
     remembered,
     thread_counts,
     timed,
 )
+from softmod.cpu import fast_products, keep_memory, product_library
 from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError
@@ -102,13 +102,13 @@ def _train(
 ) -> list[TaskScore]:
     suite, actor, critic = parts
     spec = suite.spec
-    keep_memory()
+    fabric = make_fabric(cfg)
+    set_up(fabric.device)
     chosen = choose(cfg, suite, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
         plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
-        fabric = make_fabric(cfg)
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
         clock = Clock()
@@ -183,7 +183,10 @@ def choose(cfg: TrainConfig, suite: TaskSuite, found: Found | None) -> Chosen:
         return Chosen(processes, threads)
     steps, environments = cfg.run.round_steps * cfg.workers.copies, suite.spec.num_tasks * cfg.workers.copies
     wanted = Round(steps * cfg.run.update_ratio, steps * suite.spec.num_tasks, environments)
-    question = {"identity": identity(cfg), "processes": processes, "threads": threads, "torch": torch.__version__}
+    question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
+        "torch": torch.__version__,
+        "products": product_library(),
+    }
     return remembered(
         cache_folder(),
         question,
@@ -244,6 +247,13 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
     return actor, critic
 
 
+def set_up(device: torch.device) -> None:
+    """What lies under the learner: the C library and the one of matrix products."""
+    keep_memory()
+    if device.type == "cpu":
+        fast_products()
+
+
 def make_fabric(cfg: TrainConfig) -> L.Fabric:
     precision: Any = cfg.fabric.precision
     return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
@@ -299,8 +309,9 @@ def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, 
 def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
     size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
+    device = f"{fabric.device} ({product_library()})" if fabric.device.type == "cpu" else str(fabric.device)
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
-    return f"{folder}: {len(cfg.env.tasks)} tasks, {where}, {chosen.threads} threads on {fabric.device}, {size}{begin}"
+    return f"{folder}: {len(cfg.env.tasks)} tasks, {where}, {chosen.threads} threads on {device}, {size}{begin}"
 
 
 def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]) -> None:

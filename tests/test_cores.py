@@ -45,13 +45,6 @@ def test_a_round_takes_its_longer_half_or_all_the_work():
     assert seconds(HEAVY, ROUND, Chosen(2, 2), cores=2) == pytest.approx((50 * 0.2 * 2 + 0.5) / 2)
 
 
-@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
-def test_the_c_library_takes_the_wish():
-    """In a process of its own: it concerns the whole process."""
-    line = [sys.executable, "-c", "from softmod.cores import keep_memory; print(keep_memory())"]
-    assert subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip() == "True"
-
-
 def test_a_choice_is_measured_once_per_question(tmp_path: Path):
     asked = []
 

@@ -1,0 +1,57 @@
+"""What the learner asks of the libraries under it: said in processes of their own, since it concerns whole processes."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from softmod import cpu
+
+
+def says(code: str) -> str:
+    line = [sys.executable, "-c", f"from softmod import cpu; {code}"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+def test_the_c_library_takes_the_wish():
+    assert says("print(cpu.keep_memory())") == "True"
+
+
+def test_products_stay_fp32_whichever_library_multiplies():
+    on, error = says("print(cpu.fast_products(), cpu.product_error() < cpu.EXACT)").split()
+    assert on == str(cpu.better_with_onednn())
+    assert error == "True"
+
+
+@pytest.mark.skipif(not cpu.better_with_onednn(), reason="MKL is the fast one here")
+def test_onednn_multiplies_when_it_is_let():
+    code = "import torch; a = torch.rand(300, 300); b = a @ a; cpu.fast_products(); print(torch.equal(b, a @ a))"
+    assert says(code) == "False"  # another library rounds in another order
+
+
+def test_a_product_that_is_not_fp32_is_refused(monkeypatch: pytest.MonkeyPatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr(cpu, "product_error", lambda: 4e-3)  # what bfloat16 shows
+    assert not cpu.allow_onednn(True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before == "none"
+
+
+def test_the_probe_tells_bfloat16_from_fp32():
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=draws) for _ in range(2))
+    exact = a.double() @ b.double()
+    rounded = (a.bfloat16() @ b.bfloat16()).double()
+    assert cpu.product_error() < cpu.EXACT < float((rounded - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("maker, faster", [("GenuineIntel", False), ("", False), ("AuthenticAMD", True)])
+def test_the_processors_maker_decides(maker: str, faster: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "vendor", lambda: maker)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert cpu.better_with_onednn() == faster
