@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def fast_products() -> bool:
 
 def allow_onednn(allowed: bool) -> bool:
     """Switch between the two libraries; whether oneDNN multiplies now. It does not if its products are not fp32."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its type is not declared)
     matmul.fp32_precision = "bf16" if allowed else "none"
     if allowed and product_error() > EXACT:
         matmul.fp32_precision = "none"
@@ -52,7 +53,8 @@ def allow_onednn(allowed: bool) -> bool:
 
 def product_library() -> str:
     """Which library multiplies this process's fp32 matrices."""
-    if getattr(torch.backends.mkldnn, "matmul", None) and torch.backends.mkldnn.matmul.fp32_precision == "bf16":
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if getattr(matmul, "fp32_precision", "none") == "bf16":
         return "oneDNN"
     return "MKL" if torch.backends.mkl.is_available() else "BLAS"
 

@@ -1,4 +1,4 @@
-"""What the learner asks of the libraries under it: said in processes of their own, since it concerns whole processes."""
+"""What the learner asks of the libraries under it; said in processes of their own where it concerns whole processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_probe_tells_bfloat16_from_fp32():
     assert cpu.product_error() < cpu.EXACT < float((rounded - exact).abs().max() / exact.abs().max())
 
 
-@pytest.mark.parametrize("maker, faster", [("GenuineIntel", False), ("", False), ("AuthenticAMD", True)])
+@pytest.mark.parametrize(("maker", "faster"), [("GenuineIntel", False), ("", False), ("AuthenticAMD", True)])
 def test_the_processors_maker_decides(maker: str, faster: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "vendor", lambda: maker)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
