@@ -38,6 +38,17 @@ def squash(
     return before.tanh(), (gaussian - correction).sum(-1)
 
 
+def actions(
+    actor: Network,
+    obs: Float[Tensor, "task copy obs"],
+    tasks: Int[Tensor, " task"] | None = None,
+    noise: Float[Tensor, "task copy action"] | None = None,
+) -> Float[Tensor, "task copy action"]:
+    """What the policy does in some of the tasks (None: all of them in order); without noise, tanh of the mean."""
+    mean, log_std = split(actor(obs, tasks)[0])
+    return mean.tanh() if noise is None else torch.addcmul(mean, log_std.exp(), noise).tanh()
+
+
 class Policy:
     """An actor that only acts: frozen weights, numpy in and out, for any of the tasks."""
 
@@ -55,11 +66,8 @@ class Policy:
 
         `tasks [task]` names the rows' tasks by index; None stands for all of them in order.
         """
-        outputs = self.actor(torch.from_numpy(obs), None if tasks is None else torch.from_numpy(tasks))[0]
-        mean, log_std = split(outputs)
-        if noise is None:
-            return mean.tanh().numpy()
-        return torch.addcmul(mean, log_std.exp(), torch.from_numpy(noise)).tanh().numpy()
+        indices, draws = (None if array is None else torch.from_numpy(array) for array in (tasks, noise))
+        return actions(self.actor, torch.from_numpy(obs), indices, draws).numpy()
 
     @torch.inference_mode()
     def routing(self, obs: NDArray[np.float32], tasks: NDArray[np.int64] | None = None) -> list[NDArray[Any]]:

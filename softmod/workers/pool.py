@@ -9,7 +9,6 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from softmod.errors import WorkerError
@@ -109,7 +108,8 @@ class Workers:
         """
         for share in self.shares:
             share.wait_until_ready()
-        torch.cat([tensor.reshape(-1) for tensor in policy.values()], out=torch.from_numpy(self.weights))
+        flat = [tensor.numpy().reshape(-1) for tensor in policy.values()]  # PyTorch would wake up all its threads
+        np.concatenate(flat, out=self.weights)
 
     def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from softmod.errors import SoftmodError, WorkerError
 from softmod.networks.network import Network
-from softmod.networks.policy import Policy
+from softmod.networks.policy import actions
 from softmod.randomness import Purpose, generator
 from softmod.types import EnvSpec, Episode, Floats, Rollout, TaskEnv, TaskSuite
+from softmod.workers.acting import Repeated, repeated
 
 State = dict[str, NDArray[Any]]
 
@@ -68,10 +70,8 @@ class Lane:
         self.steps, self.total, self.success = self.steps + 1, self.total + reward, self.success or success
         return reward
 
-    def ended(self) -> Episode | None:
-        """The episode, if this was its last step."""
-        if self.steps < self.spec.horizon:
-            return None
+    def ended(self) -> Episode:
+        """The episode, after its last step."""
         return Episode(self.task, self.copy, self.episode, self.total, self.success)
 
     def resume(self, episode: int, actions: Floats, obs: Floats) -> None:
@@ -106,13 +106,27 @@ class Collector:
         self, plan: Plan, tasks: list[int], copies: list[int], training: bool = True, weights: Floats | None = None
     ) -> None:
         self.plan, self.spec = plan, plan.suite.spec
-        self.policy = Policy(plan.actor)
+        self.actor = plan.actor.eval().requires_grad_(False)
         if weights is not None:
-            bind(plan.actor, weights)
-        self.tasks, self.copies = np.array(tasks, np.int64), copies
+            bind(self.actor, weights)
+        self.tasks, self.copies = torch.tensor(tasks), copies
         self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
         self.places = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
         self.judges: list[TaskEnv] = []
+
+    # Recorded at their first use, when there are weights to check them with.
+
+    @cached_property
+    def explore(self) -> Repeated:
+        """Actions `[task, copy, action]` from its inputs: observations and noise of every lane."""
+        rows = len(self.tasks), len(self.copies)
+        inputs = [torch.zeros(*rows, self.spec.obs_dim), torch.zeros(*rows, self.spec.action_dim)]
+        return repeated(lambda obs, noise: actions(self.actor, obs, self.tasks, noise), inputs)
+
+    @cached_property
+    def exploit(self) -> Repeated:
+        """Deterministic actions `[task, 1, action]` of all tasks, from their observations."""
+        return repeated(partial(actions, self.actor), [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)])
 
     def collect(self, steps: int) -> Rollout:
         """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
@@ -131,18 +145,18 @@ class Collector:
 
     def _step(self, rollout: Rollout, step: int) -> None:
         """One step of every lane, acting for all of them at once."""
-        noise = np.empty(rollout.action.shape[:2] + rollout.action.shape[3:], np.float32)
+        obs, noise = self.explore.inputs
         for i, j, lane in self.places:
             lane.ready()
-            rollout.obs[i, j, step] = lane.obs
+            obs[i, j] = lane.obs
             noise[i, j] = lane.noise[lane.steps]
-        actions = self.policy.act(rollout.obs[:, :, step], self.tasks, noise)
-        rollout.action[:, :, step] = actions
+        actions = self.explore()
+        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, actions
         for i, j, lane in self.places:
             rollout.reward[i, j, step] = lane.step(actions[i, j])
             rollout.next_obs[i, j, step] = lane.obs
-            if episode := lane.ended():
-                rollout.episodes.append(episode)
+            if lane.steps == self.spec.horizon:
+                rollout.episodes.append(lane.ended())
 
     def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """The deterministic policy on these goals of every task: success and return `[task, goal]`.
@@ -153,13 +167,13 @@ class Collector:
         self.judges = self.judges or [self.plan.suite.make(task) for task in range(self.spec.num_tasks)]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
         returns = np.zeros((self.spec.num_tasks, len(goals)))
-        obs = np.zeros((self.spec.num_tasks, 1, self.spec.obs_dim), np.float32)
+        (obs,) = self.exploit.inputs
         turn, steps = [0] * self.spec.num_tasks, [0] * self.spec.num_tasks
         while running := [task for task in range(self.spec.num_tasks) if turn[task] < len(goals)]:
             for task in running:
                 if steps[task] == 0:
                     obs[task, 0] = self.judges[task].reset(self.plan.suite.goals(task)[goals[turn[task]]])
-            actions = self.policy.act(obs)
+            actions = self.exploit()
             for task in running:
                 obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
                 returns[task, turn[task]] += reward

@@ -1,0 +1,235 @@
+"""Acting without PyTorch's cost per call: a policy's operations, recorded once and repeated in numpy.
+
+For the handful of rows that a worker acts for, calling PyTorch costs as much as computing. So the operations of one
+call are recorded together with the tensors that they read and wrote, and repeated on the same memory: a view needs no
+repeating, an operation known here is one or two numpy calls, and any other is left to PyTorch. The weights are read
+where they lie, so whoever writes new ones there has loaded them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from softmod.errors import SoftmodError
+
+Array = NDArray[Any]
+Call = Callable[[], object]
+Function = Callable[..., Tensor]
+Kernel = Callable[..., list[Call]]  # of the output and the arguments, tensors as arrays
+FEW_ROWS = 7  # up to here a product row by row is the faster one; and a row's result is the same in any company
+AGREES = 1e-4
+
+log = logging.getLogger(__name__)
+
+
+class NotRepeatableError(SoftmodError):
+    """A function cannot be recorded."""
+
+
+class Repeated:
+    """A function of tensors as a call without arguments: `inputs` are arrays to be filled, the output is an array.
+
+    Args:
+        function: of `inputs`, giving one tensor; it is called under `torch.no_grad`.
+        inputs: any values in the right shapes.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        self._function, self._tensors = function, [tensor.clone() for tensor in inputs]
+        self.inputs: list[Array] = [tensor.numpy() for tensor in self._tensors]
+
+    def __call__(self) -> Array:
+        """The output for what `self.inputs` hold now; valid until the next call."""
+        return self.called()
+
+    def called(self) -> Array:
+        """The same by PyTorch."""
+        with torch.no_grad():
+            return self._function(*self._tensors).numpy()
+
+
+class Recorded(Repeated):
+    """A function whose operations and shapes never change, repeated in numpy.
+
+    Raises:
+        NotRepeatableError: its operations depend on its inputs' values.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        super().__init__(function, inputs)
+        with torch.no_grad(), _Recorder() as recorder:
+            self._output: Array = function(*self._tensors).numpy()
+        self._calls, self._kept = recorder.calls, recorder.tensors
+        self._check()
+
+    def __call__(self) -> Array:
+        for call in self._calls:
+            call()
+        return self._output
+
+    def _check(self) -> None:
+        draws, held = np.random.default_rng(0), [array.copy() for array in self.inputs]
+        for array in self.inputs:
+            array[...] = draws.standard_normal(array.shape)
+        if not np.allclose(self(), self.called(), rtol=AGREES, atol=AGREES, equal_nan=True):
+            raise NotRepeatableError("repeating its operations gives another result")
+        for array, before in zip(self.inputs, held, strict=True):
+            array[...] = before
+
+
+def repeated(function: Function, inputs: Sequence[Tensor]) -> Repeated:
+    """The function recorded, or, if it cannot be, as it is."""
+    one_blas_thread()
+    try:
+        return Recorded(function, inputs)
+    except NotRepeatableError as error:
+        log.info("this network acts at PyTorch's speed: %s", error)
+        return Repeated(function, inputs)
+
+
+@cache
+def one_blas_thread() -> None:
+    """Let numpy multiply with one thread: the other cores have work of their own."""
+    threadpool_limits(limits=1, user_api="blas")
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs operations as always, and keeps how to repeat each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.tensors: list[Any] = []  # whose memory the calls use
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        outputs = output if isinstance(output, list | tuple) else (output,)
+        if not all(isinstance(entry, Tensor) for entry in outputs):
+            raise NotRepeatableError(f"{func} reads a value")
+        self.tensors.append((args, kwargs, output))
+        if not (func in EMPTY or _is_view(func, args, outputs)):
+            self.calls += _repeat(func, args, kwargs, outputs)
+        return output
+
+
+def _writes(func: Any) -> bool:
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+
+
+def _is_view(func: Any, args: Any, outputs: Sequence[Tensor]) -> bool:
+    """Whether every output is some input's memory, and nothing was written."""
+    places = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+    return not _writes(func) and all(output.untyped_storage().data_ptr() in places for output in outputs)
+
+
+def _repeat(func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> list[Call]:
+    """Calls that write the outputs anew from what the arguments hold then."""
+    kernel = KERNELS.get(func)
+    if kernel is not None and not (set(kwargs) - {"out"}):
+        return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
+    if _writes(func):
+        return [lambda: func(*args, **kwargs)]
+
+    def call() -> None:
+        output = func(*args, **kwargs)
+        for target, value in zip(outputs, output if len(outputs) > 1 else (output,), strict=True):
+            target.copy_(value)
+
+    return [call]
+
+
+def _array(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.detach().numpy()
+    return [_array(entry) for entry in argument] if isinstance(argument, list | tuple) else argument
+
+
+# --- operations in numpy ----------------------------------------------------------------------------------------------
+
+
+def _ufunc(function: Any) -> Kernel:
+    return lambda out, *args: [lambda: function(*args, out=out)]
+
+
+def _product(out: Array, a: Array, b: Array) -> list[Call]:
+    """Matrices `[..., rows, k] @ [..., k, n]`; few rows one by one, as vectors."""
+    if 1 < a.shape[-2] <= FEW_ROWS:
+        a, b, out = a[..., :, None, :], b[..., None, :, :], out[..., :, None, :]
+    return [lambda: np.matmul(a, b, out=out)]
+
+
+def _product_and_bias(out: Array, bias: Array, a: Array, b: Array) -> list[Call]:
+    return [*_product(out, a, b), lambda: np.add(out, bias, out=out)]
+
+
+def _relu(out: Array, x: Array) -> list[Call]:
+    zero = np.zeros((), x.dtype)
+    return [lambda: np.maximum(x, zero, out=out)]
+
+
+def _clamp(out: Array, x: Array, least: float | None = None, most: float | None = None) -> list[Call]:
+    low, high = x.dtype.type(-np.inf if least is None else least), x.dtype.type(np.inf if most is None else most)
+    return [lambda: np.maximum(x, low, out=out), lambda: np.minimum(out, high, out=out)]
+
+
+def _multiply_add(out: Array, x: Array, a: Array, b: Array) -> list[Call]:
+    both = np.empty(np.broadcast_shapes(a.shape, b.shape), out.dtype)
+    return [lambda: np.multiply(a, b, out=both), lambda: np.add(x, both, out=out)]
+
+
+def _softmax(out: Array, x: Array, axis: int, _: bool) -> list[Call]:
+    extreme = np.empty_like(np.max(x, axis, keepdims=True))
+    return [
+        lambda: np.maximum.reduce(x, axis, out=extreme, keepdims=True),
+        lambda: np.subtract(x, extreme, out=out),
+        lambda: np.exp(out, out=out),
+        lambda: np.add.reduce(out, axis, out=extreme, keepdims=True),
+        lambda: np.divide(out, extreme, out=out),
+    ]
+
+
+def _copy(out: Array, x: Array) -> list[Call]:
+    return [lambda: np.copyto(out, x)]
+
+
+def _concatenate(out: Array, parts: list[Array], axis: int = 0) -> list[Call]:
+    return [lambda: np.concatenate(parts, axis, out=out)]
+
+
+def _select(out: Array, x: Array, axis: int, index: Array) -> list[Call]:
+    return [lambda: np.take(x, index, axis, out=out, mode="clip")]  # any other mode buffers
+
+
+aten = torch.ops.aten
+EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default)  # nothing to compute
+KERNELS: dict[Any, Kernel] = {
+    aten.mm.default: _product,
+    aten.bmm.default: _product,
+    aten.addmm.default: _product_and_bias,
+    aten.baddbmm.default: _product_and_bias,
+    aten.relu.default: _relu,
+    aten.relu_.default: _relu,
+    aten.clamp.default: _clamp,
+    aten.mul.Tensor: _ufunc(np.multiply),
+    aten.mul.out: _ufunc(np.multiply),
+    aten.add.Tensor: _ufunc(np.add),
+    aten.addcmul.default: _multiply_add,
+    aten.addcmul_.default: _multiply_add,
+    aten.exp.default: _ufunc(np.exp),
+    aten.tanh.default: _ufunc(np.tanh),
+    aten._softmax.default: _softmax,
+    aten.clone.default: lambda out, x: _copy(out, x),
+    aten.cat.default: _concatenate,
+    aten.index_select.default: _select,
+}
