@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils.reward_utils import hamacher_product
-from mujoco import mj_forward, mj_step
+from mujoco import mj_forward, mj_getState, mj_setState, mj_stateSize, mj_step, mjtState
 from numpy.typing import NDArray
 
 from softmod.envs.scalars import STAND_INS, Pairs, tolerance
@@ -27,6 +27,8 @@ HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_rewar
        "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
 SINGLE = np.dtype(np.float32)
 HALF = np.full(3, 0.5)  # an array and a number multiply more slowly than two arrays
+EVERYTHING = int(mjtState.mjSTATE_INTEGRATION)  # all that the next step depends on, the model aside
+MOST_HOMES = 64  # as many places of a task's movable bodies as there are goals, and some
 HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation, as a quaternion
 
 
@@ -74,7 +76,9 @@ class FastSawyer(SawyerXYZEnv):
     """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
 
     obj_init_pos: Any  # [3], by the task's reset
+    init_tcp: Any  # [3], by _reset_hand
     _tcp: Doubles | None = None  # the middle between the fingers while a step is evaluated
+    _discarded = False  # the scene being built is thrown away afterwards
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, data = super()._initialize_simulation()
@@ -85,7 +89,54 @@ class FastSawyer(SawyerXYZEnv):
         self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
         self._pair = np.empty(2)
         self._scale = np.full(3, self.action_scale, np.float32)
+        self._state = np.empty(mj_stateSize(model, EVERYTHING))
+        self._homes: dict[Any, Doubles] = {}
         return model, data
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Meta-World's reset: build the scene, reset the simulation, build it again; arguments are ignored."""
+        self.curr_path_length = 0
+        self._discarded = True
+        self.reset_model()
+        self._discarded = False
+        obs, info = super(SawyerXYZEnv, self).reset()  # resets the simulation and calls reset_model
+        self._prev_obs = obs[:18].copy()
+        obs[18:36] = self._prev_obs
+        return obs, info
+
+    def _reset_hand(self, steps: int = 50) -> None:
+        """Move the hand home: 250 steps of physics, the same each time that the scene is the same.
+
+        Nothing is left of them in a scene that is thrown away. In the other they are remembered by what they start
+        from; only the last is taken again, since it leaves more than the state.
+        """
+        if not self._discarded:
+            scene = (steps, *(array.tobytes() for array in self._scene()))
+            if scene in self._homes:
+                mj_setState(self.model, self.data, self._homes[scene], EVERYTHING)
+            else:
+                self._go_home(steps)
+                self._remember_home(scene)
+            mj_step(self.model, self.data)
+        self.init_tcp = self.tcp_center
+
+    def _scene(self) -> tuple[Doubles, ...]:
+        """All that moving the hand home depends on: the state, where tasks put their bodies, and home itself."""
+        mj_getState(self.model, self.data, self._state, EVERYTHING)
+        return self._state, self.model.body_pos, self.model.body_quat, np.asarray(self.hand_init_pos)
+
+    def _go_home(self, steps: int) -> None:
+        """All of the way but its last step."""
+        for left in reversed(range(steps)):
+            self._mocap_pos[:] = self.hand_init_pos
+            self._mocap_quat[:] = HAND_DOWN
+            self.do_simulation((-1, 1), self.frame_skip - (left == 0))
+
+    def _remember_home(self, scene: Any) -> None:
+        if len(self._homes) == MOST_HOMES:
+            self._homes.clear()
+        mj_getState(self.model, self.data, self._state, EVERYTHING)
+        self._homes[scene] = self._state.copy()
 
     def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
         """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a flag nobody sets."""
