@@ -136,7 +136,7 @@ def _is_view(func: Any, args: Any, outputs: Sequence[Tensor]) -> bool:
 def _repeat(func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> list[Call]:
     """Calls that write the outputs anew from what the arguments hold then."""
     kernel = KERNELS.get(func)
-    if kernel is not None and not (set(kwargs) - {"out"}):
+    if kernel is not None and set(kwargs) <= {"out", "memory_format"}:
         return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
     if _writes(func):
         return [lambda: func(*args, **kwargs)]
@@ -203,6 +203,10 @@ def _copy(out: Array, x: Array) -> list[Call]:
     return [lambda: np.copyto(out, x)]
 
 
+def _sum(out: Array, x: Array, axes: Sequence[int], keepdims: bool = False) -> list[Call]:
+    return [lambda: np.add.reduce(x, tuple(axes), out=out, keepdims=keepdims)]
+
+
 def _concatenate(out: Array, parts: list[Array], axis: int = 0) -> list[Call]:
     return [lambda: np.concatenate(parts, axis, out=out)]
 
@@ -223,13 +227,16 @@ KERNELS: dict[Any, Kernel] = {
     aten.clamp.default: _clamp,
     aten.mul.Tensor: _ufunc(np.multiply),
     aten.mul.out: _ufunc(np.multiply),
+    aten.mul_.Tensor: _ufunc(np.multiply),
     aten.add.Tensor: _ufunc(np.add),
+    aten.add_.Tensor: _ufunc(np.add),
+    aten.sum.dim_IntList: _sum,
     aten.addcmul.default: _multiply_add,
     aten.addcmul_.default: _multiply_add,
     aten.exp.default: _ufunc(np.exp),
     aten.tanh.default: _ufunc(np.tanh),
     aten._softmax.default: _softmax,
-    aten.clone.default: lambda out, x: _copy(out, x),
+    aten.clone.default: _copy,
     aten.cat.default: _concatenate,
     aten.index_select.default: _select,
 }

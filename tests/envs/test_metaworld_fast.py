@@ -71,6 +71,24 @@ def test_nothing_of_metaworld_is_patched() -> None:
     assert (base, tools, own) == (dict(vars(SawyerXYZEnv)), dict(vars(reward_utils)), dict(vars(cls)))
 
 
+@pytest.mark.parametrize("task", ["push-v3", "door-open-v3", "faucet-close-v3", "window-close-v3"])
+def test_the_hands_way_home_is_simulated_once_per_scene(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, simulated = Pair(task), []
+    go_home = type(pair.fast)._go_home
+    monkeypatch.setattr(type(pair.fast), "_go_home", lambda env, steps: (simulated.append(1), go_home(env, steps)))
+    for number in (0, 1, 0, 1, 0):  # each time from where the last episode ended
+        pair.compare(pair.goal(number), "v2", policy("scripted", task, number), 30)
+    assert 1 <= len(simulated) <= 2  # where the scene is the same for all goals, once
+
+
+def test_remembered_ways_home_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metaworld_fast, "MOST_HOMES", 2)
+    pair = Pair("door-open-v3")
+    for number in range(5):
+        pair.compare(pair.goal(number), "v2", policy("random", "door-open-v3", number), 2)
+    assert 1 <= len(pair.fast._homes) <= 2
+
+
 def test_past_the_end_both_raise() -> None:
     pair = Pair("reach-v3")
     tally = pair.compare(pair.goal(0), "v2", policy("random", "reach-v3", 0), 501)
@@ -92,7 +110,7 @@ def test_what_cannot_be_stepped() -> None:
 
 BENT = {
     "step 1: reward differs": (metaworld_fast, "HALF", np.full(3, np.nextafter(0.5, 1))),
-    "step 1: observation differs at \\[": (metaworld_fast, "HAND_DOWN", np.array([1.0, 0.0, 1.0 + 1e-15, 0.0])),
+    "reset: observation differs at \\[": (metaworld_fast, "HAND_DOWN", np.array([1.0, 0.0, 1.0 + 1e-15, 0.0])),
     "step \\d+: reward differs": (scalars, "_long_tail_stretch", lambda value: float(np.nextafter(3.0, 4))),
 }
 
@@ -103,6 +121,15 @@ def test_a_constant_off_by_a_bit_is_found(told: str, monkeypatch: pytest.MonkeyP
     pair = Pair("push-v3")
     with pytest.raises(DifferenceError, match=f"push-v3, reward v2, {told}"):
         pair.compare(pair.goal(0), "v2", policy("random", "push-v3", 0), 20)
+
+
+def test_a_remembered_scene_that_is_slightly_off_is_found() -> None:
+    pair = Pair("push-v3")
+    pair.compare(pair.goal(0), "v2", policy("random", "push-v3", 0), 2)
+    for home in pair.fast._homes.values():
+        home *= 1 + 1e-13
+    with pytest.raises(DifferenceError, match="push-v3, reward v2, reset: observation differs"):
+        pair.compare(pair.goal(0), "v2", policy("random", "push-v3", 0), 2)
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
