@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack, closing
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
+from softmod.agent.whole import whole_update
 from softmod.clock import Clock, Schedule
 from softmod.config import build, flat, identity, resolve_target, run_folder
 from softmod.cores import (
@@ -103,7 +105,7 @@ def _train(
     suite, actor, critic = parts
     spec = suite.spec
     fabric = make_fabric(cfg)
-    set_up(fabric.device)
+    set_up(cfg, fabric.device)
     chosen = choose(cfg, suite, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
@@ -247,15 +249,20 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
     return actor, critic
 
 
-def set_up(device: torch.device) -> None:
-    """What lies under the learner: the C library and the one of matrix products."""
+def set_up(cfg: TrainConfig, device: torch.device) -> None:
+    """What lies under the learner: the C library, the library of matrix products and its precision."""
     keep_memory()
     if device.type == "cpu":
         fast_products()
+        return
+    torch.set_float32_matmul_precision("high" if cfg.fabric.precision == "tf32" else "highest")
+    if cfg.fabric.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def make_fabric(cfg: TrainConfig) -> L.Fabric:
-    precision: Any = cfg.fabric.precision
+    precision: Any = "32-true" if cfg.fabric.precision == "tf32" else cfg.fabric.precision
     return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
 
 
@@ -273,8 +280,17 @@ def make_agent(
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,
     )  # fmt: skip
     fabric.to_device(agent)
-    _, *wrapped = fabric.setup(agent, *agent.configure_optimizers())
+    inner = agent.configure_optimizers()
+    agent.run = whole_update(agent, inner, way_to_run(cfg, fabric.device))
+    _, *wrapped = fabric.setup(agent, *inner)
     return agent, wrapped
+
+
+def way_to_run(cfg: TrainConfig, device: torch.device) -> str:
+    """`fabric.compile`, decided."""
+    if cfg.fabric.compile != "auto":
+        return cfg.fabric.compile
+    return "captured" if device.type == "cuda" else "eager"
 
 
 def check_device(cfg: TrainConfig) -> None:

@@ -50,7 +50,9 @@ class Replay:
     def append(self, packed: Float[Tensor, "task count width"]) -> None:
         """Append packed rows, the same number for every task."""
         first = self.written + max(0, packed.shape[1] - self.capacity)  # more than fits: only the newest
-        packed = packed[:, first - self.written :].to(self.rows.device, non_blocking=True)
+        packed = packed[:, first - self.written :]
+        if self.rows.is_cuda:  # from pinned memory, the copy does not keep the learner waiting
+            packed = packed.contiguous().pin_memory().to(self.rows.device, non_blocking=True)
         start = first % self.capacity
         head = min(packed.shape[1], self.capacity - start)
         self.rows[:, start : start + head] = packed[:, :head]

@@ -142,7 +142,9 @@ class FabricConfig:
     """Where the learner computes."""
 
     accelerator: str = choice("auto", "auto", "cpu", "cuda")
-    precision: str = choice("32-true", "32-true", "bf16-mixed")
+    precision: str = choice("32-true", "32-true", "tf32", "bf16-mixed")  # tf32: of matrix products, on CUDA
+    compile: str = choice("auto", "auto", "eager", "compiled", "captured")  # auto: captured on CUDA, eager on a CPU
+    deterministic: bool = False  # on CUDA: only operations that repeat to the bit; on a CPU all do
     threads: int | None = number(None, low=1)  # null: chosen from the cores at hand
 
 

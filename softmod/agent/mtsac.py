@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from softmod.agent import losses
 from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
+from softmod.agent.whole import Update
 from softmod.networks.network import Network
 from softmod.networks.policy import split, squash
 from softmod.randomness import Purpose, torch_generator
@@ -69,6 +70,7 @@ class MTSAC(L.LightningModule):
         self.target_critic = deepcopy(critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
         self.make_optimizers = optimizers
+        self.run: Update = self.update  # or another way to run it (softmod.agent.whole)
         self.updates = 0  # ever made
         self._skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self._rollback: Rollback | None = None
@@ -87,8 +89,11 @@ class MTSAC(L.LightningModule):
         return mean.tanh() if noise is None else squash(mean, log_std, noise)[0]
 
     def policy(self) -> dict[str, Tensor]:
-        """The frozen weights that workers act with for a round: a copy, on the CPU."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.actor.state_dict().items()}
+        """The frozen weights that workers act with for a round: a copy, on the CPU, in one transfer."""
+        weights = self.actor.state_dict()
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
+        parts = flat.split([tensor.numel() for tensor in weights.values()])
+        return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -112,8 +117,7 @@ class MTSAC(L.LightningModule):
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.updates += 1
-        with self._autocast():
-            return self._update(Batch(*batch), noise[0], noise[1])
+        return self.run(Batch(*batch), noise[0], noise[1])
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Of the actor, the critics and the temperatures, in this order; their state exists from the start."""
@@ -127,10 +131,12 @@ class MTSAC(L.LightningModule):
             materialize(optimizer)
         return optimizers
 
-    def _update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        if self.update_order == "released":
-            return self._update_released(batch, noise, next_noise)
-        return self._update_sequential(batch, noise, next_noise)
+    def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        """The update as a function of tensors, on one device and without waiting for it; all randomness comes in."""
+        with self._autocast():
+            if self.update_order == "released":
+                return self._update_released(batch, noise, next_noise)
+            return self._update_sequential(batch, noise, next_noise)
 
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""

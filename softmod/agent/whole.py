@@ -1,0 +1,92 @@
+"""How the whole update runs: eagerly, with compiled networks, or as one CUDA graph; results differ by rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softmod.errors import ConfigError
+from softmod.replay import Batch
+
+Metrics = dict[str, Tensor]
+Update = Callable[[Batch, Tensor, Tensor], Metrics]  # of a batch and the noise of both actions
+
+WARM_UPS = 3  # before a capture; libraries set themselves up in their first calls
+
+
+def whole_update(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Update:
+    """The agent's update as it comes ("eager"), with its networks "compiled", or "captured" as one graph.
+
+    On a CPU, where there are no graphs, what would be captured runs eagerly from the same memory.
+
+    Raises:
+        ConfigError: an optimizer cannot be captured.
+    """
+    update: Update = agent.update
+    if how == "compiled":
+        for network in (agent.actor, agent.critic, agent.target_critic):
+            network.compile()
+    if how != "captured":
+        return update
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if not group.get("fused"):
+            raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
+        group["capturable"] = True
+    return Captured(update)
+
+
+class Captured:
+    """An update whose operations are sent to the GPU once, and started from there with one call.
+
+    A graph reads its inputs from where they lay when it was recorded, so each call copies its own there first. Its
+    metrics lie in memory that the next call overwrites.
+    """
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._inputs: list[Tensor] = []
+        self._replay: Callable[[], Metrics] | None = None
+
+    def __call__(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        given = [*batch, noise, next_noise]
+        if self._replay is None:
+            self._inputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in given]
+            self._warm_up()
+            self._replay = self._record()
+        torch._foreach_copy_(self._inputs, given)
+        return self._replay()
+
+    def _run(self) -> Metrics:
+        *batch, noise, next_noise = self._inputs
+        return self._update(Batch(*batch), noise, next_noise)
+
+    def _warm_up(self) -> None:
+        """Updates on a batch that is not finite: each of them changes nothing."""
+        for tensor in self._inputs:
+            tensor.fill_(torch.nan)
+        device = self._inputs[0].device
+        if device.type != "cuda":
+            self._run()
+            return
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UPS):
+                self._run()
+        torch.cuda.current_stream(device).wait_stream(beside)
+
+    def _record(self) -> Callable[[], Metrics]:
+        if self._inputs[0].device.type != "cuda":
+            return self._run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            metrics = self._run()
+
+        def replay() -> Metrics:
+            graph.replay()
+            return metrics
+
+        return replay

@@ -1,0 +1,128 @@
+"""The ways to run an update: what a graph would read and write, and that every way gives the same."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from softmod.agent.mtsac import MTSAC
+from softmod.agent.whole import Captured, whole_update
+from softmod.errors import ConfigError
+from softmod.networks.mlp import MLP
+from softmod.networks.multi_head import MultiHead
+from softmod.networks.soft_modular import SoftModular
+from softmod.replay import Batch
+from softmod.types import EnvSpec
+from tests.agent.test_mtsac import everything
+
+SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
+SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+
+
+def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True, **options) -> MTSAC:
+    torch.manual_seed(3)
+    sizes = SIZES if network is SoftModular else {"num_layers": 2, "width": 8}
+    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
+    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
+    optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
+    agent = MTSAC(SPEC, actor, critic, optimizers, batch_per_task=6, **options)
+    fabric = L.Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1)
+    fabric.to_device(agent)
+    inner = agent.configure_optimizers()
+    agent.run = whole_update(agent, inner, how)
+    fabric.setup(agent, *inner)
+    return agent
+
+
+def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[tuple[Batch, Tensor, Tensor]]:
+    """Batches as the replay gives them, views of packed rows, and noise; the reward of one may be infinite."""
+    draws = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(count):
+        rows = torch.randn(3, 6, 13, generator=draws).to(device)
+        if number == broken:
+            rows[1, 2, 7] = torch.inf
+        obs, action, reward, next_obs = rows.split((5, 2, 1, 5), -1)
+        noise = torch.randn(2, 3, 6, 2, generator=draws).to(device)
+        made.append((Batch(obs, action.tanh(), reward.squeeze(-1), next_obs), noise[0], noise[1]))
+    return made
+
+
+@pytest.mark.parametrize("order", ["sequential", "released"])
+@pytest.mark.parametrize("network", [SoftModular, MLP, MultiHead])
+def test_what_would_be_captured_updates_as_eager_does(order: str, network: type):
+    eager, captured = (make(how, network, update_order=order) for how in ("eager", "captured"))
+    for given in batches(6, broken=3):
+        ours, theirs = captured.run(*given), eager.run(*given)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+
+
+@pytest.mark.parametrize("order", ["sequential", "released"])
+def test_warming_up_changes_nothing(order: str, monkeypatch: pytest.MonkeyPatch):
+    agent = make("captured", update_order=order)
+    before = everything(agent)
+    monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # nothing is run but the warm-up
+    agent.run(*batches(1)[0])
+    assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
+
+
+def test_a_graph_reads_its_own_memory():
+    """Each call's inputs are copied into the same tensors, so nothing else may be read."""
+    agent = make("captured")
+    seen: list[list[int]] = []
+    update = agent.update
+
+    def watched(batch: Batch, noise: Tensor, next_noise: Tensor):
+        seen.append([tensor.data_ptr() for tensor in (*batch, noise, next_noise)])
+        return update(batch, noise, next_noise)
+
+    run = Captured(watched)
+    for given in batches(3):
+        run(*given)
+    assert len(seen) == 4  # the warm-up, and each call
+    assert all(places == seen[0] for places in seen)
+
+
+def test_only_a_fused_optimizer_can_be_captured():
+    with pytest.raises(ConfigError, match=r"fabric\.compile=captured: only with a fused optimizer"):
+        make("captured", fused=False)
+
+
+COMPILED = """
+import torch
+from tests.agent.test_whole import batches, make
+eager, compiled = make("eager"), make("compiled")
+for given in batches(3):
+    ours, theirs = compiled.run(*given), eager.run(*given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@compiler
+def test_compiled_networks_update_as_eager_ones_do():
+    """In a process of its own, since a compiler does not get through the checks of shapes that the tests add."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 2  # actor and critic
+
+
+@cuda
+@pytest.mark.parametrize("order", ["sequential", "released"])
+@pytest.mark.parametrize("how", ["captured", "compiled"])
+def test_on_cuda_all_ways_agree(how: str, order: str):
+    eager, other = (make(way, device="cuda", update_order=order) for way in ("eager", how))
+    for given in batches(20, "cuda", broken=7):
+        other.run(*given)
+        eager.run(*given)
+    for ours, theirs in zip(everything(other), everything(eager), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
