@@ -78,6 +78,41 @@ def updates(chosen: argparse.Namespace) -> Rows:
     return rows
 
 
+def ways(chosen: argparse.Namespace) -> Rows:
+    """One update run eagerly, with compiled networks, and captured: on CUDA if there is a device, else on the CPU."""
+    import torch
+
+    from benchmarks import updates as section
+
+    rows: Rows = []
+    for experiment in ("mt10_soft", "mt10_soft_deep", "mt50_soft", "quickstart"):
+        for precision in ("32-true", "tf32", "bf16-mixed") if torch.cuda.is_available() else ("32-true",):
+            figures = section.ways(experiment, precision, chosen.turns)
+            rows += [row | {"what": f"{experiment} {precision}: {row['what']}"} for row in compare(figures, ["eager"])]
+    return rows
+
+
+def growth(chosen: argparse.Namespace) -> Rows:
+    """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
+    from benchmarks import stepping as collecting
+    from benchmarks import updates as learning
+
+    cores = len(os.sched_getaffinity(0))
+    rows = [
+        row | {"what": f"collecting, {row['what']}"}
+        for row in compare(collecting.growth(("mt10", "mt50"), cores, chosen.seconds, chosen.turns), ["mt10"])
+    ]
+    figures = learning.growth(chosen.turns, cores)
+    return rows + [row | {"what": f"learning, {row['what']}"} for row in compare(figures, ["mt10"])]
+
+
+def checkpoints(chosen: argparse.Namespace) -> Rows:
+    """A whole checkpoint of MT10 with a million transitions in the replay: seconds to write and to restore, size."""
+    from benchmarks import saving
+
+    return saving.measure("mt10_soft", 1_000_000, chosen.turns)
+
+
 def runs(chosen: argparse.Namespace) -> Rows:
     """A whole run against collecting alone and learning alone."""
     from benchmarks import whole
@@ -116,6 +151,9 @@ def _seconds(name: str, measure: Callable[[], float], turns: int) -> dict[str, A
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "stepping": stepping,
     "updates": updates,
+    "ways": ways,
+    "growth": growth,
+    "checkpoints": checkpoints,
     "runs": runs,
     "startup": startup,
 }

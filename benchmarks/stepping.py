@@ -52,6 +52,13 @@ def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figu
         return alternate(rates, "env steps/s", turns)
 
 
+def growth(benchmarks: tuple[str, ...], cores: int, seconds: float, turns: int) -> list[Figure]:
+    """Rates of workers that act, on several sets of tasks."""
+    with ExitStack() as stack:
+        crews = {name: stack.enter_context(Acting(SETS[name], cores)) for name in benchmarks}
+        return alternate({name: partial(crew.rate, seconds) for name, crew in crews.items()}, "env steps/s", turns)
+
+
 def timed(steps: Stepper, environments: int, seconds: float, chunk: int = 10) -> float:
     """Steps per second over all environments, for at least this long."""
     done, began, aside = 0, time.perf_counter(), 0.0

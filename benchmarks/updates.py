@@ -6,17 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from shutil import which
 from typing import Any
 
-import lightning as L
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
 from softmod.config import build, compose, typed
-from softmod.cpu import allow_onednn, fast_products, keep_memory
-from softmod.experiment import choose, make_agent, networks
+from softmod.cpu import allow_onednn, fast_products
+from softmod.experiment import choose, make_agent, make_fabric, networks, set_up
 from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec
 
@@ -24,6 +24,7 @@ PRODUCT = "plain matrix product"
 ONEDNN_PRODUCT = "the same by oneDNN"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
+WAYS = ("eager", "compiled", "captured")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("mt10_soft", [], True),
     ("mt10_soft_deep", [], True),
@@ -41,9 +42,8 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
     where that is what a run picks.
     """
     torch.set_num_threads(threads)
-    keep_memory()  # for all of them
-    onednn = fast_products()
     update, operations, spec, cfg = ours(experiment, overrides)
+    onednn = fast_products()
     rates: dict[str, Rate] = {
         cfg.method: partial(by, onednn, per_second, update),
         PRODUCT: partial(by, False, product, operations),
@@ -58,6 +58,24 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
     return alternate(rates, "updates/s", turns), operations / 1e9
 
 
+def growth(turns: int, threads: int) -> list[Figure]:
+    """Environment steps per second that updates allow, as the soft-modular networks and the task set grow."""
+    torch.set_num_threads(threads)
+    wide = ["actor.module_width=512", "critic.module_width=512"]
+    many = ["actor.num_modules=4", "critic.num_modules=4"]
+    sizes = {"mt10": ("mt10_soft", []), "mt50": ("mt50_soft", []), "mt10, modules twice as wide": ("mt10_soft", wide)}
+    rates: dict[str, Rate] = {}
+    for name, (experiment, overrides) in (sizes | {"mt10, twice as many modules": ("mt10_soft", many)}).items():
+        update, _, spec, cfg = ours(experiment, overrides)
+        rates[name] = partial(env_steps_per_second, update, spec.num_tasks / cfg.run.update_ratio)
+    return alternate(rates, "env steps/s", turns)
+
+
+def env_steps_per_second(update: Callable[[], object], steps: float) -> float:
+    """With so many environment steps to an update."""
+    return per_second(update) * steps
+
+
 def by(onednn: bool, measure: Callable[..., float], *arguments: Any) -> float:
     """Measure with one of the two libraries of matrix products."""
     allow_onednn(onednn)
@@ -65,38 +83,53 @@ def by(onednn: bool, measure: Callable[..., float], *arguments: Any) -> float:
 
 
 def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
-    """Calls per second, over at least this long."""
+    """Calls per second, over at least this long; on an accelerator with the work that is still under way."""
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         update()
         calls += 1
+        if calls % 10 == 0 and torch.cuda.is_available():
+            torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return calls / (time.perf_counter() - began)
+
+
+def ways(experiment: str, precision: str, turns: int) -> list[Figure]:
+    """Rates of one configuration's update in each way to run it, on CUDA where that is available."""
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    rates: dict[str, Rate] = {}
+    for how in WAYS if torch.cuda.is_available() or which("g++") else WAYS[::2]:
+        line = [f"fabric.accelerator={accelerator}", f"fabric.precision={precision}", f"fabric.compile={how}"]
+        rates[how] = partial(per_second, ours(experiment, line)[0])
+    return alternate(rates, "updates/s", turns)
 
 
 def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
     """A call that makes one update, its floating point operations, and what it was made for."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    cfg = typed(compose([f"experiment={experiment}", *overrides]))
+    cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
-    fabric = L.Fabric(accelerator="cpu", devices=1)
+    fabric = make_fabric(cfg)
+    set_up(cfg, fabric.device)
     agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
-    replay = Replay(spec, 4 * cfg.run.batch_per_task)
+    replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
     replay.append(torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths)))
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator(fabric.device).manual_seed(0)
 
     def update() -> None:
         agent.training_step(replay.sample(cfg.run.batch_per_task, draws), 0)
 
     update()
+    chosen, agent.run = agent.run, agent.update
     with FlopCounterMode(display=False) as counter:
         update()
+    agent.run = chosen
     return update, counter.get_total_flops(), spec, cfg
 
 
 def learning_rate(experiment: str) -> float:
     """Env steps per second that updates alone would allow, with as many threads as training takes."""
-    keep_memory()
-    fast_products()
     update, _, spec, cfg = ours(experiment, [])
     torch.set_num_threads(choose(cfg, build(cfg.env), None).threads)
     return per_second(update) / cfg.run.update_ratio * spec.num_tasks

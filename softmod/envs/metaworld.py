@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softmod.envs.goals import benchmark_goals, draw, environment_classes, first_line
-from softmod.envs.tasks import GOALS, MT50, REWARDS, SETS, check_choice, check_horizon, check_tasks, never_succeeds
+from softmod.envs.tasks import (
+    GOALS,
+    MT50,
+    REWARDS,
+    SETS,
+    STEP_COSTS,
+    check_choice,
+    check_horizon,
+    check_tasks,
+    never_succeeds,
+)
 from softmod.errors import WorkerError
 from softmod.types import EnvSpec, Floats, Goal
 
@@ -65,6 +75,10 @@ class MetaWorld:
             self._goals = {name: everything[name] for name in self.spec.tasks}
         goals = self._goals[self.spec.tasks[task]]
         return goals[:1] if self.goal_mode == "fixed" else goals
+
+    def step_cost(self, task: int) -> float:
+        """What a step of this task takes, against one of the lightest."""
+        return STEP_COSTS.get(self.spec.tasks[task], 1.0)
 
     def make(self, task: int, render: bool = False) -> MetaWorldEnv:
         """A new environment of one task; WorkerError if it has to render and nothing here can."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -37,7 +38,8 @@ class Workers:
     ) -> None:
         self.suite, self.spec = plan.suite, plan.suite.spec
         self.copies = copies
-        shares = partition(self.spec.num_tasks, copies, processes)
+        step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # not every suite knows
+        shares = partition([step_cost(task) for task in range(self.spec.num_tasks)], copies, processes)
         shared = shared_weights(plan)
         self.weights: Floats = np.frombuffer(shared, np.float32)
         self.shares = [share_of(plan, *share, training, timeout, not processes, shared) for share in shares]
@@ -246,13 +248,16 @@ def share_of(
     return Process(plan, tasks, copies, training, shared, timeout)
 
 
-def partition(num_tasks: int, copies: int, processes: int) -> list[tuple[list[int], list[int]]]:
-    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber tasks."""
+def partition(costs: Sequence[float], copies: int, processes: int) -> list[tuple[list[int], list[int]]]:
+    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber tasks.
+
+    Tasks go to the hand that has least to do so far, the heaviest first, and all hands get as many, or one less.
+    """
+    num_tasks = len(costs)
     wanted = max(1, min(processes, num_tasks * copies))
     groups = max(1, min(copies, wanted // num_tasks))
-    hands = min(num_tasks, wanted // groups)
-    return [
-        (list(range(hand, num_tasks, hands)), list(range(group, copies, groups)))
-        for hand in range(hands)
-        for group in range(groups)
-    ]
+    hands: list[list[int]] = [[] for _ in range(min(num_tasks, wanted // groups))]
+    for place, task in enumerate(sorted(range(num_tasks), key=lambda task: -costs[task])):
+        open_ones = [hand for hand in hands if len(hand) == place // len(hands)]  # those that this turn has not served
+        min(open_ones, key=lambda hand: sum(costs[mine] for mine in hand)).append(task)
+    return [(sorted(hand), list(range(group, copies, groups))) for hand in hands for group in range(groups)]

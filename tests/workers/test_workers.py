@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
 from softmod.errors import WorkerError
 from softmod.networks.mlp import MLP
@@ -95,10 +96,21 @@ def test_seeds_differ(inline):
 
 def test_tasks_are_shared_out_evenly_and_once():
     for tasks, copies, processes in [(10, 1, 3), (3, 4, 5), (1, 8, 3), (2, 1, 7), (50, 1, 15), (4, 2, 4)]:
-        shares = partition(tasks, copies, processes)
+        shares = partition([1.0] * tasks, copies, processes)
         held = [(task, copy) for share_tasks, share_copies in shares for task in share_tasks for copy in share_copies]
         assert sorted(held) == [(t, c) for t in range(tasks) for c in range(copies)]
         assert len(shares) <= processes
+
+
+def test_heavy_tasks_do_not_meet_in_one_process():
+    costs = [STEP_COSTS.get(task, 1.0) for task in MT50]
+    for processes in (2, 4, 16):
+        shares = partition(costs, 1, processes)
+        loads = [sum(costs[task] for task in tasks) for tasks, _ in shares]
+        assert max(loads) < 1.12 * min(loads) or processes == 16
+        assert {len(tasks) for tasks, _ in shares} <= {50 // processes, 50 // processes + 1}
+        interleaved = [sum(costs[hand::processes]) for hand in range(processes)]
+        assert max(loads) < max(interleaved)
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -1,0 +1,53 @@
+"""What a checkpoint costs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from softmod import checkpoint
+from softmod.clock import Clock
+from softmod.config import compose, typed
+from softmod.envs.tasks import TOY_TASKS
+from softmod.envs.toy import Toy
+from softmod.experiment import make_agent, make_fabric, networks
+from softmod.replay import Replay
+from softmod.saver import Saver
+from softmod.types import EnvSpec
+from softmod.workers.pool import Workers
+from softmod.workers.worker import Plan
+
+
+def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any]]:
+    """Seconds of the loop's pause while it is written, of reading it back, and its size; the episodes are a toy's."""
+    cfg = typed(compose([f"experiment={experiment}", "fabric=cpu"]))
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
+    replay = Replay(spec, transitions // spec.num_tasks)
+    replay.append(torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths)))
+    suite, clock = Toy(TOY_TASKS), Clock()
+    toy, _ = networks(cfg, suite.spec)
+    write, read, size = [], [], 0
+    with tempfile.TemporaryDirectory() as folder, Workers(Plan(suite, toy, 0), 0) as workers:
+        workers.start(dict(toy.state_dict()), 1)
+        workers.finish()
+        saver = Saver(Path(folder), agent, optimizers, replay, workers, {})
+        for _ in range(turns):
+            began = time.perf_counter()
+            place = saver.save(clock)
+            write.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            saver.restore(place, checkpoint.verify(place), clock)
+            read.append(time.perf_counter() - began)
+            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+            clock.env_steps += 1
+    return [
+        {"what": "writing", "median": median(write), "unit": "s", "each": write},
+        {"what": "restoring", "median": median(read), "unit": "s", "each": read},
+        {"what": "size", "median": size / 2**20, "unit": "MiB", "each": []},
+    ]
