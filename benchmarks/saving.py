@@ -16,8 +16,11 @@ from softmod.config import compose, typed
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import Toy
 from softmod.experiment import make_agent, make_fabric, networks
+from softmod.log import Log
+from softmod.progress import Progress
 from softmod.replay import Replay
 from softmod.saver import Saver
+from softmod.tracking import Journal
 from softmod.types import EnvSpec
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
@@ -36,10 +39,11 @@ def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any
     with tempfile.TemporaryDirectory() as folder, Workers(Plan(suite, toy, 0), 0) as workers:
         workers.start(dict(toy.state_dict()), 1)
         workers.finish()
+        log = Log(Journal(Path(folder)), spec, Progress(0), False)
         saver = Saver(Path(folder), agent, optimizers, replay, workers, {})
         for _ in range(turns):
             began = time.perf_counter()
-            place = saver.save(clock)
+            place = saver.save(clock, log, workers.state())
             write.append(time.perf_counter() - began)
             began = time.perf_counter()
             saver.restore(place, checkpoint.verify(place), clock)

@@ -129,6 +129,8 @@ def _train(
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
+        if found and "log" in found[1]:
+            log.restore(found[1]["log"])
         scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
     conclude(cfg, folder, journal, clock, scores)
     return scores

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from softmod import machine, tracking
@@ -77,6 +79,18 @@ class Log:
         values[tracking.SUCCESS_MEAN] = sum(score.success_rate for score in scores) / len(scores)
         self.journal.metrics(values, clock.env_steps)
         self.progress.evaluation(clock, scores)
+
+    def state(self) -> dict[str, Any]:
+        """What is still to be written."""
+        return {
+            "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
+            "returns": {str(task): returns for task, returns in self.returns.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.metrics = {name: torch.tensor(values) for name, values in state["metrics"].items()}
+        self.returns = defaultdict(list, {int(task): list(returns) for task, returns in state["returns"].items()})
 
     def _clear(self) -> None:
         self.steps = self.updates = 0

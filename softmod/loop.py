@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from softmod import signals
 from softmod.clock import Clock, Schedule
 from softmod.log import Log
 from softmod.replay import Replay
-from softmod.saver import Saver
+from softmod.saver import Begun, Saver
 from softmod.schema import RunConfig
 from softmod.types import TaskScore
 from softmod.workers.pool import Workers
@@ -24,23 +25,36 @@ def train(
     log: Log,
     saver: Saver,
 ) -> list[TaskScore]:
-    """Train until `run.steps_per_task` or `run.max_minutes`; the scores of the last evaluation."""
+    """Train until `run.steps_per_task` or `run.max_minutes`; the scores of the last evaluation.
+
+    Raises:
+        StoppedError: a signal asked for it; what was begun and not finished is saved too.
+    """
     total = run.steps_per_task * replay.spec.num_tasks
+    evaluation = Evaluation(clock, agent, workers, log, saver)
     clock.start()
+    begun = saver.begun
+    if begun.evaluation:
+        evaluation.make(run.eval_goals, Begun(evaluation=True))
 
     while clock.env_steps < total and not out_of_time(run, clock):
         signals.check()
         log.begin()
 
         # Collect: in the background, with these weights.
-        workers.start(agent.policy(), run.round_steps)
+        policy = begun.policy or agent.policy()
+        workers.start(policy, run.round_steps)
 
         # Learn: meanwhile, on what the replay held before.
         updates = schedule.updates(clock.env_steps)
-        metrics = agent.learn(replay, updates)
+        before = agent.updates - begun.updates
+        metrics = agent.learn(replay, updates - begun.updates, signals.stopping)
 
         with log.waiting_for_workers():
             rollout = workers.finish()
+        if agent.updates - before < updates:  # the round is redone
+            saver.stop(clock, log, workers.state(before_round=True), Begun(policy, agent.updates - before))
+        begun = Begun()
         replay.extend(rollout)
         clock.advance(rollout)
 
@@ -51,20 +65,40 @@ def train(
 
         # Evaluate.
         if clock.passed(run.eval_every) and clock.env_steps < total:
-            scores = workers.evaluate(agent.policy(), run.eval_goals)
-            log.evaluation(clock, scores)
-            saver.keep_best(clock, scores)
+            evaluation.make(run.eval_goals, Begun(evaluation=True))
 
         # Save.
+        if signals.stopping():
+            saver.stop(clock, log, workers.state())
         if clock.passed(run.save_every):
-            saver.save(clock)
+            saver.save(clock, log, workers.state())
 
-    scores = workers.evaluate(agent.policy(), run.final_eval_goals)
     log.write(clock)
-    log.evaluation(clock, scores)
-    saver.keep_best(clock, scores)
-    saver.save(clock)
+    scores = evaluation.make(run.final_eval_goals, Begun())
+    saver.save(clock, log, workers.state())
     return scores
+
+
+@dataclass
+class Evaluation:
+    """The parts that an evaluation needs."""
+
+    clock: Clock
+    agent: Any
+    workers: Workers
+    log: Log
+    saver: Saver
+
+    def make(self, goals: int, begun: Begun) -> list[TaskScore]:
+        """Evaluate and tell; a run that is stopped meanwhile is saved as it was before, with what was `begun`."""
+        episodes = self.workers.state()  # workers cannot be asked while they evaluate
+        try:
+            scores = self.workers.evaluate(self.agent.policy(), goals)
+        except signals.StoppedError:
+            self.saver.stop(self.clock, self.log, episodes, begun)
+        self.log.evaluation(self.clock, scores)
+        self.saver.keep_best(self.clock, scores)
+        return scores
 
 
 def out_of_time(run: RunConfig, clock: Clock) -> bool:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock
+from softmod.log import Log
 from softmod.replay import Replay
+from softmod.signals import StoppedError
 from softmod.types import TaskScore
 from softmod.workers.pool import Workers
+from softmod.workers.worker import State
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run had begun when it was stopped: some updates of a round that collects with `policy`, an evaluation."""
+
+    policy: dict[str, Tensor] | None = None
+    updates: int = 0
+    evaluation: bool = False
+
+
+NOTHING = Begun()
 
 
 class Saver:
@@ -30,20 +47,38 @@ class Saver:
         self.run, self.agent, self.optimizers, self.replay, self.workers = run, agent, optimizers, replay, workers
         self.about = about
         self.best = -1.0
+        self.begun = NOTHING  # that a restored run has to finish
 
-    def save(self, clock: Clock) -> Path:
-        """A whole checkpoint; the last two are kept."""
+    def save(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> Path:
+        """A whole checkpoint, with the episodes under way; the last two are kept."""
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
             "replay": {"rows": self.replay.rows[:, : self.replay.size]},
-            "episodes": {name: torch.from_numpy(array) for name, array in self.workers.state().items()},
+            "episodes": {name: torch.from_numpy(array) for name, array in episodes.items()},
+            "policy": begun.policy or {},
         }
+        skipped = 0.0 if self.agent.skipped is None else float(self.agent.skipped)
         counters = {"updates": self.agent.updates, "written": self.replay.written, "best": self.best}
-        facts = self.about | {"kind": "whole", "clock": clock.facts(), "counters": counters}
+        facts = self.about | {
+            "kind": "whole",
+            "clock": clock.facts(),
+            "counters": counters | {"skipped": skipped},
+            "begun": {"updates": begun.updates, "evaluation": begun.evaluation},
+            "log": log.state(),
+        }
         folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts)
         checkpoint.prune(self.run)
         return folder
+
+    def stop(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> NoReturn:
+        """Save, and end the run.
+
+        Raises:
+            StoppedError: always.
+        """
+        self.save(clock, log, episodes, begun)
+        raise StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
 
     def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
         """Keep the weights of the best evaluation so far (the later one of equals)."""
@@ -68,3 +103,8 @@ class Saver:
         self.agent.updates, self.best = int(facts["counters"]["updates"]), float(facts["counters"]["best"])
         self.workers.restore({k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()})
         clock.restore(facts["clock"])
+        if skipped := facts["counters"].get("skipped"):
+            self.agent.skipped = torch.tensor(skipped, device=self.replay.rows.device)
+        if begun := facts.get("begun"):
+            policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
+            self.begun = Begun(policy, int(begun["updates"]), bool(begun["evaluation"]))

@@ -1,28 +1,59 @@
-"""Ctrl-C is raised at once, and remembered: an exception that comes up in a destructor or callback is ignored."""
+"""What a run does when it is told to end.
+
+Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that comes up in a
+destructor or callback is ignored. SIGTERM and SIGUSR1, which schedulers send, only set a flag: the loop saves between
+two updates and ends with `StoppedError`. A job that was warned with SIGUSR1 by SLURM asks to be queued again.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-_seen = threading.Event()
+STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+STOPPED = 143  # the exit code
+
+_interrupted = threading.Event()
+_stop: list[signal.Signals] = []
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal asked the run to stop, and it has saved."""
 
 
 @contextmanager
-def remembering_interrupts() -> Iterator[None]:
-    """Within this, `check` knows of every Ctrl-C; only the main thread can be interrupted."""
+def heeded() -> Iterator[None]:
+    """Within this, signals are treated as above; only the main thread gets any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, _interrupt)
+    before = {number: signal.signal(number, _stop_later) for number in STOPS}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        _seen.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _interrupted.clear()
+        _stop.clear()
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes started within this never see the signals to stop: schedulers send them to everybody at once."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is seen now
 
 
 def check() -> None:
@@ -30,10 +61,33 @@ def check() -> None:
     Raises:
         KeyboardInterrupt: there was one, and it got lost.
     """
-    if _seen.is_set():
+    if _interrupted.is_set():
         raise KeyboardInterrupt
 
 
+def stopping() -> bool:
+    """Whether the run was told to save and stop."""
+    return bool(_stop)
+
+
+def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1; the job's number if it was asked.
+
+    Jobs that SLURM itself takes back, with SIGTERM, it also queues itself. Only the first task of a job asks.
+    """
+    job = environment.get("SLURM_JOB_ID")
+    if not job or signal.SIGUSR1 not in _stop or environment.get("SLURM_PROCID", "0") != "0":
+        return None
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    return job if done.returncode == 0 else None
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _seen.set()
+    _interrupted.set()
     signal.default_int_handler(number, frame)
+
+
+def _stop_later(number: int, frame: FrameType | None) -> None:
+    _stop.append(signal.Signals(number))

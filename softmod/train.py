@@ -14,9 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from softmod import config
+from softmod import config, signals
 from softmod.errors import ConfigError, SoftmodError
-from softmod.signals import remembering_interrupts
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
 FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
@@ -57,16 +56,25 @@ def run(arguments: list[str]) -> int:
     try:
         flags, overrides, folder = split(arguments)
         os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
-        with remembering_interrupts():
-            hand_over([*flags, *overrides])
+        with signals.heeded():
+            return to_the_end([*flags, *overrides])
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except SoftmodError as error:
         return tell(error)
-    if failures:
-        return failures[0][1]
-    return 0
+
+
+def to_the_end(arguments: list[str]) -> int:
+    """Run the job or jobs, unless a scheduler takes the machine back; the exit code."""
+    try:
+        hand_over(arguments)
+    except signals.StoppedError as stop:
+        job = signals.requeue()
+        queued = f"; job {job} is queued again" if job else ""
+        print(f"softmod: {stop}; the same command goes on from there{queued}", file=sys.stderr)
+        return signals.STOPPED
+    return failures[0][1] if failures else 0
 
 
 def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[str, str] | None:

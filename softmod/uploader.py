@@ -16,6 +16,7 @@ from softmod import mlflow_store as store
 from softmod.errors import ConfigError
 from softmod.record import JOURNAL, Line, Record, lines
 from softmod.schema import TrackingConfig
+from softmod.signals import kept_from_children
 from softmod.tracking import ENDED, in_use, now, redacted
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
     command = [sys.executable, "-m", "softmod.upload", str(folder), "--follow"]
     try:
         _replace(folder / ABOUT, facts)
-        with (folder / LOG).open("ab") as log:
+        with (folder / LOG).open("ab") as log, kept_from_children():
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

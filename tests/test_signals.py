@@ -22,7 +22,7 @@ class Unlucky:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_was_ignored_is_remembered():
     before = signal.getsignal(signal.SIGINT)
-    with signals.remembering_interrupts():
+    with signals.heeded():
         signals.check()
         unlucky = Unlucky()
         del unlucky
@@ -33,7 +33,7 @@ def test_an_interrupt_that_was_ignored_is_remembered():
 
 
 def interrupt() -> None:
-    with signals.remembering_interrupts():
+    with signals.heeded():
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(1000):
             pass

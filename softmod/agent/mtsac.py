@@ -72,7 +72,7 @@ class MTSAC(L.LightningModule):
         self.make_optimizers = optimizers
         self.run: Update = self.update  # or another way to run it (softmod.agent.whole)
         self.updates = 0  # ever made
-        self._skipped: Tensor | None = None  # updates in a row that were not finite, on the device
+        self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self._rollback: Rollback | None = None
 
     # --- acting -------------------------------------------------------------------------------------------------------
@@ -97,19 +97,24 @@ class MTSAC(L.LightningModule):
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def learn(self, replay: Replay, updates: int) -> Metrics:
-        """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing."""
+    def learn(self, replay: Replay, updates: int, stop: Callable[[], bool] = lambda: False) -> Metrics:
+        """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing.
+
+        `stop` is asked before each update; where it says so, the others are left out, and the metrics are not whole.
+        """
         metrics: Metrics = {}
         for _ in range(updates):
+            if stop():
+                return metrics
             draws = torch_generator(replay.rows.device, self.seed, Purpose.BATCH, self.updates)
             batch = replay.sample(self.batch_per_task, draws)
             metrics = self.training_step(batch, self.updates)
-            self._skipped = self._in_a_row(metrics["finite"])
-            metrics["skipped_in_a_row"] = self._skipped
+            self.skipped = self._in_a_row(metrics["finite"])
+            metrics["skipped_in_a_row"] = self.skipped
         return metrics | self.routing_entropies(batch.obs) if updates else metrics
 
     def _in_a_row(self, finite: Tensor) -> Tensor:
-        before = torch.zeros((), device=finite.device) if self._skipped is None else self._skipped
+        before = torch.zeros((), device=finite.device) if self.skipped is None else self.skipped
         return torch.where(finite, 0.0, before + 1.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from softmod import signals
 from softmod.errors import WorkerError
 from softmod.types import Floats, Rollout, TaskScore
 from softmod.workers.worker import Collector, Plan, State, describe, serve
 
+LOOK = 0.2  # seconds between looks for a signal
+GOODBYE = 2.0  # seconds that a worker may take to end
 GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
 
 
@@ -41,6 +44,7 @@ class Workers:
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # not every suite knows
         shares = partition([step_cost(task) for task in range(self.spec.num_tasks)], copies, processes)
         shared = shared_weights(plan)
+        self.names = list(plan.actor.state_dict())
         self.weights: Floats = np.frombuffer(shared, np.float32)
         self.shares = [share_of(plan, *share, training, timeout, not processes, shared) for share in shares]
 
@@ -64,7 +68,11 @@ class Workers:
         )
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
-        """The deterministic policy on the first `goals` goals of every task, or as many as every task has."""
+        """The deterministic policy on the first `goals` goals of every task, or as many as every task has.
+
+        Raises:
+            StoppedError: the run was told to stop; the workers can only be closed then.
+        """
         goals = min(goals, *(len(self.suite.goals(task)) for task in range(self.spec.num_tasks)))
         self._publish(policy)
         hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
@@ -72,16 +80,17 @@ class Workers:
             share.ask("evaluate", hand)
         success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
         for share, hand in zip(self.shares, hands, strict=True):
-            success[:, hand], returns[:, hand] = share.answer(patience=max(1.0, len(hand) / GOALS_PER_TIMEOUT))
+            patience = max(1.0, len(hand) / GOALS_PER_TIMEOUT)
+            success[:, hand], returns[:, hand] = share.answer(patience, stoppable=True)
         return [
             TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
             for i, task in enumerate(self.spec.tasks)
         ]
 
-    def state(self) -> State:
-        """The episodes under way, `[task, copy, ...]`."""
+    def state(self, before_round: bool = False) -> State:
+        """The episodes under way, `[task, copy, ...]`, or those that were when the last round began."""
         for share in self.shares:
-            share.ask("state")
+            share.ask("state_before" if before_round else "state")
         parts: list[State] = [share.answer() for share in self.shares]
         return {name: self._whole([part[name] for part in parts]) for name in parts[0]}
 
@@ -94,8 +103,11 @@ class Workers:
 
     def close(self) -> None:
         """End all processes; safe to call twice."""
+        deadline = time.monotonic() + GOODBYE * (not signals.stopping())
         for share in self.shares:
-            share.close()
+            share.say_goodbye()
+        for share in self.shares:
+            share.close(deadline)
 
     def __enter__(self) -> Workers:
         return self
@@ -110,7 +122,7 @@ class Workers:
         """
         for share in self.shares:
             share.wait_until_ready()
-        flat = [tensor.numpy().reshape(-1) for tensor in policy.values()]  # PyTorch would wake up all its threads
+        flat = [policy[name].numpy().reshape(-1) for name in self.names]  # PyTorch would wake up all its threads
         np.concatenate(flat, out=self.weights)
 
     def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
@@ -137,7 +149,7 @@ class Inline:
     def ask(self, method: str, *arguments: Any) -> None:
         self.asked = (method, arguments)
 
-    def answer(self, patience: float = 1.0) -> Any:
+    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
         assert self.asked is not None, "nothing was asked"
         method, arguments = self.asked
         try:
@@ -145,7 +157,10 @@ class Inline:
         except Exception as error:
             raise WorkerError(describe(error)) from error
 
-    def close(self) -> None:
+    def say_goodbye(self) -> None:
+        """It hears nothing."""
+
+    def close(self, deadline: float = 0.0) -> None:
         self.collector.close()
 
 
@@ -161,7 +176,8 @@ class Process:
         context = multiprocessing.get_context("forkserver")  # never a fork of a process that has computed
         context.set_forkserver_preload(["softmod.workers.worker"])
         self.process = context.Process(target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True)
-        self.process.start()
+        with signals.kept_from_children():
+            self.process.start()
         theirs.close()
         self.ready, self.number = False, 0
 
@@ -173,19 +189,21 @@ class Process:
         except OSError as error:
             raise WorkerError(self._died()) from error
 
-    def answer(self, patience: float = 1.0) -> Any:
-        """What was asked for, within so many time-outs."""
+    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
+        """What was asked for, within so many time-outs; if it is `stoppable`, a signal ends the waiting."""
         number = -1
         while number != self.number:
-            number, kind, payload = self._receive(patience)
+            number, kind, payload = self._receive(patience, stoppable)
             if kind == "error":
                 raise WorkerError(f"worker of {self.names}: {payload}")
         return payload
 
-    def close(self) -> None:
-        if self.process.is_alive():
-            self._say_goodbye()
-            self.process.join(2.0)
+    def close(self, deadline: float | None = None) -> None:
+        """End it, by force after the deadline."""
+        if deadline is None:
+            deadline = time.monotonic() + GOODBYE
+            self.say_goodbye()
+        self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -199,11 +217,14 @@ class Process:
                 raise WorkerError(f"worker of {self.names} could not start: {payload}")
             self.ready = True
 
-    def _receive(self, patience: float = 1.0) -> Any:
+    def _receive(self, patience: float = 1.0, stoppable: bool = False) -> Any:
         allowed = patience * self.timeout
         deadline = time.monotonic() + allowed
         while True:
-            ready = wait([self.connection, self.process.sentinel], max(0.0, deadline - time.monotonic()))
+            if stoppable and signals.stopping():
+                raise signals.StoppedError
+            left = max(0.0, deadline - time.monotonic())
+            ready = wait([self.connection, self.process.sentinel], min(left, LOOK) if stoppable else left)
             if self.connection in ready:
                 try:
                     return self.connection.recv()
@@ -220,7 +241,7 @@ class Process:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
 
-    def _say_goodbye(self) -> None:
+    def say_goodbye(self) -> None:
         try:
             self.connection.send((0, "close", ()))
         except OSError:

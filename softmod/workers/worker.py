@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from softmod import signals
 from softmod.errors import SoftmodError, WorkerError
 from softmod.networks.network import Network
 from softmod.networks.policy import actions
@@ -56,6 +57,7 @@ class Lane:
         noise = generator(self.plan.seed, Purpose.EXPLORATION, self.task, self.copy, episode)
         self.noise = noise.standard_normal(self.actions.shape, np.float32)
         self.obs = self.env.reset(goal)
+        self.actions[:] = 0.0
         self.episode, self.steps, self.total, self.success = episode, 0, 0.0, False
 
     def ready(self) -> None:
@@ -113,6 +115,7 @@ class Collector:
         self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
         self.places = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
         self.judges: list[TaskEnv] = []
+        self.round_began: State = {}
 
     # Recorded at their first use, when there are weights to check them with.
 
@@ -131,6 +134,7 @@ class Collector:
     def collect(self, steps: int) -> Rollout:
         """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
         began = time.monotonic()
+        self.round_began = self.state()
         shape = (len(self.tasks), len(self.copies), steps)
         rollout = Rollout(
             np.empty((*shape, self.spec.obs_dim), np.float32),
@@ -163,6 +167,9 @@ class Collector:
 
         An episode ends at success. Actions are always computed for all tasks, one environment each, so that the
         result does not depend on how goals are spread over workers.
+
+        Raises:
+            StoppedError: this process, which is no worker's then, was told to stop.
         """
         self.judges = self.judges or [self.plan.suite.make(task) for task in range(self.spec.num_tasks)]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
@@ -173,6 +180,8 @@ class Collector:
             for task in running:
                 if steps[task] == 0:
                     obs[task, 0] = self.judges[task].reset(self.plan.suite.goals(task)[goals[turn[task]]])
+            if signals.stopping():
+                raise signals.StoppedError
             actions = self.exploit()
             for task in running:
                 obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
@@ -195,13 +204,18 @@ class Collector:
             "obs": np.stack(obs).reshape(*shape, -1),
         }
 
+    def state_before(self) -> State:
+        """The episodes that were under way when the last round began."""
+        return self.round_began
+
     def restore(self, state: State) -> None:
         """Bring every environment to where `state` was taken."""
         for i, row in enumerate(self.lanes):
             for j, lane in enumerate(row):
                 episode, steps = int(state["episode"][i, j]), int(state["steps"][i, j])
-                if steps == self.spec.horizon:  # over: only its number matters
-                    lane.episode, lane.steps = episode, steps
+                if steps == self.spec.horizon:  # over, or none yet
+                    lane.episode, lane.steps, lane.obs = episode, steps, state["obs"][i, j]
+                    lane.actions[:] = state["actions"][i, j]
                 else:
                     lane.resume(episode, state["actions"][i, j, :steps], state["obs"][i, j])
 
@@ -217,8 +231,8 @@ def serve(
 
     `weights` is shared memory that the policy's weights lie in.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the learner's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, *signals.STOPS):  # the learner's to handle
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:

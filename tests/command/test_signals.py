@@ -1,0 +1,161 @@
+"""A run that a scheduler stops, at any moment, and that is started again: the same run, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from softmod import loop, signals
+from softmod.agent.mtsac import MTSAC
+from softmod.checkpoint import all_in, newest
+from softmod.envs.toy import ToyEnv
+from softmod.tracking import WALL_CLOCK
+from softmod.workers.pool import Workers
+from tests.command.test_train import here, metrics, only, run, state, statuses
+
+__all__ = ["here"]
+
+MOMENTS = {  # what is interrupted, at which of its calls
+    "warm-up": (Workers, "start", 2),
+    "first update": (MTSAC, "training_step", 1),
+    "within a round": (MTSAC, "training_step", 16),
+    "the last update of a round": (MTSAC, "training_step", 17),
+    "waiting for workers": (Workers, "finish", 7),
+    "the beginning of an evaluation": (Workers, "evaluate", 2),
+    "within an evaluation": (ToyEnv, "step", 150 + 30),
+    "within the last evaluation": (ToyEnv, "step", -50),  # before the end
+    "the last round": (Workers, "start", 20),
+}
+
+
+def send_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal when something is called for the `at`-th time."""
+    calls, original = [0], getattr(owner, name)
+
+    def watched(self, *arguments, **options):
+        calls[0] += 1
+        if calls[0] == at:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, watched)
+
+
+def results(folder: Path) -> dict[tuple[str, int], float]:
+    return {key: value for key, value in metrics(folder).items() if not key[0].startswith(WALL_CLOCK)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    steps, step = [0], ToyEnv.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        patch.setattr("sys.argv", ["softmod-train"])
+        patch.setattr(ToyEnv, "step", lambda env, action: (steps.append(steps.pop() + 1), step(env, action))[1])
+        assert run() == 0
+        folder = only(Path.cwd())
+        return results(folder), state(folder), steps[0]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, undisturbed):
+    expected, at_the_end, steps = undisturbed
+    owner, name, at = MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as patch:
+        send_at(patch, owner, name, at if at > 0 else steps + at)
+        assert run() == signals.STOPPED
+    folder = only(here)
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert statuses(folder)[-1] == "KILLED"
+    assert not (folder / "result.json").exists()
+    found = newest(folder)
+    assert found is not None
+    saved = found[1]["clock"]["env_steps"]
+    assert run() == 0
+    assert statuses(folder)[-1] == "FINISHED"
+    assert results(folder) == expected
+    assert saved < 600 or moment == "within the last evaluation"
+    ours = state(folder)
+    assert ours.keys() == at_the_end.keys()
+    assert all(torch.equal(ours[name], at_the_end[name]) for name in ours)
+
+
+def test_stopped_again_and_again(here, undisturbed):
+    codes = []
+    for at in (3, 5, 2, 9, 1, 4):
+        with pytest.MonkeyPatch.context() as patch:
+            send_at(patch, MTSAC, "training_step", at, signal.SIGUSR1)
+            codes.append(run())
+    assert codes == [signals.STOPPED] * 6
+    assert run() == 0
+    assert results(only(here)) == undisturbed[0]
+
+
+def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
+    send_at(monkeypatch, MTSAC, "training_step", 7)
+    from softmod.saver import Saver
+
+    save = Saver.save
+
+    def impatient(self, *arguments, **options):
+        if signals.stopping():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return save(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saver, "save", impatient)
+        assert run() == signals.STOPPED
+    assert len(all_in(only(here))) >= 1
+    assert run() == 0
+    assert results(only(here)) == undisturbed[0]
+
+
+def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
+    """A round that forgets its policy and its updates does not lead to the same end."""
+    send_at(monkeypatch, MTSAC, "training_step", 16)
+    assert run() == signals.STOPPED
+    monkeypatch.setattr(
+        loop.Saver, "begun", property(lambda self: loop.Begun(), lambda self, value: None), raising=False
+    )
+    assert run() == 0
+    assert any(not torch.equal(value, undisturbed[1][name]) for name, value in state(only(here)).items())
+
+
+# --- SLURM ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A command of that name that writes down how it was called."""
+    folder, calls = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("number", "environment", "asked"),
+    [
+        (signal.SIGUSR1, {"SLURM_JOB_ID": "7"}, "requeue 7\n"),
+        (signal.SIGUSR1, {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 7_3\n"),
+        (signal.SIGUSR1, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, None),
+        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # SLURM queues such a job itself
+        (signal.SIGUSR1, {}, None),
+    ],
+)
+def test_a_job_that_was_warned_is_queued_again_once(here, capsys, monkeypatch, scontrol, number, environment, asked):
+    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    send_at(monkeypatch, MTSAC, "training_step", 4, number)
+    assert run() == signals.STOPPED
+    assert (scontrol.read_text() if scontrol.exists() else None) == asked
+    assert ("is queued again" in capsys.readouterr().err) == (asked is not None)
