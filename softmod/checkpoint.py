@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from softmod.errors import CheckpointError, SaveError
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 Arrays = dict[str, Tensor]
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any]) -> Path:
+def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared: Mapping[str, str] = NONE) -> Path:
     """Write a checkpoint: a `<group>.safetensors` for each group of arrays, `facts.json`, `manifest.json`.
+
+    `shared` are files of the run that it needs too, with their hashes; their paths are relative to the run's folder.
 
     Raises:
         SaveError: the disk refused; whatever was at `folder` is untouched.
@@ -41,10 +46,11 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any]) -> Path
                 beside / f"{name}.safetensors",
             )
         (beside / "facts.json").write_text(json.dumps(facts, indent=1))
-        manifest = {"format": FORMAT, "files": {path.name: _digest(path) for path in sorted(beside.iterdir())}}
+        files = {path.name: digest(path) for path in sorted(beside.iterdir())}
+        manifest = {"format": FORMAT, "files": files, "shared": dict(shared)}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*beside.iterdir(), beside]:
-            _flush(path)
+            flush(path)
         _replace(beside, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
@@ -63,15 +69,33 @@ def verify(folder: Path) -> dict[str, Any]:
         files = manifest["files"]
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
-        for name, digest in files.items():
-            if Path(name).name != name:
-                raise CheckpointError(f"{folder}: the manifest names a file outside the checkpoint: {name}")
-            if _digest(folder / name) != digest:
-                raise CheckpointError(f"{folder / name}: its content is not what was saved")
+        for name, hashed in files.items():
+            _check(folder, name, hashed, folder, depth=1)
+        run = folder.parent.parent
+        for name, hashed in manifest["shared"].items():
+            _check(folder, name, hashed, run, depth=2)
         facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
     return facts
+
+
+def shared(folder: Path) -> dict[str, str]:
+    """The run's files that a checkpoint shares with others, and their hashes; none if its manifest is unreadable."""
+    try:
+        return dict(json.loads((folder / "manifest.json").read_text())["shared"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> None:
+    """That a manifest's file lies where it may, and is what was saved."""
+    parts = Path(name).parts
+    path = root / name
+    if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}) or path.is_symlink():
+        raise CheckpointError(f"{checkpoint}: the manifest names a file outside the checkpoint: {name}")
+    if digest(path) != hashed:
+        raise CheckpointError(f"{path}: its content is not what was saved")
 
 
 def arrays(folder: Path, group: str) -> Arrays:
@@ -153,16 +177,18 @@ def _replace(beside: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(aside)
     beside.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make a file, or a folder's list of files, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -33,7 +33,13 @@ class WorkerError(SoftmodError):
     exit_code = 5
 
 
+class PhysicsError(WorkerError):
+    """The physics of an episode broke; a few such episodes are cut short, and the run goes on."""
+
+    exit_code = 6
+
+
 class NumericalError(SoftmodError):
-    """Losses or gradients stayed non-finite."""
+    """Losses or gradients stayed non-finite, or the physics broke too often."""
 
     exit_code = 6

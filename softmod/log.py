@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +18,7 @@ from softmod.errors import NumericalError
 from softmod.progress import Progress
 from softmod.types import EnvSpec, Rollout, TaskScore
 
+TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
 TOLERATED = 10  # updates in a row that may be skipped because they are not finite
 
 
@@ -34,6 +35,7 @@ class Log:
         self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
+        self.faults: Counter[str] = Counter()  # of the physics, by task, since the run's beginning
         self.steps = self.updates = 0
         self.seconds = 0.0
         self.waited = {"workers": 0.0, "learner": 0.0}
@@ -54,6 +56,8 @@ class Log:
         self.metrics = metrics or self.metrics
         for episode in rollout.episodes:
             self.returns[episode.task].append(episode.episode_return)
+        for fault in rollout.faults:
+            self.faults[self.spec.tasks[fault.task]] += 1
         took = time.monotonic() - self.began
         self.steps, self.updates, self.seconds = (
             self.steps + rollout.env_steps,
@@ -62,10 +66,12 @@ class Log:
         )
         self.waited["learner"] += max(0.0, took - rollout.seconds)
         self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds)
+        check_physics(self.faults)
 
     def write(self, clock: Clock) -> None:
         """Write what came since the last time."""
         values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
+        values |= {tracking.physics_faults(task): count for task, count in self.faults.items()}
         if self.system_metrics:
             values |= machine.system_metrics(os.getpid())
         self.journal.metrics(values, clock.env_steps)
@@ -85,11 +91,13 @@ class Log:
         return {
             "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
             "returns": {str(task): returns for task, returns in self.returns.items()},
+            "faults": dict(self.faults),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.metrics = {name: torch.tensor(values) for name, values in state["metrics"].items()}
+        self.faults = Counter(state["faults"])
         self.returns = defaultdict(list, {int(task): list(returns) for task, returns in state["returns"].items()})
 
     def _clear(self) -> None:
@@ -124,6 +132,16 @@ def check_numbers(values: dict[str, float]) -> None:
     skipped = int(values.get("train/skipped_in_a_row", 0))
     if skipped >= TOLERATED:
         raise NumericalError(f"the last {skipped} updates were not finite and changed nothing; see train/finite")
+
+
+def check_physics(faults: Mapping[str, int]) -> None:
+    """
+    Raises:
+        NumericalError: episodes were cut short too often.
+    """
+    if sum(faults.values()) > TOLERATED_FAULTS:
+        counts = ", ".join(f"{task} {count}" for task, count in sorted(faults.items()))
+        raise NumericalError(f"the physics broke in more than {TOLERATED_FAULTS} episodes ({counts})")
 
 
 def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:

@@ -50,10 +50,10 @@ def train(
         before = agent.updates - begun.updates
         metrics = agent.learn(replay, updates - begun.updates, signals.stopping)
 
+        if agent.updates - before < updates:  # told to stop: the round will be redone
+            saver.stop(clock, log, workers.state(), Begun(policy, agent.updates - before))
         with log.waiting_for_workers():
             rollout = workers.finish()
-        if agent.updates - before < updates:  # the round is redone
-            saver.stop(clock, log, workers.state(before_round=True), Begun(policy, agent.updates - before))
         begun = Begun()
         replay.extend(rollout)
         clock.advance(rollout)
@@ -91,11 +91,10 @@ class Evaluation:
 
     def make(self, goals: int, begun: Begun) -> list[TaskScore]:
         """Evaluate and tell; a run that is stopped meanwhile is saved as it was before, with what was `begun`."""
-        episodes = self.workers.state()  # workers cannot be asked while they evaluate
         try:
             scores = self.workers.evaluate(self.agent.policy(), goals)
         except signals.StoppedError:
-            self.saver.stop(self.clock, self.log, episodes, begun)
+            self.saver.stop(self.clock, self.log, self.workers.state(), begun)
         self.log.evaluation(self.clock, scores)
         self.saver.keep_best(self.clock, scores)
         return scores

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
+from softmod.archive import FOLDER, Archive
 from softmod.clock import Clock
 from softmod.log import Log
 from softmod.replay import Replay
@@ -46,6 +47,7 @@ class Saver:
     ) -> None:
         self.run, self.agent, self.optimizers, self.replay, self.workers = run, agent, optimizers, replay, workers
         self.about = about
+        self.archive = Archive(run, replay)
         self.best = -1.0
         self.begun = NOTHING  # that a restored run has to finish
 
@@ -54,7 +56,6 @@ class Saver:
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
-            "replay": {"rows": self.replay.rows[:, : self.replay.size]},
             "episodes": {name: torch.from_numpy(array) for name, array in episodes.items()},
             "policy": begun.policy or {},
         }
@@ -67,8 +68,11 @@ class Saver:
             "begun": {"updates": begun.updates, "evaluation": begun.evaluation},
             "log": log.state(),
         }
-        folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts)
+        pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
+        folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces)
         checkpoint.prune(self.run)
+        kept = [name for whole in checkpoint.all_in(self.run) for name in checkpoint.shared(whole)]
+        self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
         return folder
 
     def stop(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> NoReturn:
@@ -97,9 +101,8 @@ class Saver:
         checkpoint.restore_arrays(dict(self.agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
         live = checkpoint.optimizer_arrays(self.optimizers)
         checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
-        rows = checkpoint.arrays(folder, "replay")["rows"]
-        self.replay.rows[:, : rows.shape[1]].copy_(rows)
-        self.replay.written = int(facts["counters"]["written"])
+        pieces = {name.removeprefix(f"{FOLDER}/"): hashed for name, hashed in checkpoint.shared(folder).items()}
+        self.archive.restore(pieces, int(facts["counters"]["written"]))
         self.agent.updates, self.best = int(facts["counters"]["updates"]), float(facts["counters"]["best"])
         self.workers.restore({k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()})
         clock.restore(facts["clock"])

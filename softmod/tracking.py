@@ -53,6 +53,11 @@ def episode_return(task: str) -> str:
     return f"train/episode_return/{task}"
 
 
+def physics_faults(task: str) -> str:
+    """How many episodes were cut short because the physics broke; only where there were any."""
+    return f"train/physics_faults/{task}"
+
+
 def temperature(task: str) -> str:
     return f"train/temperature/{task}"
 

@@ -73,6 +73,15 @@ class Episode(NamedTuple):
     success: bool
 
 
+class Fault(NamedTuple):
+    """An episode that was cut short since its physics broke, and the step of the rollout at which the next began."""
+
+    task: int
+    copy: int
+    episode: int
+    step: int
+
+
 @dataclass
 class Rollout:
     """A round's experience; axes are `[task, copy, step, ...]`, numpy float32."""
@@ -82,6 +91,7 @@ class Rollout:
     reward: Floats  # [task, copy, step]
     next_obs: Floats  # [task, copy, step, obs_dim]
     episodes: list[Episode] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     seconds: float = 0.0  # that the collecting took, in the slowest worker
 
     @property

@@ -26,7 +26,7 @@ from softmod.envs.tasks import (
     check_tasks,
     never_succeeds,
 )
-from softmod.errors import WorkerError
+from softmod.errors import PhysicsError, WorkerError
 from softmod.types import EnvSpec, Floats, Goal
 
 __all__ = ["MetaWorld", "MetaWorldEnv", "never_succeeds"]
@@ -101,7 +101,7 @@ class MetaWorldEnv:
             _check_rendering(self)
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode with a goal `[3 or 6]`; the observation `[39]`. WorkerError if the physics breaks."""
+        """Start an episode with a goal `[3 or 6]`; the observation `[39]`. PhysicsError if the physics breaks."""
         env = self._env
         self._steps = 0
         env._set_task_called, env._freeze_rand_vec = True, True
@@ -111,12 +111,14 @@ class MetaWorldEnv:
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
         """Act with `[4]` in [-1, 1]: the observation `[39]`, the reward, success at this step.
 
-        Raises WorkerError if the physics breaks, and past the horizon.
+        Raises PhysicsError if the physics breaks, and WorkerError past the horizon.
         """
         if self._steps >= self._horizon:
             raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
         obs, reward, _, _, info = self._env.step(action)
         self._steps += 1
+        if not isfinite(reward):
+            self._fail("the reward is not finite")
         return self._checked(obs), float(reward), bool(info["success"])
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
@@ -152,7 +154,7 @@ class MetaWorldEnv:
         return obs.astype(np.float32)
 
     def _fail(self, what: str) -> None:
-        raise WorkerError(f"{self._task}: the physics broke at step {self._steps} of an episode: {what}")
+        raise PhysicsError(f"{self._task}: the physics broke at step {self._steps} of an episode: {what}")
 
 
 def _build(task: str, reward: str, render: bool, fast: bool) -> Any:

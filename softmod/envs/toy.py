@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softmod.envs.tasks import GOALS, REWARDS, TOY_TASKS, check_choice, check_horizon, check_tasks
-from softmod.errors import ConfigError, WorkerError
+from softmod.errors import ConfigError, PhysicsError, WorkerError
 from softmod.types import EnvSpec, Floats, Goal
 
 NUM_GOALS = 50
@@ -88,14 +88,14 @@ class ToyEnv:
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
         """Act with `[2]` in [-1, 1]: the observation `[9]`, the reward in (0, 10], success at this step.
 
-        Raises WorkerError past the horizon and for a non-finite action.
+        Raises WorkerError past the horizon and PhysicsError for a non-finite action.
         """
         if self._steps >= self._horizon:
             raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
         self._steps += 1
         action_x, action_y = action.tolist()
         if not isfinite(action_x + action_y):
-            raise WorkerError(f"{self._task}: a non-finite action at step {self._steps} of an episode")
+            raise PhysicsError(f"{self._task}: a non-finite action at step {self._steps} of an episode")
         before = self._to_target()
         self._move(action_x, action_y)
         after = self._to_target()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
@@ -13,59 +14,79 @@ import numpy as np
 from torch import Tensor
 
 from softmod import signals
-from softmod.errors import WorkerError
-from softmod.types import Floats, Rollout, TaskScore
+from softmod.errors import PhysicsError, WorkerError
+from softmod.types import EnvSpec, Floats, Rollout, TaskScore
 from softmod.workers.worker import Collector, Plan, State, describe, serve
 
+RESTARTS, WINDOW = 3, 300.0  # how many processes may be replaced in so many seconds
 LOOK = 0.2  # seconds between looks for a signal
 GOODBYE = 2.0  # seconds that a worker may take to end
 GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
+Question = tuple[Any, ...]  # the method's name and its arguments
+NOTHING: Question = ("",)
+
+log = logging.getLogger(__name__)
 
 
 class Workers:
     """`start` a round, `finish` it, `evaluate`; the tasks lie in `processes` processes, or here when that is 0.
 
+    A process that dies, fails or does not answer is replaced: its episodes under way are re-executed in a new one, and
+    what it was asked for is asked again, so that the run is the same. That may happen `restarts` times in `WINDOW`.
+
     Args:
         plan: the task set, the actor's form and the run's seed.
-        processes: worker processes; 0 steps in this one, in the same order.
+        processes: worker processes; 0 steps in this one, in the same order, where nothing can be replaced.
         copies: environments per task.
         timeout: seconds that a reply may take; an evaluation may take them for every ten goals.
         training: whether there will be rounds; without, only `evaluate` has environments.
+        restarts: see above.
 
     Raises:
-        WorkerError: an environment failed, or a worker died or did not answer; later calls are refused.
+        WorkerError: an environment failed, or a worker died or did not answer, too often; later calls are refused.
     """
 
     def __init__(
-        self, plan: Plan, processes: int, copies: int = 1, timeout: float = 300.0, training: bool = True
+        self,
+        plan: Plan,
+        processes: int,
+        copies: int = 1,
+        timeout: float = 300.0,
+        training: bool = True,
+        restarts: int = RESTARTS,
     ) -> None:
         self.suite, self.spec = plan.suite, plan.suite.spec
-        self.copies = copies
+        self.copies, self.training, self.restarts = copies, training, restarts
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # not every suite knows
         shares = partition([step_cost(task) for task in range(self.spec.num_tasks)], copies, processes)
         shared = shared_weights(plan)
         self.names = list(plan.actor.state_dict())
         self.weights: Floats = np.frombuffer(shared, np.float32)
         self.shares = [share_of(plan, *share, training, timeout, not processes, shared) for share in shares]
+        self.episodes = Episodes(self.spec, copies)
+        self._restarted: list[float] = []
 
     def start(self, policy: dict[str, Tensor], steps: int) -> None:
         """Begin a round of `steps` in every environment, with these weights."""
         self._publish(policy)
-        for share in self.shares:
-            share.ask("collect", steps)
+        for place in range(len(self.shares)):
+            self._ask(place, "collect", steps)
 
     def finish(self) -> Rollout:
         """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
-        parts: list[Rollout] = [share.answer() for share in self.shares]
+        parts: list[Rollout] = [self._answer(place) for place in range(len(self.shares))]
         episodes = sorted(episode for part in parts for episode in part.episodes)
-        return Rollout(
+        rollout = Rollout(
             obs=self._whole([part.obs for part in parts]),
             action=self._whole([part.action for part in parts]),
             reward=self._whole([part.reward for part in parts]),
             next_obs=self._whole([part.next_obs for part in parts]),
             episodes=episodes,
+            faults=sorted(fault for part in parts for fault in part.faults),
             seconds=max(part.seconds for part in parts),
         )
+        self.episodes.advance(rollout)
+        return rollout
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
         """The deterministic policy on the first `goals` goals of every task, or as many as every task has.
@@ -76,30 +97,28 @@ class Workers:
         goals = min(goals, *(len(self.suite.goals(task)) for task in range(self.spec.num_tasks)))
         self._publish(policy)
         hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
-        for share, hand in zip(self.shares, hands, strict=True):
-            share.ask("evaluate", hand)
+        for place, hand in enumerate(hands):
+            self._ask(place, "evaluate", hand)
         success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
-        for share, hand in zip(self.shares, hands, strict=True):
+        for place, hand in enumerate(hands):
             patience = max(1.0, len(hand) / GOALS_PER_TIMEOUT)
-            success[:, hand], returns[:, hand] = share.answer(patience, stoppable=True)
+            success[:, hand], returns[:, hand] = self._answer(place, patience, stoppable=True)
         return [
             TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
             for i, task in enumerate(self.spec.tasks)
         ]
 
-    def state(self, before_round: bool = False) -> State:
-        """The episodes under way, `[task, copy, ...]`, or those that were when the last round began."""
-        for share in self.shares:
-            share.ask("state_before" if before_round else "state")
-        parts: list[State] = [share.answer() for share in self.shares]
-        return {name: self._whole([part[name] for part in parts]) for name in parts[0]}
+    def state(self) -> State:
+        """The episodes under way, `[task, copy, ...]`: enough to re-execute them."""
+        return self.episodes.state()
 
     def restore(self, state: State) -> None:
         """Bring every environment to where `state` was taken, whatever the number of processes was."""
-        for share in self.shares:
-            share.ask("restore", {name: array[np.ix_(share.tasks, share.copies)] for name, array in state.items()})
-        for share in self.shares:
-            share.answer()
+        self.episodes.restore(state)
+        for place in range(len(self.shares)):
+            self._ask(place, "restore", self._part(place))
+        for place in range(len(self.shares)):
+            self._answer(place)
 
     def close(self) -> None:
         """End all processes; safe to call twice."""
@@ -120,10 +139,58 @@ class Workers:
 
         The memory has no name in the file system, so that nothing is left of it however the processes end.
         """
-        for share in self.shares:
-            share.wait_until_ready()
+        for place in range(len(self.shares)):
+            self._insist(place, lambda share: share.wait_until_ready())
         flat = [policy[name].numpy().reshape(-1) for name in self.names]  # PyTorch would wake up all its threads
         np.concatenate(flat, out=self.weights)
+
+    def _ask(self, place: int, method: str, *arguments: Any) -> None:
+        self._insist(place, lambda share: share.ask(method, *arguments))
+
+    def _answer(self, place: int, patience: float = 1.0, stoppable: bool = False) -> Any:
+        return self._insist(place, lambda share: share.answer(patience, stoppable))
+
+    def _insist(self, place: int, request: Callable[[Share], Any]) -> Any:
+        """The result of a request to a share, or to the one that replaces it."""
+        while True:
+            try:
+                return request(self.shares[place])
+            except PhysicsError:  # it would break again
+                raise
+            except WorkerError as error:
+                self._replace(place, error)
+
+    def _replace(self, place: int, error: WorkerError) -> None:
+        """Put a new process in the place of one that failed, and bring it to where that one was.
+
+        Raises:
+            WorkerError: the given one, or one from the attempt, when no restart is left.
+        """
+        old = self.shares[place]
+        while True:
+            self._count_restart(old, error)
+            fresh = self.shares[place] = old.anew()
+            try:
+                if self.training and old.asked[0] != "restore":
+                    fresh.ask("restore", self._part(place))
+                    fresh.answer()
+                if old.asked[0]:
+                    fresh.ask(*old.asked)
+                return
+            except WorkerError as again:
+                error = again
+
+    def _count_restart(self, share: Share, error: WorkerError) -> None:
+        now = time.monotonic()
+        self._restarted = [moment for moment in self._restarted if now - moment < WINDOW]
+        if isinstance(share, Inline) or len(self._restarted) >= self.restarts:
+            raise error
+        self._restarted.append(now)
+        log.warning("%s; a new one takes over (%d of %d)", error, len(self._restarted), self.restarts)
+
+    def _part(self, place: int) -> State:
+        share = self.shares[place]
+        return {name: array[np.ix_(share.tasks, share.copies)] for name, array in self.episodes.state().items()}
 
     def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)
@@ -132,8 +199,49 @@ class Workers:
         return whole
 
 
+class Episodes:
+    """The episodes under way, as the rollouts tell: which, how many steps of them, their actions, where they are."""
+
+    def __init__(self, spec: EnvSpec, copies: int) -> None:
+        shape = (spec.num_tasks, copies)
+        self.horizon = spec.horizon
+        self._state: State = {
+            "episode": np.full(shape, -1, np.int64),
+            "steps": np.full(shape, spec.horizon, np.int64),  # the last one is over, and there is none yet
+            "actions": np.zeros((*shape, spec.horizon, spec.action_dim), np.float32),
+            "obs": np.zeros((*shape, spec.obs_dim), np.float32),
+        }
+
+    def advance(self, rollout: Rollout) -> None:
+        """A round was made."""
+        episode, steps, actions = (self._state[name] for name in ("episode", "steps", "actions"))
+        cut = {((fault.task, fault.copy), fault.step): fault.episode for fault in rollout.faults}
+        for at in np.ndindex(steps.shape):
+            done, total = 0, rollout.action.shape[2]
+            cuts = sorted(step for where, step in cut if where == at)
+            while done < total:
+                if done in cuts:
+                    episode[at], steps[at] = cut[at, done], self.horizon
+                if steps[at] == self.horizon:
+                    episode[at], steps[at], actions[at] = episode[at] + 1, 0, 0.0
+                end = next((step for step in cuts if step > done), total)
+                count = min(end - done, self.horizon - int(steps[at]))
+                actions[at][steps[at] : steps[at] + count] = rollout.action[at][done : done + count]
+                steps[at], done = steps[at] + count, done + count
+        self._state["obs"][...] = rollout.next_obs[:, :, -1]
+
+    def state(self) -> State:
+        return {name: array.copy() for name, array in self._state.items()}
+
+    def restore(self, state: State) -> None:
+        for name, array in self._state.items():
+            array[...] = state[name]
+
+
 class Inline:
     """A share stepped in this process: asked now, computed when answered."""
+
+    asked: Question
 
     def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats) -> None:
         self.tasks, self.copies = tasks, copies
@@ -141,21 +249,25 @@ class Inline:
             self.collector = Collector(plan, tasks, copies, training, weights)
         except Exception as error:
             raise WorkerError(describe(error)) from error
-        self.asked: tuple[str, tuple[Any, ...]] | None = None
+        self.asked = NOTHING
 
     def wait_until_ready(self) -> None:
         """It is."""
 
     def ask(self, method: str, *arguments: Any) -> None:
-        self.asked = (method, arguments)
+        self.asked = (method, *arguments)
 
     def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        assert self.asked is not None, "nothing was asked"
-        method, arguments = self.asked
+        method, *arguments = self.asked
         try:
             return getattr(self.collector, method)(*arguments)
+        except PhysicsError:
+            raise
         except Exception as error:
             raise WorkerError(describe(error)) from error
+
+    def anew(self) -> Inline:
+        return self  # never called: what fails in this process fails again
 
     def say_goodbye(self) -> None:
         """It hears nothing."""
@@ -171,7 +283,9 @@ class Process:
         self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Any, timeout: float
     ) -> None:
         self.tasks, self.copies, self.timeout = tasks, copies, timeout
-        self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
+        self.arguments = (plan, tasks, copies, training, weights, timeout)
+        self.asked = NOTHING
+        self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
         self.connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("forkserver")  # never a fork of a process that has computed
         context.set_forkserver_preload(["softmod.workers.worker"])
@@ -182,6 +296,7 @@ class Process:
         self.ready, self.number = False, 0
 
     def ask(self, method: str, *arguments: Any) -> None:
+        self.asked = (method, *arguments)
         self.wait_until_ready()
         self.number += 1
         try:
@@ -194,9 +309,17 @@ class Process:
         number = -1
         while number != self.number:
             number, kind, payload = self._receive(patience, stoppable)
-            if kind == "error":
-                raise WorkerError(f"worker of {self.names}: {payload}")
+            if kind != "done":
+                failure = PhysicsError if kind == "physics" else WorkerError
+                raise failure(f"worker of {self.names}: {payload}")
+        self.asked = NOTHING
         return payload
+
+    def anew(self) -> Process:
+        """The same share in a new process; this one is killed."""
+        self.process.kill()
+        self.close(0.0)
+        return Process(*self.arguments)
 
     def close(self, deadline: float | None = None) -> None:
         """End it, by force after the deadline."""
@@ -248,6 +371,9 @@ class Process:
             pass
 
 
+Share = Inline | Process
+
+
 def shared_weights(plan: Plan) -> Any:
     """Memory for the actor's weights that processes can share."""
     return RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
@@ -261,7 +387,7 @@ def share_of(
     timeout: float,
     inline: bool,
     shared: Any = None,
-) -> Inline | Process:
+) -> Share:
     """Some environments, here or in a process of their own; `shared` is where the policy's weights lie."""
     shared = shared_weights(plan) if shared is None else shared
     if inline:

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from softmod import signals
-from softmod.errors import SoftmodError, WorkerError
+from softmod.errors import PhysicsError, SoftmodError, WorkerError
 from softmod.networks.network import Network
 from softmod.networks.policy import actions
 from softmod.randomness import Purpose, generator
-from softmod.types import EnvSpec, Episode, Floats, Rollout, TaskEnv, TaskSuite
+from softmod.types import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
 from softmod.workers.acting import Repeated, repeated
 
 State = dict[str, NDArray[Any]]
+MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Lane:
         self.begin(episode)
         for action in actions:
             self.step(action)
-        if not np.array_equal(self.obs, obs):
+        if not np.array_equal(np.asarray(self.obs, np.float32), obs):
             name = self.spec.tasks[self.task]
             raise WorkerError(f"{name}: re-executing episode {episode} did not lead to the same observation")
 
@@ -115,7 +116,6 @@ class Collector:
         self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
         self.places = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
         self.judges: list[TaskEnv] = []
-        self.round_began: State = {}
 
     # Recorded at their first use, when there are weights to check them with.
 
@@ -134,7 +134,6 @@ class Collector:
     def collect(self, steps: int) -> Rollout:
         """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
         began = time.monotonic()
-        self.round_began = self.state()
         shape = (len(self.tasks), len(self.copies), steps)
         rollout = Rollout(
             np.empty((*shape, self.spec.obs_dim), np.float32),
@@ -154,19 +153,40 @@ class Collector:
             lane.ready()
             obs[i, j] = lane.obs
             noise[i, j] = lane.noise[lane.steps]
-        actions = self.explore()
-        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, actions
+        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, self.explore()
+        actions = rollout.action[:, :, step]
         for i, j, lane in self.places:
-            rollout.reward[i, j, step] = lane.step(actions[i, j])
+            try:
+                rollout.reward[i, j, step] = lane.step(actions[i, j])
+            except PhysicsError as error:
+                rollout.reward[i, j, step] = self._begin_anew(rollout, (i, j, step), lane, error)
             rollout.next_obs[i, j, step] = lane.obs
             if lane.steps == self.spec.horizon:
                 rollout.episodes.append(lane.ended())
 
+    def _begin_anew(self, rollout: Rollout, at: tuple[int, int, int], lane: Lane, error: PhysicsError) -> float:
+        """In place of a step that broke the physics, the first one of the next episode; its reward.
+
+        Raises:
+            PhysicsError: that one broke as well, and so did those after it.
+        """
+        obs, noise = self.explore.inputs
+        for _ in range(MOST_IN_A_ROW):
+            rollout.faults.append(Fault(lane.task, lane.copy, lane.episode, at[2]))
+            lane.begin(lane.episode + 1)
+            obs[at[:2]], noise[at[:2]] = lane.obs, lane.noise[0]
+            rollout.obs[at], rollout.action[at] = lane.obs, self.explore()[at[:2]]
+            try:
+                return lane.step(rollout.action[at])
+            except PhysicsError as again:
+                error = again
+        raise error
+
     def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """The deterministic policy on these goals of every task: success and return `[task, goal]`.
 
-        An episode ends at success. Actions are always computed for all tasks, one environment each, so that the
-        result does not depend on how goals are spread over workers.
+        An episode ends at success, or where its physics breaks. Actions are always computed for all tasks, one
+        environment each, so that the result does not depend on how goals are spread over workers.
 
         Raises:
             StoppedError: this process, which is no worker's then, was told to stop.
@@ -184,29 +204,17 @@ class Collector:
                 raise signals.StoppedError
             actions = self.exploit()
             for task in running:
-                obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
+                try:
+                    obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
+                except PhysicsError:  # an episode without success
+                    turn[task], steps[task] = turn[task] + 1, 0
+                    continue
                 returns[task, turn[task]] += reward
                 success[task, turn[task]] |= reached
                 steps[task] += 1
                 if reached or steps[task] == self.spec.horizon:
                     turn[task], steps[task] = turn[task] + 1, 0
         return success, returns
-
-    def state(self) -> State:
-        """The episodes under way, `[task, copy, ...]`: enough to re-execute them."""
-        lanes = [lane for row in self.lanes for lane in row]
-        shape = (len(self.tasks), len(self.copies))
-        obs = [lane.obs if lane.episode >= 0 else np.zeros(self.spec.obs_dim, np.float32) for lane in lanes]
-        return {
-            "episode": np.array([lane.episode for lane in lanes], np.int64).reshape(shape),
-            "steps": np.array([lane.steps for lane in lanes], np.int64).reshape(shape),
-            "actions": np.stack([lane.actions for lane in lanes]).reshape(*shape, *lanes[0].actions.shape),
-            "obs": np.stack(obs).reshape(*shape, -1),
-        }
-
-    def state_before(self) -> State:
-        """The episodes that were under way when the last round began."""
-        return self.round_began
 
     def restore(self, state: State) -> None:
         """Bring every environment to where `state` was taken."""
@@ -254,6 +262,8 @@ def _answer(collector: Collector, connection: Connection) -> None:
             return
         try:
             connection.send((number, "done", getattr(collector, method)(*arguments)))
+        except PhysicsError as error:
+            connection.send((number, "physics", describe(error)))
         except Exception as error:
             connection.send((number, "error", describe(error)))
 

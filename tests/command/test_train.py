@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import softmod
 from softmod import evaluate, train
-from softmod.checkpoint import arrays, newest
+from softmod.checkpoint import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
 
 SMALL = [
@@ -56,8 +57,10 @@ def metrics(folder: Path) -> dict[tuple[str, int], float]:
 def state(folder: Path) -> dict[str, torch.Tensor]:
     found = newest(folder)
     assert found is not None
-    groups = ("agent", "optimizers", "replay", "episodes")
-    return {f"{group}.{name}": value for group in groups for name, value in arrays(found[0], group).items()}
+    groups = ("agent", "optimizers", "episodes")
+    pieces = [load_file(folder / name)["rows"] for name in sorted(shared(found[0]))]
+    held = {f"{group}.{name}": value for group in groups for name, value in arrays(found[0], group).items()}
+    return held | {"replay": torch.cat(pieces, 1)}
 
 
 def statuses(folder: Path) -> list[str]:
@@ -265,3 +268,12 @@ def test_an_environment_that_fails_while_it_is_measured(here, capsys):
 def test_insisting_on_a_checkpoint_creates_nothing(here):
     assert run("run.resume=must") == CheckpointError.exit_code
     assert os.listdir(here) == []
+
+
+def test_physics_that_break_too_often_end_the_run(here, capsys, monkeypatch):
+    monkeypatch.setattr("softmod.log.TOLERATED_FAULTS", 3)
+    broken = ["allow=[tests]", "env._target_=tests.faulty.AlwaysBroken", "env.name=physics-9"]
+    assert run(*broken) == 6
+    assert "the physics broke in more than 3 episodes (toy-opposite 4)" in capsys.readouterr().err
+    values = metrics(only(here))
+    assert values["train/physics_faults/toy-opposite", 60] >= 1

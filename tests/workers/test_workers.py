@@ -15,13 +15,15 @@ import psutil
 import pytest
 import torch
 
+from softmod.envs.metaworld import MetaWorld, MetaWorldEnv
 from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
-from softmod.errors import WorkerError
+from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
+from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
 from softmod.workers.worker import Plan
-from tests.faulty import Faulty
+from tests.faulty import AlwaysBroken, Faulty
 
 TASKS = ["toy-reach", "toy-opposite", "toy-touch"]
 
@@ -170,15 +172,15 @@ def test_evaluation_ends_an_episode_at_success():
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("build", "worker of toy-opposite could not start: RuntimeError: this environment cannot be built"),
-        ("raise-7", "worker of toy-opposite: RuntimeError: the simulation broke"),
-        ("die-7", r"worker of toy-opposite \(pid \d+\) died: exit code 9"),
-        ("hang-7", r"worker of toy-opposite did not answer within 3 s \(workers.timeout\)"),
+        ("build", r"worker of toy-opposite \(seed 0\) could not start: RuntimeError: this environment cannot be built"),
+        ("raise-7", r"worker of toy-opposite \(seed 0\): RuntimeError: the simulation broke"),
+        ("die-7", r"worker of toy-opposite \(seed 0\) \(pid \d+\) died: exit code 9"),
+        ("hang-7", r"worker of toy-opposite \(seed 0\) did not answer within 3 s \(workers.timeout\)"),
     ],
 )
 def test_failures_are_named_and_leave_no_process(fault, told):
     suite = Faulty(TASKS, horizon=20, name=fault)
-    workers = Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0)
+    workers = Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0, restarts=0)
     began = time.monotonic()
     with workers, pytest.raises(WorkerError, match=told):
         rounds(workers, 2)
@@ -194,10 +196,91 @@ def test_inline_failures_are_worker_errors_too():
 
 
 def test_a_killed_worker_is_told_with_its_signal():
-    with Workers(plan(), 2) as workers:
+    with Workers(plan(), 2, restarts=0) as workers:
         rounds(workers, 1)
         os.kill(workers.shares[0].process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="died: signal 9"):
+            rounds(workers, 1)
+
+
+@pytest.mark.parametrize("fault", ["build", "raise-7", "die-27", "hang-7"])
+def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path, caplog):
+    """In the first round, or within the second episode; the processes that did not fail are not disturbed."""
+    with Workers(plan(), 0) as workers:
+        expected = rounds(workers, 5)
+        score = workers.evaluate(weights(), 3)
+    suite = Faulty(TASKS, horizon=20, name=fault)
+    suite.marker = tmp_path / "marker"
+    with Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0) as workers:
+        before = {share.process.pid for share in workers.shares}
+        for mine, theirs in zip(rounds(workers, 5), expected, strict=True):
+            same(mine, theirs)
+        assert workers.evaluate(weights(), 3) == score
+        assert len({share.process.pid for share in workers.shares} - before) == 1
+    assert "a new one takes over (1 of 3)" in caplog.text
+
+
+def test_workers_killed_between_and_within_rounds_are_replaced():
+    with Workers(plan(), 0, copies=2) as workers:
+        expected = rounds(workers, 6)
+    with Workers(plan(), 2, copies=2) as workers:
+        for number, theirs in enumerate(expected):
+            if number == 1:
+                os.kill(workers.shares[0].process.pid, signal.SIGKILL)
+            workers.start(weights(), 10)
+            if number == 3:
+                os.kill(workers.shares[1].process.pid, signal.SIGKILL)
+            same(workers.finish(), theirs)
+
+
+@pytest.mark.parametrize("processes", [0, 3])
+@pytest.mark.parametrize("at", [1, 7, 20, 27])
+def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
+    """The step that broke is not in the rollout; the next episode begins in its place, and everything goes on."""
+    with Workers(plan(), 0) as workers:
+        undisturbed = rounds(workers, 4)
+    suite = Faulty(TASKS, horizon=20, name=f"physics-{at}")
+    suite.marker = tmp_path / "marker"
+    with Workers(plan(suite), processes) as workers:
+        rollouts = rounds(workers, 4)
+        state = workers.state()
+        after = rounds(workers, 2)
+    broken, step = divmod(at - 1, 10)
+    faults = [[tuple(fault) for fault in rollout.faults] for rollout in rollouts]
+    assert faults == [[(1, 0, (at - 1) // 20, step)] if number == broken else [] for number in range(4)]
+    for number, (mine, theirs) in enumerate(zip(rollouts, undisturbed, strict=True)):
+        for task in (0, 2):
+            np.testing.assert_array_equal(mine.next_obs[task], theirs.next_obs[task])
+        until = step if number == broken else 10 if number < broken else 0
+        np.testing.assert_array_equal(mine.action[1, :, :until], theirs.action[1, :, :until])
+        assert all(np.isfinite(getattr(mine, name)).all() for name in ("obs", "action", "reward", "next_obs"))
+    if step:
+        assert np.abs(rollouts[broken].obs[1, 0, step] - rollouts[broken].next_obs[1, 0, step - 1]).max() > 1e-3
+    with Workers(plan(), processes) as workers:  # the episodes under way are known
+        workers.restore(state)
+        for mine, theirs in zip(rounds(workers, 2), after, strict=True):
+            same(mine, theirs)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_physics_that_break_in_every_episode_end_the_run(processes):
+    workers = Workers(plan(AlwaysBroken(TASKS, horizon=20, name="physics")), processes)
+    with workers, pytest.raises(PhysicsError, match="the physics broke"):
+        rounds(workers, 1)
+
+
+def test_restarts_are_used_up(caplog):
+    with Workers(plan(Faulty(TASKS, horizon=20, name="die-7")), 3, restarts=2) as workers:
+        with pytest.raises(WorkerError, match="died: exit code 9"):
+            rounds(workers, 2)
+    assert caplog.text.count("a new one takes over") == 2
+
+
+def test_old_restarts_do_not_count(monkeypatch):
+    monkeypatch.setattr(pool, "WINDOW", 0.0)
+    with Workers(plan(), 2, restarts=1) as workers:
+        for _ in range(3):
+            os.kill(workers.shares[0].process.pid, signal.SIGKILL)
             rounds(workers, 1)
 
 
@@ -222,3 +305,35 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize("damage", ["nan position", "huge velocity", "nan action"])
+def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
+    suite = MetaWorld(["reach-v3", "push-v3"], horizon=20)
+    step, count = MetaWorldEnv.step, [0]
+
+    def damaged(env, action):
+        count[0] += 1
+        if count[0] == 9:  # of both environments together: the fifth step of the first
+            if damage == "nan position":
+                env._env.data.qpos[9] = np.nan
+            elif damage == "huge velocity":
+                env._env.data.qvel[3] = 1e12
+            else:
+                action = np.full(4, np.nan, np.float32)
+        return step(env, action)
+
+    torch.manual_seed(0)
+    policy = MLP(39, 8, 2, 1, num_layers=1, width=8)
+    with Workers(Plan(suite, policy, 0), 0) as workers:
+        workers.start(dict(policy.state_dict()), 10)
+        expected = workers.finish()
+    monkeypatch.setattr(MetaWorldEnv, "step", damaged)
+    with Workers(Plan(suite, policy, 0), 0) as workers:
+        workers.start(dict(policy.state_dict()), 10)
+        rollout = workers.finish()
+        assert workers.state()["steps"].tolist() == [[6], [10]]
+    assert [tuple(fault) for fault in rollout.faults] == [(0, 0, 0, 4)]
+    assert all(np.isfinite(getattr(rollout, name)).all() for name in ("obs", "action", "reward", "next_obs"))
+    np.testing.assert_array_equal(rollout.obs[0, :, :4], expected.obs[0, :, :4])
+    np.testing.assert_array_equal(rollout.next_obs[1], expected.next_obs[1])

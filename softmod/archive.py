@@ -1,0 +1,107 @@
+"""The replay on disk: append-only pieces that a run's checkpoints share, so that each writes only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from softmod.checkpoint import digest, flush
+from softmod.errors import CheckpointError, SaveError
+from softmod.replay import Replay
+
+FOLDER = "replay"  # beside `checkpoints` in the run's folder
+
+
+class Archive:
+    """The pieces of one run. A piece holds the rows `[task, count, width]` from the `first`-th to the `last`-th.
+
+    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds.
+    """
+
+    def __init__(self, run: Path, replay: Replay) -> None:
+        self.folder, self.replay = run / FOLDER, replay
+        self.pieces: dict[str, str] = {}  # name and hash, oldest first
+
+    def save(self) -> dict[str, str]:
+        """Write the rows that no piece holds yet; the pieces that the replay lies in now.
+
+        Raises:
+            SaveError: the disk refused; pieces that were there are untouched.
+        """
+        replay = self.replay
+        first = max(self._last(), replay.written - replay.capacity)
+        if first < replay.written:
+            name = f"{first:012d}-{replay.written:012d}.safetensors"
+            self.pieces[name] = self._write(name, first)
+        oldest = replay.written - replay.size
+        self.pieces = {name: hashed for name, hashed in self.pieces.items() if span(name)[1] > oldest}
+        return dict(self.pieces)
+
+    def restore(self, pieces: Mapping[str, str], written: int) -> None:
+        """Fill the replay with the newest of `written` rows.
+
+        Raises:
+            CheckpointError: a piece is unreadable, of another form, or rows are missing.
+        """
+        replay, self.pieces = self.replay, dict(pieces)
+        replay.written = oldest = max(0, written - replay.capacity)
+        for name in sorted(self.pieces):
+            first, last = span(name)
+            rows = self._read(name)
+            expected = [replay.rows.shape[0], last - first, replay.rows.shape[2]]
+            if list(rows.shape) != expected:
+                raise CheckpointError(f"{self.folder / name}: rows {list(rows.shape)}, not {expected}")
+            if first > replay.written:
+                raise CheckpointError(f"{self.folder}: no piece holds the rows from {replay.written} to {first}")
+            replay.append(rows[:, max(0, oldest - first) :])
+        if replay.written != written:
+            raise CheckpointError(f"{self.folder}: pieces hold {replay.written} rows per task, not {written}")
+
+    def prune(self, needed: Iterable[str]) -> None:
+        """Remove every file that none of the kept checkpoints needs."""
+        kept = set(needed)
+        for path in self.folder.glob("*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def _last(self) -> int:
+        return max((span(name)[1] for name in self.pieces), default=0)
+
+    def _write(self, name: str, first: int) -> str:
+        replay = self.replay
+        slots = torch.arange(first, replay.written, device=replay.rows.device) % replay.capacity
+        rows = replay.rows.index_select(1, slots).cpu()
+        beside = self.folder / f".{name}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"rows": rows}, beside)
+            hashed = digest(beside)
+            flush(beside)
+            beside.rename(self.folder / name)
+            flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise SaveError(f"{self.folder / name}: could not be written ({error})") from error
+        return hashed
+
+    def _read(self, name: str) -> torch.Tensor:
+        try:
+            return load_file(self.folder / name)["rows"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{self.folder / name}: unreadable ({error})") from error
+
+
+def span(name: str) -> tuple[int, int]:
+    """Which rows a piece holds, by its name.
+
+    Raises:
+        CheckpointError: this is no piece's name.
+    """
+    first, dash, last = name.removesuffix(".safetensors").partition("-")
+    if not (name.endswith(".safetensors") and dash and first.isdigit() and last.isdigit()):
+        raise CheckpointError(f"{name}: not the name of a piece of the replay")
+    return int(first), int(last)

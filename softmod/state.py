@@ -1,0 +1,137 @@
+"""`python -m softmod.state <checkpoint or run folder>`: the hash of a run's state, component by component.
+
+Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left out. Equality is
+promised for the same type of machine, the same versions, and the numbers of processes and threads that a run keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from softmod import checkpoint
+from softmod.archive import FOLDER, span
+from softmod.errors import CheckpointError, SoftmodError
+from softmod.tracking import WALL_CLOCK
+
+COMPONENTS = {  # of the agent's arrays, by how their names begin
+    "networks": ("actor.", "critic."),
+    "targets": ("target_critic.",),
+    "temperatures": ("log_temperature",),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__)
+    parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+    try:
+        folder = find(parser.parse_args(arguments).path)
+        hashes = state_hash(folder)
+    except SoftmodError as error:
+        print(f"softmod: {error}", file=sys.stderr)
+        return error.exit_code
+    print(folder)
+    for name, hashed in hashes.items():
+        print(f"  {name:<14}{hashed}")
+    return 0
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that a path means.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / "manifest.json").exists():
+        return path
+    found = checkpoint.newest(path)
+    if found is None:
+        raise CheckpointError(f"{path}: neither a checkpoint nor the folder of a run that has one")
+    return found[0]
+
+
+def state_hash(folder: Path) -> dict[str, str]:
+    """The hash of every component of a whole checkpoint, and of all of them as "state".
+
+    Raises:
+        CheckpointError: it is damaged, or holds weights only.
+    """
+    facts = checkpoint.verify(folder)
+    if facts["kind"] != "whole":
+        raise CheckpointError(f"{folder}: holds weights only; the state of a run is in a step_... checkpoint")
+    agent = checkpoint.arrays(folder, "agent")
+    hashes = {
+        name: of_arrays({key: value for key, value in agent.items() if key.startswith(begin)})
+        for name, begin in COMPONENTS.items()
+    }
+    for group in ("optimizers", "episodes"):
+        hashes[group] = of_arrays(checkpoint.arrays(folder, group))
+    hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]))
+    hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
+    hashes["counters"] = of_json(counters(facts))
+    hashes["metrics"] = of_json(sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"])))
+    return hashes | {"state": of_json(hashes)}
+
+
+def of_arrays(arrays: checkpoint.Arrays) -> str:
+    """Of names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {list(array.shape)}".encode())
+        total.update(array.numpy().tobytes())
+    return total.hexdigest()
+
+
+def of_replay(folder: Path, written: int) -> str:
+    """Of the rows of each task in the order of their writing, whatever pieces they lie in."""
+    total, run = hashlib.sha256(f"{written}".encode()), folder.parent.parent
+    pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
+    files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
+    capacity = checkpoint.verify(folder)["config"]["run"]["replay_per_task"]
+    oldest = max(0, written - capacity)
+    for task in range(files[0][1].get_slice("rows").get_shape()[0] if files else 0):
+        for first, file in files:
+            total.update(file.get_slice("rows")[task, max(0, oldest - first) :].tobytes())
+    return total.hexdigest()
+
+
+def counters(facts: dict[str, Any]) -> dict[str, Any]:
+    """All counters, among them the addresses of the random streams: updates and, per environment, episodes."""
+    clock = {name: value for name, value in facts["clock"].items() if name != "seconds"}
+    return {"clock": clock, "seed": facts["seed"], **{name: facts[name] for name in ("counters", "begun", "log")}}
+
+
+def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:
+    """Every metric of the journal up to a step, but those that depend on the wall clock."""
+    for line in _lines(run / "journal.jsonl"):
+        if line.get("kind") == "metrics" and line["step"] <= env_steps:
+            for name, value in line["values"].items():
+                if not name.startswith(WALL_CLOCK):
+                    yield name, line["step"], value
+
+
+def of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the last one, where a run was killed while it wrote
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())
