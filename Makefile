@@ -5,10 +5,10 @@ ARGS ?=
 RUN = .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test lint format types check bench ui notebooks wheel clean
+.PHONY: help setup train evaluate test test-reliability lint format types check bench ui notebooks wheel clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 	@echo '  ARGS="..." is passed on: make train ARGS="experiment=mt10_soft seed=3"'
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 
 test: setup ## all tests
 	$(RUN) pytest $(ARGS)
+
+test-reliability: setup ## the promises of docs/exit_codes.md in full: dozens of kills, minutes
+	$(RUN) pytest -m reliability -s tests/reliability $(ARGS)
 
 lint: setup ## the linter, and whether the formatter would change anything
 	$(RUN) ruff check .

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from softmod import faults
 from softmod.checkpoint import digest, flush
 from softmod.errors import CheckpointError, SaveError
 from softmod.replay import Replay
@@ -81,8 +82,10 @@ class Archive:
             save_file({"rows": rows}, beside)
             hashed = digest(beside)
             flush(beside)
+            faults.point("archive.written")
             beside.rename(self.folder / name)
             flush(self.folder)
+            faults.point("archive.renamed")
         except (OSError, SafetensorError) as error:
             beside.unlink(missing_ok=True)
             raise SaveError(f"{self.folder / name}: could not be written ({error})") from error

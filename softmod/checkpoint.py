@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from softmod import faults
 from softmod.errors import CheckpointError, SaveError
 
 FORMAT = 2
@@ -45,13 +46,16 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared:
                 {key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()},
                 beside / f"{name}.safetensors",
             )
+            faults.point("checkpoint.arrays")
         (beside / "facts.json").write_text(json.dumps(facts, indent=1))
         files = {path.name: digest(path) for path in sorted(beside.iterdir())}
         manifest = {"format": FORMAT, "files": files, "shared": dict(shared)}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*beside.iterdir(), beside]:
             flush(path)
+        faults.point("checkpoint.written")
         _replace(beside, folder)
+        faults.point("checkpoint.renamed")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise SaveError(f"{folder}: the checkpoint could not be written ({error})") from error
@@ -138,6 +142,8 @@ def prune(run: Path) -> None:
     """Keep the newest ones only."""
     for folder in all_in(run)[:-KEPT]:
         shutil.rmtree(folder, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".*"):  # of a save that a kill cut short
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def optimizer_arrays(optimizers: list[Any]) -> Arrays:
@@ -176,6 +182,7 @@ def _replace(beside: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         folder.rename(aside)
+        faults.point("checkpoint.aside")
     beside.rename(folder)
     flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from softmod import checkpoint
+from softmod import checkpoint, faults
 from softmod.agent.mtsac import MTSAC
 from softmod.archive import FOLDER, Archive
 from softmod.clock import Clock
@@ -71,6 +71,7 @@ class Saver:
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
         folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces)
         checkpoint.prune(self.run)
+        faults.point("checkpoint.pruned")
         kept = [name for whole in checkpoint.all_in(self.run) for name in checkpoint.shared(whole)]
         self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
         return folder

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softmod import faults
 from softmod import mlflow_store as store
 from softmod.errors import ConfigError
 from softmod.record import JOURNAL, Line, Record, lines
@@ -218,6 +219,7 @@ class Sender:
         for batch in store.batches(self._unknown(metrics), MAX_METRICS):
             self.client.log_batch(self.run, metrics=batch, synchronous=True)
             self.metrics_sent += len(batch)
+            faults.point("upload.batch")
 
     def _unknown(self, metrics: list[Metric]) -> list[Metric]:
         """Those that MLflow does not have, where the cursor got lost; equal ones it would tell apart by itself."""

@@ -1,0 +1,175 @@
+"""Bars 3, 4 and 6: killed at any moment, also within a save, a run goes on to the same end; each metric comes once.
+
+The quick form dies within this process, at every point of a save. The full form (`make test-reliability`) kills
+processes started by the command line, also at random moments, on Meta-World too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from softmod import faults, state
+from softmod.checkpoint import newest
+from tests.command.test_signals import results
+from tests.command.test_train import SMALL, here, only, run
+
+__all__ = ["here"]
+
+POINTS = {  # and their turns: a save writes five groups of arrays, and one of the best weights writes one
+    "archive.written": (1, 3),
+    "archive.renamed": (1, 4),
+    "checkpoint.arrays": (1, 3, 7, 14),
+    "checkpoint.written": (1, 2, 4, 6),
+    "checkpoint.renamed": (1, 3, 5),
+    "checkpoint.pruned": (1, 3),
+}
+
+
+class Killed(BaseException):
+    """What a kill is in this process: nothing is cleaned up that catches exceptions."""
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    found = newest(folder)
+    assert found is not None
+    return state.state_hash(found[0])
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        patch.setattr("sys.argv", ["softmod-train"])
+        assert run() == 0
+        folder = only(Path.cwd())
+        return hashes(folder), results(folder)
+
+
+@pytest.mark.parametrize(("point", "turn"), [(point, turn) for point, turns in POINTS.items() for turn in turns])
+def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: int):
+    def die() -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "armed", f"{point}:{turn}")
+        patch.setattr(faults, "_turns", {})
+        patch.setattr(faults, "die", die)
+        with pytest.raises(Killed):
+            run()
+    before = only(here)
+    if turn > 1:
+        assert newest(before) is not None  # always
+    assert run() == 0
+    assert (hashes(before), results(before)) == undisturbed
+    assert leftovers(before) == []
+    assert len(list((before / "checkpoints").iterdir())) == 3  # the last two, and the best weights
+
+
+def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, undisturbed):
+    """A save whose replay is older than its model, as if the two were written at different moments."""
+    from softmod.archive import Archive
+
+    save = Archive.save
+    monkeypatch.setattr(Archive, "save", lambda self: dict(list(save(self).items())[:-1]) or save(self))
+    assert run("run.steps_per_task=60") == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.argv", ["softmod-train"])
+    assert run() == 3 or hashes(only(here)) != undisturbed[0]
+
+
+# --- the full form ----------------------------------------------------------------------------------------------------
+
+METAWORLD = [
+    "experiment=quickstart", "env.tasks=[reach-v3,push-v3]", "env.horizon=50", "run.max_minutes=null",
+    "run.steps_per_task=1500", "run.warmup_per_task=100", "run.batch_per_task=16", "run.round_steps=10",
+    "run.eval_every=1000", "run.eval_goals=2", "run.final_eval_goals=2", "run.save_every=200", "run.log_every=100",
+    "workers.processes=1", "fabric.threads=1",
+]  # fmt: skip
+CASES = {"toy": [*SMALL[:1], "workers.processes=2", *SMALL[2:], "run.steps_per_task=2000"], "metaworld": METAWORLD}
+
+
+def command(folder: Path, line: list[str], fault: str = "") -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOFTMOD_FAULT": fault}
+    log = (folder / "log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", "softmod.train", *line], cwd=folder, env=environment, stdout=log, stderr=log
+    )
+
+
+def finish(folder: Path, line: list[str]) -> dict[str, str]:
+    assert command(folder, line).wait(600) == 0, (folder / "log").read_text()[-2000:]
+    return hashes(next(folder.glob("runs/*/seed_0")))
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(psutil.pid_exists, pids)):
+        time.sleep(0.05)
+    return not any(map(psutil.pid_exists, pids))
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("case", list(CASES))
+def test_killed_twenty_times(case: str, tmp_path: Path):
+    """At random moments and at points of a save, each time from the beginning of the same run's next session."""
+    line = [word for word in CASES[case] if word != "tracking=journal"] + ["tracking.drain_seconds=30"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    expected = finish(tmp_path / "whole", line)
+    draws = random.Random(0)
+    moments = [f"{point}:1" for point in POINTS] + ["upload.batch:1", "upload.batch:2"] + [""] * 12
+    draws.shuffle(moments)
+    told = []
+    for fault in moments:
+        process = command(tmp_path / "killed", line, fault)
+        if not fault or fault.startswith("upload"):
+            seconds = draws.uniform(2.0, 9.0)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+                os.kill(process.pid, signal.SIGKILL)
+                assert gone(family)
+        code = process.wait(120)
+        told.append((fault or "random", code))
+    hashed = finish(tmp_path / "killed", line)
+    print(case, told)
+    assert sum(code == -signal.SIGKILL for _, code in told) >= 10
+    assert hashed == expected
+    folder = next((tmp_path / "killed").glob("runs/*/seed_0"))
+    assert leftovers(folder) == []
+    assert mlflow_holds_each_metric_once(tmp_path / "killed", folder)
+
+
+def mlflow_holds_each_metric_once(root: Path, folder: Path) -> bool:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    (only_run,) = client.search_runs([experiment.experiment_id])
+    journal: dict[str, set[int]] = {}
+    for text in (folder / "journal.jsonl").read_text().splitlines():
+        entry = json.loads(text)
+        for name in entry.get("values", {}) if entry["kind"] == "metrics" else ():
+            journal.setdefault(name, set()).add(entry["step"])
+    for name, steps in journal.items():
+        history = [metric.step for metric in client.get_metric_history(only_run.info.run_id, name)]
+        assert sorted(history) == sorted(steps), name
+    shutil.rmtree(root / "mlruns", ignore_errors=True)
+    return only_run.info.status == "FINISHED"
