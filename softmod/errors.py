@@ -43,3 +43,7 @@ class NumericalError(SoftmodError):
     """Losses or gradients stayed non-finite, or the physics broke too often."""
 
     exit_code = 6
+
+
+class UpdateError(NumericalError):
+    """Updates stayed non-finite: there is one to be looked at."""

@@ -32,7 +32,7 @@ from softmod.cores import (
 from softmod.cpu import fast_products, keep_memory, product_library
 from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
-from softmod.errors import CheckpointError, ConfigError
+from softmod.errors import CheckpointError, ConfigError, UpdateError
 from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
@@ -131,7 +131,13 @@ def _train(
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         if found and "log" in found[1]:
             log.restore(found[1]["log"])
-        scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
+        try:
+            scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
+        except UpdateError as error:
+            from softmod.replay_fault import bundle
+
+            place = bundle(folder / "faults", agent, optimizers, about)
+            raise UpdateError(f"{error}; python -m softmod.replay_fault {place} repeats it") from error
     conclude(cfg, folder, journal, clock, scores)
     return scores
 

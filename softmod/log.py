@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softmod import machine, tracking
 from softmod.clock import Clock
-from softmod.errors import NumericalError
+from softmod.errors import NumericalError, UpdateError
 from softmod.progress import Progress
 from softmod.types import EnvSpec, Rollout, TaskScore
 
@@ -127,11 +127,11 @@ class Log:
 def check_numbers(values: dict[str, float]) -> None:
     """
     Raises:
-        NumericalError: the last updates were all skipped, since their losses or gradients were not finite.
+        UpdateError: the last updates were all skipped, since their losses or gradients were not finite.
     """
     skipped = int(values.get("train/skipped_in_a_row", 0))
     if skipped >= TOLERATED:
-        raise NumericalError(f"the last {skipped} updates were not finite and changed nothing; see train/finite")
+        raise UpdateError(f"the last {skipped} updates were not finite and changed nothing")
 
 
 def check_physics(faults: Mapping[str, int]) -> None:

@@ -71,7 +71,7 @@ def train(
         if signals.stopping():
             saver.stop(clock, log, workers.state())
         if clock.passed(run.save_every):
-            saver.save(clock, log, workers.state())
+            saver.try_save(clock, log, workers.state())
 
     log.write(clock)
     scores = evaluation.make(run.final_eval_goals, Begun())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from softmod import checkpoint, faults
 from softmod.agent.mtsac import MTSAC
 from softmod.archive import FOLDER, Archive
 from softmod.clock import Clock
+from softmod.errors import SaveError
 from softmod.log import Log
 from softmod.replay import Replay
 from softmod.signals import StoppedError
@@ -31,6 +33,9 @@ class Begun:
 
 
 NOTHING = Begun()
+FAILURES = 3  # saves that may fail in a row before the run ends
+
+logger = logging.getLogger(__name__)
 
 
 class Saver:
@@ -49,10 +54,30 @@ class Saver:
         self.about = about
         self.archive = Archive(run, replay)
         self.best = -1.0
+        self.failures = 0  # of saves, in a row
         self.begun = NOTHING  # that a restored run has to finish
 
+    def try_save(self, clock: Clock, log: Log, episodes: State) -> None:
+        """Save; a disk that refuses is told, and tried again at the next occasion.
+
+        Raises:
+            SaveError: for the third time in a row.
+        """
+        try:
+            self.save(clock, log, episodes)
+            self.failures = 0
+        except SaveError as error:
+            self.failures += 1
+            if self.failures == FAILURES:
+                raise
+            logger.warning("%s; the next attempt is at the next checkpoint", error)
+
     def save(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> Path:
-        """A whole checkpoint, with the episodes under way; the last two are kept."""
+        """A whole checkpoint, with the episodes under way; the last two are kept.
+
+        Raises:
+            SaveError: the disk refused; the checkpoints before are untouched.
+        """
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),

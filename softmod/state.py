@@ -19,6 +19,7 @@ from safetensors import safe_open
 from softmod import checkpoint
 from softmod.archive import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
+from softmod.policy import find
 from softmod.tracking import WALL_CLOCK
 
 COMPONENTS = {  # of the agent's arrays, by how their names begin
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__)
     parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
     try:
-        folder = find(parser.parse_args(arguments).path)
+        folder, _ = find(parser.parse_args(arguments).path)
         hashes = state_hash(folder)
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
@@ -41,20 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     for name, hashed in hashes.items():
         print(f"  {name:<14}{hashed}")
     return 0
-
-
-def find(path: Path) -> Path:
-    """The checkpoint that a path means.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (path / "manifest.json").exists():
-        return path
-    found = checkpoint.newest(path)
-    if found is None:
-        raise CheckpointError(f"{path}: neither a checkpoint nor the folder of a run that has one")
-    return found[0]
 
 
 def state_hash(folder: Path) -> dict[str, str]:

@@ -122,7 +122,8 @@ class MTSAC(L.LightningModule):
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.updates += 1
-        return self.run(Batch(*batch), noise[0], noise[1])
+        self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
+        return self.run(*self.given)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Of the actor, the critics and the temperatures, in this order; their state exists from the start."""

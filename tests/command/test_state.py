@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from softmod import checkpoint, state
+from softmod.policy import find
 from tests.command.test_train import here, only, run
 
 __all__ = ["here"]
@@ -59,7 +60,7 @@ def test_equal_runs_have_equal_hashes_however_they_came_there(here, capsys):
 
 def test_the_component_that_differs_is_named(here, capsys):
     assert run() == 0
-    folder = state.find(only(here))
+    folder, _ = find(only(here))
     before = hashes(capsys, folder)
     for name, key, component in [
         ("agent", "actor.first.weight", "networks"),
@@ -80,7 +81,7 @@ def test_the_component_that_differs_is_named(here, capsys):
 
 def test_what_has_no_state(here, capsys):
     assert state.main([str(here / "nothing")]) == 3
-    assert "neither a checkpoint nor the folder of a run" in capsys.readouterr().err
+    assert "neither a checkpoint nor a run's folder" in capsys.readouterr().err
     assert run() == 0
     capsys.readouterr()
     assert state.main([str(only(here) / "checkpoints" / "best")]) == 3

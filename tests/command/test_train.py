@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import softmod
-from softmod import evaluate, train
+from softmod import archive, evaluate, replay_fault, train
 from softmod.checkpoint import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
 
@@ -254,8 +255,23 @@ def test_updates_that_stay_non_finite_end_the_run(here, capsys):
     """From the first reward that is no number on, every batch that holds one is skipped."""
     line = ["env._target_=tests.faulty.Faulty", "allow=[tests]", "env.name=nan-1"]
     assert run(*line) == NumericalError.exit_code
-    assert "updates were not finite and changed nothing" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "updates were not finite and changed nothing" in told
     assert statuses(only(here)) == ["RUNNING", "FAILED"]
+    (bundle,) = (only(here) / "faults").iterdir()
+    assert f"python -m softmod.replay_fault {bundle.relative_to(here)}" in told
+    assert replay_fault.main([str(bundle)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "not finite, as it was" in lines[0]
+    assert (
+        [line for line in lines if line.startswith("batch")]
+        == [line for line in lines if line.startswith("batch, reward:") and line.endswith("of toy-opposite")]
+        != []
+    )
+    assert any(line.startswith("result, critic_loss") for line in lines)
+    assert not [line for line in lines if line.startswith("parameters")]
+    assert replay_fault.main([str(only(here) / "checkpoints" / "best")]) == 3
+    assert "not the bundle of a fault" in capsys.readouterr().err
 
 
 def test_an_environment_that_fails_while_it_is_measured(here, capsys):
@@ -268,6 +284,27 @@ def test_an_environment_that_fails_while_it_is_measured(here, capsys):
 def test_insisting_on_a_checkpoint_creates_nothing(here):
     assert run("run.resume=must") == CheckpointError.exit_code
     assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize(("refused", "code"), [(range(1, 3), 0), (range(2, 5), 4), ((1, 3, 5), 0)])
+def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(here, caplog, monkeypatch, refused, code):
+    """Saves 1, 2, ... of the replay's pieces fail; whatever is on disk is whole."""
+    attempts, write = [0], archive.save_file
+
+    def full(arrays, path):
+        attempts[0] += 1
+        if attempts[0] in refused:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(arrays, path)
+
+    monkeypatch.setattr(archive, "save_file", full)
+    assert run("run.save_every=60", "run.eval_every=600") == code
+    assert caplog.text.count("No space left on device") == (2 if code else len(refused))
+    found = newest(only(here))
+    assert found is not None
+    monkeypatch.setattr(archive, "save_file", write)
+    assert run("run.save_every=60", "run.eval_every=600") == 0
+    assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
 
 
 def test_physics_that_break_too_often_end_the_run(here, capsys, monkeypatch):

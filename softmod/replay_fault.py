@@ -1,0 +1,90 @@
+"""`python -m softmod.replay_fault <bundle>`: the update that ended a run is made again, and what is wrong is named.
+
+A bundle is what a run leaves when its updates stay non-finite: parameters, optimizers, the batch and the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from softmod import checkpoint
+from softmod.agent.mtsac import MTSAC
+from softmod.errors import CheckpointError, SoftmodError
+from softmod.experiment import make_agent, networks
+from softmod.policy import spec_of
+from softmod.replay import Batch
+from softmod.schema import TrainConfig
+
+KIND = "fault"
+
+
+def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, Any]) -> Path:
+    """Write down the last update that an agent tried; where.
+
+    Raises:
+        SaveError: the disk refused.
+    """
+    batch, noise, next_noise = agent.given
+    groups = {
+        "agent": dict(agent.state_dict()),
+        "optimizers": checkpoint.optimizer_arrays(optimizers),
+        "given": batch._asdict() | {"noise": noise, "next_noise": next_noise},
+    }
+    facts = about | {"kind": KIND, "update": agent.updates}
+    return checkpoint.save(folder / f"update_{agent.updates:012d}", groups, facts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m softmod.replay_fault", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="the folder that the run named when it ended")
+    try:
+        lines = repeat(parser.parse_args(arguments).bundle)
+    except SoftmodError as error:
+        print(f"softmod: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(lines))
+    return 0
+
+
+def repeat(folder: Path) -> list[str]:
+    """Make the update again; what is not finite in what it was given, and in what came of it.
+
+    Raises:
+        CheckpointError: this is no bundle, or it is damaged.
+    """
+    facts = checkpoint.verify(folder)
+    if facts.get("kind") != KIND:
+        raise CheckpointError(f"{folder}: not the bundle of a fault; a run names its own when it ends with code 6")
+    cfg: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), facts["config"]))
+    spec = spec_of(facts)
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
+    checkpoint.restore_arrays(dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
+    live = checkpoint.optimizer_arrays(optimizers)
+    checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
+    given = checkpoint.arrays(folder, "given")
+    metrics = agent.update(Batch(*(given[name] for name in Batch._fields)), given["noise"], given["next_noise"])
+    finite = bool(metrics["finite"])
+    told = [
+        f"update {facts['update']:,} of seed {facts['seed']}: {'finite here' if finite else 'not finite, as it was'}"
+    ]
+    told += [broken for name in Batch._fields for broken in by_task(f"batch, {name}", given[name], spec.tasks)]
+    told += [f"parameters, {name}" for name, tensor in agent.state_dict().items() if not tensor.isfinite().all()]
+    return told + [f"result, {name}: {value.tolist()}" for name, value in metrics.items() if not value.isfinite().all()]
+
+
+def by_task(what: str, values: Tensor, tasks: tuple[str, ...]) -> list[str]:
+    """A line for each task with values `[task, batch, ...]` that are not finite."""
+    broken = (~values.isfinite()).flatten(1).sum(1) if values.dim() > 1 else torch.zeros(len(tasks))
+    return [f"{what}: {int(n)} not finite of {task}" for n, task in zip(broken, tasks, strict=True) if n]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
