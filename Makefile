@@ -27,7 +27,7 @@ evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 test: setup ## all tests
 	$(RUN) pytest $(ARGS)
 
-test-reliability: setup ## the promises of docs/exit_codes.md in full: dozens of kills, minutes
+test-reliability: setup ## kill a run twenty times, on the toy tasks and on Meta-World; minutes
 	$(RUN) pytest -m reliability -s tests/reliability $(ARGS)
 
 lint: setup ## the linter, and whether the formatter would change anything
