@@ -80,7 +80,10 @@ def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
         return None
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError:  # there is no such command here
+        return None
     return job if done.returncode == 0 else None
 
 

@@ -145,7 +145,10 @@ class Workers:
         np.concatenate(flat, out=self.weights)
 
     def _ask(self, place: int, method: str, *arguments: Any) -> None:
-        self._insist(place, lambda share: share.ask(method, *arguments))
+        try:
+            self.shares[place].ask(method, *arguments)
+        except WorkerError as error:
+            self._replace(place, error)  # which asks the new one
 
     def _answer(self, place: int, patience: float = 1.0, stoppable: bool = False) -> Any:
         return self._insist(place, lambda share: share.answer(patience, stoppable))

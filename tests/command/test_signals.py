@@ -159,3 +159,9 @@ def test_a_job_that_was_warned_is_queued_again_once(here, capsys, monkeypatch, s
     assert run() == signals.STOPPED
     assert (scontrol.read_text() if scontrol.exists() else None) == asked
     assert ("is queued again" in capsys.readouterr().err) == (asked is not None)
+
+
+def test_a_machine_without_scontrol_is_no_failure(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(signals, "_stop", [signal.SIGUSR1])
+    assert signals.requeue({"SLURM_JOB_ID": "7"}) is None

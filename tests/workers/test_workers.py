@@ -227,6 +227,7 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
         for number, theirs in enumerate(expected):
             if number == 1:
                 os.kill(workers.shares[0].process.pid, signal.SIGKILL)
+                workers.shares[0].process.join()  # so that asking it fails already
             workers.start(weights(), 10)
             if number == 3:
                 os.kill(workers.shares[1].process.pid, signal.SIGKILL)
