@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,7 +26,9 @@ Array = NDArray[Any]
 Call = Callable[[], object]
 Function = Callable[..., Tensor]
 Kernel = Callable[..., list[Call]]  # of the output and the arguments, tensors as arrays
-FEW_ROWS = 7  # up to here a product row by row is the faster one; and a row's result is the same in any company
+FEW_ROWS = 7  # up to here, without AVX-512, a product row by row is the faster one
+WIDE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's kernels with AVX-512
+SMALL, TILE = 1_000_000, 64  # rows x k x n up to which they have a kernel of its own, and the columns they take at once
 AGREES = 1e-4
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,12 @@ def one_blas_thread() -> None:
     threadpool_limits(limits=1, user_api="blas")
 
 
+@cache
+def wide_products() -> bool:
+    """Whether numpy multiplies by OpenBLAS's kernels with AVX-512."""
+    return any(library.get("architecture") in WIDE for library in threadpool_info())
+
+
 class _Recorder(TorchDispatchMode):
     """Runs operations as always, and keeps how to repeat each."""
 
@@ -166,10 +174,33 @@ def _ufunc(function: Any) -> Kernel:
 
 
 def _product(out: Array, a: Array, b: Array) -> list[Call]:
-    """Matrices `[..., rows, k] @ [..., k, n]`; few rows one by one, as vectors."""
-    if 1 < a.shape[-2] <= FEW_ROWS:
+    """Matrices `[..., rows, k] @ [..., k, n]`, so that few rows have the same results in any company.
+
+    Without AVX-512 they are multiplied one by one, as vectors. With it only a single row is another product, and so it
+    is given company.
+    """
+    rows = a.shape[-2]
+    if wide_products():
+        return _product_of_two(out, a, b) if rows == 1 else _products_of_columns(out, a, b)
+    if 1 < rows <= FEW_ROWS:
         a, b, out = a[..., :, None, :], b[..., None, :, :], out[..., :, None, :]
     return [partial(np.matmul, a, b, out)]
+
+
+def _product_of_two(out: Array, a: Array, b: Array) -> list[Call]:
+    """A single row and a row of zeros."""
+    two = np.zeros((*a.shape[:-2], 2, a.shape[-1]), a.dtype)
+    both = np.zeros((*out.shape[:-2], 2, out.shape[-1]), out.dtype)
+    calls = [partial(np.copyto, two[..., :1, :], a), *_products_of_columns(both, two, b)]
+    return [*calls, partial(np.copyto, out, both[..., :1, :])]
+
+
+def _products_of_columns(out: Array, a: Array, b: Array) -> list[Call]:
+    """By as many columns as make a small product each, in whole tiles, which leaves the results as they are."""
+    columns = b.shape[-1]
+    width = SMALL // (a.shape[-2] * a.shape[-1]) // TILE * TILE or columns
+    parts = [slice(first, first + width) for first in range(0, columns, width)]
+    return [partial(np.matmul, a, b[..., part], out[..., part]) for part in parts]
 
 
 def _product_and_bias(out: Array, bias: Array, a: Array, b: Array) -> list[Call]:
@@ -177,14 +208,14 @@ def _product_and_bias(out: Array, bias: Array, a: Array, b: Array) -> list[Call]
 
 
 def _relu(out: Array, x: Array) -> list[Call]:
-    return [partial(np.maximum, x, np.zeros((), x.dtype), out)]
+    return [partial(np.maximum, x, np.zeros_like(x), out=out)]  # faster than one zero for all
 
 
 def _clamp(out: Array, x: Array, least: float | None = None, most: float | None = None) -> list[Call]:
     low, high = (
         np.array(bound, x.dtype) for bound in (-np.inf if least is None else least, np.inf if most is None else most)
     )
-    return [partial(np.maximum, x, low, out), partial(np.minimum, out, high, out)]
+    return [partial(np.maximum, x, low, out=out), partial(np.minimum, out, high, out=out)]
 
 
 def _multiply_add(out: Array, x: Array, a: Array, b: Array) -> list[Call]:

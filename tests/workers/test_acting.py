@@ -17,6 +17,7 @@ from softmod.networks.multi_head import MultiHead
 from softmod.networks.network import Network
 from softmod.networks.policy import actions
 from softmod.networks.soft_modular import SoftModular
+from softmod.workers import acting
 from softmod.workers.acting import NotRepeatableError, Recorded, Repeated, repeated
 
 TASKS, OBS, ACTION = 4, 6, 3
@@ -55,9 +56,13 @@ def inputs(tasks: int, copies: int, *widths: int) -> list[Tensor]:
     return [torch.zeros(tasks, copies, width) for width in widths]
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", list(ACTORS))
 @pytest.mark.parametrize(("tasks", "copies"), [([1], 1), ([0, 2, 3], 1), ([3, 1], 5), ([0, 1, 2, 3], 8)])
-def test_actions_are_those_of_pytorch_and_cost_it_nothing(name: str, tasks: list[int], copies: int):
+def test_actions_are_those_of_pytorch_and_cost_it_nothing(
+    name: str, tasks: list[int], copies: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(acting, "wide_products", lambda: wide)
     net, index = ACTORS[name](), torch.tensor(tasks)
     act = Recorded(lambda obs, noise: actions(net, obs, index, noise), inputs(len(tasks), copies, OBS, ACTION))
     draws = np.random.default_rng(1)
@@ -135,3 +140,28 @@ def test_few_rows_do_not_depend_on_their_company():
         pair = Recorded(lambda obs, index=index: actions(net, obs, index), inputs(2, 1, OBS))
         pair.inputs[0][0] = together.inputs[0][task]
         assert np.array_equal(pair()[0], together()[task])
+
+
+def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Array:
+    """Some rows of the same input times the same `[500, 300]`."""
+    monkeypatch.setattr(acting, "wide_products", lambda: wide)
+    draws = np.random.default_rng(0)
+    a, b = draws.standard_normal((1, 12, 500), np.float32), draws.standard_normal((1, 500, 300), np.float32)
+    out = np.empty((1, rows, 300), np.float32)
+    for call in acting._product(out, a[:, :rows], b):
+        call()
+    np.testing.assert_allclose(out, a[:, :rows] @ b, rtol=1e-3, atol=1e-3)
+    return out
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_products_rows_do_not_depend_on_their_company(wide: bool, monkeypatch: pytest.MonkeyPatch):
+    if wide and not acting.wide_products():  # other kernels give other results; there, wide is not chosen
+        product(1, wide, monkeypatch)
+        product(12, wide, monkeypatch)
+        return
+    five = product(5, wide, monkeypatch)
+    for rows in (1, 2, 4) + (7, 9, 12) * wide:
+        company = product(rows, wide, monkeypatch)
+        least = min(rows, 5)
+        assert np.array_equal(company[:, :least], five[:, :least]), rows
