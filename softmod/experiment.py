@@ -289,16 +289,9 @@ def make_agent(
     )  # fmt: skip
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
-    agent.run = whole_update(agent, inner, way_to_run(cfg, fabric.device))
+    agent.run = whole_update(agent, inner, cfg.fabric.compile)
     _, *wrapped = fabric.setup(agent, *inner)
     return agent, wrapped
-
-
-def way_to_run(cfg: TrainConfig, device: torch.device) -> str:
-    """`fabric.compile`, decided."""
-    if cfg.fabric.compile != "auto":
-        return cfg.fabric.compile
-    return "captured" if device.type == "cuda" else "eager"
 
 
 def check_device(cfg: TrainConfig) -> None:

@@ -73,7 +73,7 @@ class MTSAC(L.LightningModule):
         self.run: Update = self.update  # or another way to run it (softmod.agent.whole)
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
-        self._rollback: Rollback | None = None
+        self.rollback: Rollback | None = None  # of the first step of an update, from the first update on
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -241,10 +241,10 @@ class MTSAC(L.LightningModule):
 
     def _remember(self, optimizer: Any) -> Rollback:
         """A copy of what the first step of an update changes, in buffers that are kept."""
-        if self._rollback is None:
-            self._rollback = Rollback(optimizer)
-        self._rollback.remember()
-        return self._rollback
+        if self.rollback is None:
+            self.rollback = Rollback(optimizer)
+        self.rollback.remember()
+        return self.rollback
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Fabric's precision; a Trainer sets its own."""

@@ -55,16 +55,25 @@ class Rollback:
         self.live = [*(p.detach() for p in parameters), *_tensors(optimizer)]
         self.copies = [torch.empty_like(tensor) for tensor in self.live]
 
+    @property
+    def touched(self) -> list[Tensor]:
+        """What it reads and writes."""
+        return [*self.live, *self.copies]
+
     @torch.no_grad()
     def remember(self) -> None:
         torch._foreach_copy_(self.copies, self.live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        torch._foreach_copy_(self.live, self.copies)
 
     @torch.no_grad()
     def unless(self, finite: Bool[Tensor, ""]) -> None:
         """Put everything back unless `finite`; on an accelerator without waiting for the flag."""
         if finite.device.type == "cpu":
             if not finite:
-                torch._foreach_copy_(self.live, self.copies)
+                self.restore()
             return
         for live, copy in zip(self.live, self.copies, strict=True):
             live.copy_(torch.where(finite, live, copy))

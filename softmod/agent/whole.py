@@ -1,4 +1,7 @@
-"""How the whole update runs: eagerly, with compiled networks, or as one CUDA graph; results differ by rounding."""
+"""How the whole update runs: eagerly, with compiled networks, or captured as one graph; results differ by rounding.
+
+On a CPU, where PyTorch has no graphs, what is captured are its operations (`softmod.agent.cpu_graph`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softmod.agent.cpu_graph import CpuGraph
+from softmod.agent.update import Rollback
 from softmod.errors import ConfigError
 from softmod.replay import Batch
 
@@ -20,33 +25,34 @@ WARM_UPS = 3  # before a capture; libraries set themselves up in their first cal
 def whole_update(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Update:
     """The agent's update as it comes ("eager"), with its networks "compiled", or "captured" as one graph.
 
-    On a CPU, where there are no graphs, what would be captured runs eagerly from the same memory.
+    "auto" captures where the optimizers can be captured.
 
     Raises:
         ConfigError: an optimizer cannot be captured.
     """
-    update: Update = agent.update
     if how == "compiled":
         for network in (agent.actor, agent.critic, agent.target_critic):
             network.compile()
-    if how != "captured":
-        return update
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        if not group.get("fused"):
-            raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    fused = all(group.get("fused") for group in groups)
+    if how not in ("captured", "auto") or (how == "auto" and not fused):
+        return agent.update
+    if not fused:
+        raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
+    for group in groups:
         group["capturable"] = True
-    return Captured(update)
+    return Captured(agent)
 
 
 class Captured:
-    """An update whose operations are sent to the GPU once, and started from there with one call.
+    """An agent's update, whose operations are recorded once and repeated with one call.
 
     A graph reads its inputs from where they lay when it was recorded, so each call copies its own there first. Its
     metrics lie in memory that the next call overwrites.
     """
 
-    def __init__(self, update: Update) -> None:
-        self._update = update
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
@@ -61,7 +67,7 @@ class Captured:
 
     def _run(self) -> Metrics:
         *batch, noise, next_noise = self._inputs
-        return self._update(Batch(*batch), noise, next_noise)
+        return self._agent.update(Batch(*batch), noise, next_noise)
 
     def _warm_up(self) -> None:
         """Updates on a batch that is not finite: each of them changes nothing."""
@@ -80,7 +86,8 @@ class Captured:
 
     def _record(self) -> Callable[[], Metrics]:
         if self._inputs[0].device.type != "cuda":
-            return self._run
+            rollback: Rollback = self._agent.rollback
+            return CpuGraph(self._run, rollback.restore, rollback.touched)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             metrics = self._run()

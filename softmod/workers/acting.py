@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from softmod.errors import SoftmodError
+from softmod.recording import NotRepeatableError, Operation, Recorder, aten, tensors
 
 Array = NDArray[Any]
 Call = Callable[[], object]
@@ -32,10 +31,6 @@ SMALL, TILE = 1_000_000, 64  # rows x k x n up to which they have a kernel of it
 AGREES = 1e-4
 
 log = logging.getLogger(__name__)
-
-
-class NotRepeatableError(SoftmodError):
-    """A function cannot be recorded."""
 
 
 class Repeated:
@@ -69,9 +64,14 @@ class Recorded(Repeated):
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         super().__init__(function, inputs)
-        with torch.no_grad(), _Recorder() as recorder:
+        with torch.no_grad(), Recorder() as recorder:
             self._output: Array = function(*self._tensors).numpy()
-        self._calls, self._kept = recorder.calls, recorder.tensors
+        self._operations = recorder.operations  # their memory is what the calls use
+        for operation in self._operations:
+            if operation.value is not None:
+                raise NotRepeatableError(f"{operation.function} reads a value")
+        computing = (operation for operation in self._operations if operation.computes)
+        self._calls: list[Call] = [call for operation in computing for call in _repeat(operation)]
         self._check()
 
     def __call__(self) -> Array:
@@ -111,50 +111,19 @@ def wide_products() -> bool:
     return any(library.get("architecture") in WIDE for library in threadpool_info())
 
 
-class _Recorder(TorchDispatchMode):
-    """Runs operations as always, and keeps how to repeat each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-        self.tensors: list[Any] = []  # whose memory the calls use
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        outputs = output if isinstance(output, list | tuple) else (output,)
-        if not all(isinstance(entry, Tensor) for entry in outputs):
-            raise NotRepeatableError(f"{func} reads a value")
-        self.tensors.append((args, kwargs, output))
-        if not (func in EMPTY or _is_view(func, args, outputs)):
-            self.calls += _repeat(func, args, kwargs, outputs)
-        return output
-
-
-def _writes(func: Any) -> bool:
-    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
-
-
-def _is_view(func: Any, args: Any, outputs: Sequence[Tensor]) -> bool:
-    """Whether every output is some input's memory, and nothing was written."""
-    places = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
-    return not _writes(func) and all(output.untyped_storage().data_ptr() in places for output in outputs)
-
-
-def _repeat(func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> list[Call]:
+def _repeat(operation: Operation) -> list[Call]:
     """Calls that write the outputs anew from what the arguments hold then."""
+    func, args, kwargs, outputs = operation.function, operation.args, operation.kwargs, operation.outputs
     kernel = KERNELS.get(func)
     if kernel is not None and set(kwargs) <= {"out", "memory_format"}:
         return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
-    if _writes(func):
-        return [lambda: func(*args, **kwargs)]
 
     def call() -> None:
-        output = func(*args, **kwargs)
-        for target, value in zip(outputs, output if len(outputs) > 1 else (output,), strict=True):
+        for target, value in zip(outputs, tensors((func(*args, **kwargs),)), strict=True):
             target.copy_(value)
 
-    return [call]
+    again: Call = partial(func, *args, **kwargs)
+    return [again if operation.writes else call]
 
 
 def _array(argument: Any) -> Any:
@@ -191,7 +160,7 @@ def _product_of_two(out: Array, a: Array, b: Array) -> list[Call]:
     """A single row and a row of zeros."""
     two = np.zeros((*a.shape[:-2], 2, a.shape[-1]), a.dtype)
     both = np.zeros((*out.shape[:-2], 2, out.shape[-1]), out.dtype)
-    calls = [partial(np.copyto, two[..., :1, :], a), *_products_of_columns(both, two, b)]
+    calls: list[Call] = [partial(np.copyto, two[..., :1, :], a), *_products_of_columns(both, two, b)]
     return [*calls, partial(np.copyto, out, both[..., :1, :])]
 
 
@@ -250,8 +219,6 @@ def _select(out: Array, x: Array, axis: int, index: Array) -> list[Call]:
     return [partial(x.take, index, axis, out, "clip")]  # any other mode buffers
 
 
-aten = torch.ops.aten
-EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default)  # nothing to compute
 KERNELS: dict[Any, Kernel] = {
     aten.mm.default: _product,
     aten.bmm.default: _product,

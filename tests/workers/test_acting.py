@@ -17,8 +17,9 @@ from softmod.networks.multi_head import MultiHead
 from softmod.networks.network import Network
 from softmod.networks.policy import actions
 from softmod.networks.soft_modular import SoftModular
+from softmod.recording import NotRepeatableError
 from softmod.workers import acting
-from softmod.workers.acting import NotRepeatableError, Recorded, Repeated, repeated
+from softmod.workers.acting import Recorded, Repeated, repeated
 
 TASKS, OBS, ACTION = 4, 6, 3
 
