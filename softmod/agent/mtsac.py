@@ -23,6 +23,7 @@ from softmod.types import EnvSpec
 
 Metrics = dict[str, Tensor]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
 class MTSAC(L.LightningModule):
@@ -158,7 +159,7 @@ class MTSAC(L.LightningModule):
         temperature_loss = self._temperature_gradient(log_prob)
         finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
         step_if(actor_optimizer, finite)
-        step_if(temperature_optimizer, finite)
+        self._step_temperatures(temperature_optimizer, finite)
         rollback.unless(finite)
         self._move_targets(finite)
         return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
@@ -172,7 +173,7 @@ class MTSAC(L.LightningModule):
             _, log_prob = squash(*split(self.actor(batch.obs)[0]), noise)
         temperature_loss = self._temperature_gradient(log_prob)
         finite = all_finite(temperature_loss)
-        step_if(temperature_optimizer, finite)
+        self._step_temperatures(temperature_optimizer, finite)
 
         temperature, weight = self._temperature_and_weight()
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
@@ -219,6 +220,12 @@ class MTSAC(L.LightningModule):
         loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
         self.manual_backward(loss)
         return loss.detach()
+
+    @torch.no_grad()
+    def _step_temperatures(self, optimizer: Any, finite: Bool[Tensor, ""]) -> None:
+        """Step, and stay in the range that no run should come to leave."""
+        step_if(optimizer, finite)
+        self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
     def _backward(self, loss: Tensor, network: Network) -> Tensor:
         """The gradient of a loss on a network's parameters, clipped per member; its norms before."""

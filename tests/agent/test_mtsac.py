@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from softmod.agent import losses
+from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import split, squash
@@ -161,6 +161,7 @@ def test_the_two_orders_are_not_the_same():
     assert max(differences) > 1e-3
 
 
+@pytest.mark.bar(15)
 @pytest.mark.parametrize("order", ["sequential", "released"])
 @pytest.mark.parametrize("fault", ["reward", "obs", "actor_loss", "temperature_loss"])
 def test_a_non_finite_update_changes_nothing(order, fault, monkeypatch):
@@ -181,6 +182,29 @@ def test_a_non_finite_update_changes_nothing(order, fault, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert agent.training_step(batch(2), 0)["finite"]
     assert not any(torch.equal(a, b) for a, b in zip(before[:4], everything(agent)[:4], strict=True))
+
+
+@pytest.mark.control(15)
+@pytest.mark.parametrize("order", ["sequential", "released"])
+def test_without_the_flag_everything_is_lost(order, monkeypatch):
+    monkeypatch.setattr(mtsac, "all_finite", lambda *tensors: torch.tensor(True))
+    agent = make(update_order=order)
+    faulty = batch(1)
+    faulty.reward[1, 2] = float("nan")
+    agent.training_step(faulty, 0)
+    assert any(not tensor.isfinite().all() for tensor in everything(agent))
+
+
+@pytest.mark.bar(15)
+@pytest.mark.parametrize("order", ["sequential", "released"])
+@pytest.mark.parametrize("way", [1, -1])
+def test_temperatures_stay_in_their_range(order, way):
+    """Far outside it after a step as large as this one, if nothing held them."""
+    agent = make(update_order=order, target_entropy_per_action=way * 1e3)
+    agent.log_temperature.data.fill_(way * 9.995)
+    for number in range(3):
+        agent.training_step(batch(number), 0)
+    assert agent.log_temperature.detach().tolist() == [way * 10.0] * len(agent.log_temperature)
 
 
 def test_targets_move_by_the_smoothing_alone():

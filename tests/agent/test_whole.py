@@ -56,6 +56,7 @@ def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[
     return made
 
 
+@pytest.mark.bar(15)
 @pytest.mark.parametrize("order", ["sequential", "released"])
 @pytest.mark.parametrize("network", [SoftModular, MLP, MultiHead])
 def test_what_would_be_captured_updates_as_eager_does(order: str, network: type):

@@ -65,6 +65,7 @@ def test_shapes_and_types() -> None:
     assert np.allclose(obs[36:], suite.goals(REACH)[3][3:])  # the goal is seen
 
 
+@pytest.mark.bar(17)
 @pytest.mark.parametrize("name", ["push-v3", "basketball-v3", "faucet-close-v3"])
 def test_a_reset_is_a_pure_function_of_the_goal(name: str) -> None:
     suite = MetaWorld(MT50)
@@ -75,6 +76,29 @@ def test_a_reset_is_a_pure_function_of_the_goal(name: str) -> None:
     assert play(used, goals[1], 60) == play(new, goals[1], 60)
 
 
+@pytest.mark.control(17)
+def test_a_reset_that_leaves_something_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose first 18 numbers are those of the episode before, which Meta-World shows as one step ago."""
+    from softmod.envs import metaworld_fast
+
+    reset = metaworld_fast.FastSawyer.reset
+
+    def forgetful(env: Any, **options: Any) -> Any:
+        before = getattr(env, "_prev_obs", None)
+        obs, info = reset(env, **options)
+        if before is not None:
+            env._prev_obs = before
+        return obs, info
+
+    monkeypatch.setattr(metaworld_fast.FastSawyer, "reset", forgetful)
+    suite = MetaWorld(MT50)
+    used, new = (suite.make(REACH) for _ in range(2))
+    goal = used.draw_goal(np.random.default_rng(0))
+    play(used, goal, 37, seed=5)
+    assert play(used, goal, 60) != play(new, goal, 60)
+
+
+@pytest.mark.bar(17)
 @pytest.mark.parametrize("name", ["reach-v3", "shelf-place-v3", "lever-pull-v3"])
 def test_draw_goal_is_a_function_of_its_stream(name: str) -> None:
     suite = MetaWorld(MT50)
@@ -130,6 +154,7 @@ def test_horizon() -> None:
             env.step(np.zeros(4, np.float32))
 
 
+@pytest.mark.bar(14)
 def test_physics_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # mujoco writes a log file
     env = MetaWorld(["reach-v3"]).make(0)
@@ -140,6 +165,19 @@ def test_physics_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     play(env, goal, 4)  # a reset cures it
 
 
+@pytest.mark.control(14)
+def test_without_the_check_what_broke_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo restarts the simulation and says nothing: the robot is elsewhere, the episode goes on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MetaWorldEnv, "_checked", lambda self, obs: obs.astype(np.float32))
+    env = MetaWorld(["reach-v3"]).make(0)
+    env.reset(env.draw_goal(np.random.default_rng(0)))
+    before = env.step(np.zeros(4, np.float32))[0]
+    after = env.step(np.full(4, np.nan, np.float32))[0]
+    assert not np.isfinite(after).all() or np.abs(after[:3] - before[:3]).max() > 0.1
+
+
+@pytest.mark.bar(14)
 def test_non_finite_observation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     env = MetaWorld(["reach-v3"]).make(0)
     env.reset(env.draw_goal(np.random.default_rng(0)))
