@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from softmod import faults
-from softmod.checkpoint import digest, flush
+from softmod.checkpoint import digest, flush, reading
 from softmod.errors import CheckpointError, SaveError
 from softmod.replay import Replay
 
@@ -34,6 +35,9 @@ class Archive:
             SaveError: the disk refused; pieces that were there are untouched.
         """
         replay = self.replay
+        for name in self.pieces:
+            if not (self.folder / name).is_file():
+                raise SaveError(f"{self.folder / name}: this piece of the replay is gone")
         first = max(self._last(), replay.written - replay.capacity)
         if first < replay.written:
             name = f"{first:012d}-{replay.written:012d}.safetensors"
@@ -67,7 +71,8 @@ class Archive:
         kept = set(needed)
         for path in self.folder.glob("*"):
             if path.name not in kept:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # what cannot be removed does no harm
+                    path.unlink()
 
     def _last(self) -> int:
         return max((span(name)[1] for name in self.pieces), default=0)
@@ -78,7 +83,8 @@ class Archive:
         rows = replay.rows.index_select(1, slots).cpu()
         beside = self.folder / f".{name}.part"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            beside.unlink(missing_ok=True)
             save_file({"rows": rows}, beside)
             hashed = digest(beside)
             flush(beside)
@@ -87,15 +93,14 @@ class Archive:
             flush(self.folder)
             faults.point("archive.renamed")
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise SaveError(f"{self.folder / name}: could not be written ({error})") from error
         return hashed
 
     def _read(self, name: str) -> torch.Tensor:
-        try:
+        with reading(self.folder / name):
             return load_file(self.folder / name)["rows"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{self.folder / name}: unreadable ({error})") from error
 
 
 def span(name: str) -> tuple[int, int]:
@@ -105,6 +110,6 @@ def span(name: str) -> tuple[int, int]:
         CheckpointError: this is no piece's name.
     """
     first, dash, last = name.removesuffix(".safetensors").partition("-")
-    if not (name.endswith(".safetensors") and dash and first.isdigit() and last.isdigit()):
+    if not (name.endswith(".safetensors") and dash and first.isdecimal() and last.isdecimal()):
         raise CheckpointError(f"{name}: not the name of a piece of the replay")
     return int(first), int(last)

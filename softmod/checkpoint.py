@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ from softmod.errors import CheckpointError, SaveError
 
 FORMAT = 2
 KEPT = 2
+ASIDE = ".old"  # how the name ends of what is being replaced
 Arrays = dict[str, Tensor]
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -40,7 +42,8 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared:
     beside = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        beside.parent.mkdir(exist_ok=True)  # in a run's folder, which is not made again where somebody removed it
+        beside.mkdir()
         for name, arrays in groups.items():
             save_file(
                 {key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()},
@@ -68,27 +71,26 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the file and what is wrong with it.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        files = manifest["files"]
+    manifest = _json(folder / "manifest.json")
+    with reading(folder / "manifest.json"):
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
-        for name, hashed in files.items():
+        for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)
-        run = folder.parent.parent
         for name, hashed in manifest["shared"].items():
-            _check(folder, name, hashed, run, depth=2)
-        facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+            _check(folder, name, hashed, folder.parent.parent, depth=2)
+    facts = _json(folder / "facts.json")
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{folder / 'facts.json'}: holds no facts")
     return facts
 
 
 def shared(folder: Path) -> dict[str, str]:
     """The run's files that a checkpoint shares with others, and their hashes; none if its manifest is unreadable."""
     try:
-        return dict(json.loads((folder / "manifest.json").read_text())["shared"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with reading(folder):
+            return dict(_json(folder / "manifest.json")["shared"])
+    except CheckpointError:
         return {}
 
 
@@ -96,10 +98,62 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
     """That a manifest's file lies where it may, and is what was saved."""
     parts = Path(name).parts
     path = root / name
-    if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}) or path.is_symlink():
+    links = path.is_symlink() or (depth > 1 and path.parent.is_symlink())
+    if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}) or links:
         raise CheckpointError(f"{checkpoint}: the manifest names a file outside the checkpoint: {name}")
+    _there(path)
     if digest(path) != hashed:
         raise CheckpointError(f"{path}: its content is not what was saved")
+
+
+def _there(path: Path) -> None:
+    """That a path is a file, and no link to one."""
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(f"{path}: {'is no plain file' if os.path.lexists(path) else 'is missing'}")
+
+
+def _json(path: Path) -> Any:
+    """What a file of JSON says.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    _there(path)
+    with reading(path):
+        return json.loads(path.read_text())
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within this, what a file or a checkpoint lacks, or has in another form than a run saves it, is told as such.
+
+    Raises:
+        CheckpointError: instead of what Python and its libraries say.
+    """
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not what a run saves ({one_line(error)})") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: unreadable ({one_line(error)})") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within this, a disk that refuses is told as such.
+
+    Raises:
+        SaveError: instead of what Python says.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"{path}: could not be written ({one_line(error)})") from error
+
+
+def one_line(error: Exception) -> str:
+    """An exception in a line of its own."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def arrays(folder: Path, group: str) -> Arrays:
@@ -108,15 +162,20 @@ def arrays(folder: Path, group: str) -> Arrays:
     Raises:
         CheckpointError: it is missing or unreadable.
     """
-    try:
-        return load_file(folder / f"{group}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: no readable {group}.safetensors ({error})") from error
+    path = folder / f"{group}.safetensors"
+    _there(path)
+    with reading(path):
+        return load_file(path)
 
 
 def all_in(run: Path) -> list[Path]:
-    """The whole checkpoints of a run's folder, oldest first, unchecked."""
-    return sorted((run / "checkpoints").glob("step_*"))
+    """The whole checkpoints of a run's folder, oldest first, unchecked.
+
+    One that was being replaced when its run was killed lies aside, and counts.
+    """
+    aside = {path.name[1 : -len(ASIDE)]: path for path in (run / "checkpoints").glob(f".step_*{ASIDE}")}
+    whole = {path.name: path for path in (run / "checkpoints").glob("step_*")}
+    return [path for _, path in sorted((aside | whole).items())]
 
 
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -178,9 +237,9 @@ def restore_arrays(live: Arrays, saved: Arrays, what: str) -> None:
 
 def _replace(beside: Path, folder: Path) -> None:
     """Rename into place; an older folder of that name is moved aside first and removed last."""
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}{ASIDE}")
     if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         faults.point("checkpoint.aside")
     beside.rename(folder)

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -23,6 +24,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from softmod import schema
 from softmod.errors import ConfigError
@@ -41,6 +43,10 @@ GROUPS = (
     "sweep",
 )
 PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
+PLACES = {  # and where the classes of each part lie: others could do harm when they are built
+    "env": "softmod.envs", "actor": "softmod.networks", "critic": "softmod.networks", "algorithm": "softmod.agent",
+    "optimizer": "torch.optim",
+}  # fmt: skip
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
     "env": ("fast",),
@@ -112,6 +118,8 @@ def compose(
             return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, overrides, name)) from error
+    except (YAMLError, RecursionError, OSError) as error:
+        raise ConfigError(f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -155,9 +163,10 @@ def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None, open_low: bool) -> None:
-    too_low = low is not None and (value < low or (open_low and value == low) or value != value)
-    if too_low or (high is not None and value > high):
-        above = f"above {low:g}" if open_low else f"at least {low:g}"
+    too_low = low is not None and (value < low or (open_low and value == low))
+    if too_low or (high is not None and value > high) or not math.isfinite(value):
+        above = "finite" if low is None else f"above {low:g}" if open_low else f"at least {low:g}"
+        above += " and finite" if value == math.inf and low is not None else ""
         allowed = f"in {'(' if open_low else '['}{low:g}, {high:g}]" if high is not None else above
         raise ConfigError(f"{name}={value}: must be {allowed}")
 
@@ -176,13 +185,19 @@ def check_rules(cfg: schema.TrainConfig) -> None:
         )
     if cfg.env.horizon % run.round_steps:
         raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.horizon={cfg.env.horizon}")
-    if not cfg.name or set(cfg.name) & set("/\\"):
-        raise ConfigError(f"name={cfg.name}: must be a plain folder name")
+    if not plain(cfg.name):
+        shown = cfg.name if cfg.name.isprintable() else ascii(cfg.name)
+        raise ConfigError(f"name={shown:.100}: must be a plain folder name, of at most 200 bytes")
     check_targets(cfg)
     for name in ("actor", "critic", "temperature"):
         betas = getattr(getattr(cfg.optimizer, name), "betas", [0.0, 0.0])
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"optimizer.{name}.betas={betas}: must be two numbers in [0, 1)")
+
+
+def plain(name: str) -> bool:
+    """Whether a folder can have this name anywhere."""
+    return 0 < len(name.encode(errors="replace")) <= 200 and name.isprintable() and not set(name) & set("/\\")
 
 
 def check_env(cfg: schema.TrainConfig) -> None:
@@ -211,6 +226,17 @@ def check_targets(cfg: schema.TrainConfig) -> None:
             raise ConfigError(f"{key}._target_={path}: must lie in {packages} (allow=[package])")
         if not re.fullmatch(r"([a-z_]\w*\.)+[A-Z]\w*", path):
             raise ConfigError(f"{key}._target_={path}: must name a class, as in package.module.Class")
+        within(key, path, cfg.allow)
+
+
+def within(part: str, path: str, allow: Iterable[str]) -> None:
+    """
+    Raises:
+        ConfigError: the class lies neither where those of this part do nor in a package of the user's own.
+    """
+    places = (PLACES[part.split(".")[0]], *allow)
+    if not lies_in(path, places):
+        raise ConfigError(f"{part}._target_={path}: must lie in {', '.join(places)} (allow=[package])")
 
 
 def near(word: str, names: Iterable[str]) -> str:
@@ -303,14 +329,19 @@ def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
-def identity(cfg: schema.TrainConfig) -> str:
-    """A hash of everything that changes results, except the seed: two runs with one identity can be compared."""
+def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
+    """Everything that changes results, except the seed."""
     values = as_values(cfg)
     for part, names in NOT_RESULTS.items():
         node = values[part] if part else values
         for name in names:
             node.pop(name)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return values
+
+
+def identity(cfg: schema.TrainConfig) -> str:
+    """A hash of everything that changes results, except the seed: two runs with one identity can be compared."""
+    return hashlib.sha256(json.dumps(of_results(cfg), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_folder(cfg: schema.TrainConfig) -> Path:
@@ -326,7 +357,11 @@ def target_of(node: Any) -> str:
 
 
 def allowed(module: str, allow: Iterable[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in (*PACKAGES, *allow))
+    return lies_in(module, (*PACKAGES, *allow))
+
+
+def lies_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def resolve_target(path: str, allow: Iterable[str] = ()) -> type:
@@ -347,17 +382,24 @@ def resolve_target(path: str, allow: Iterable[str] = ()) -> type:
     return found
 
 
-def build(node: Any, allow: Iterable[str] = (), **extra: Any) -> Any:
-    """An object of the class that `node._target_` names, made from the node's other fields and `extra`."""
+def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) -> Any:
+    """An object of the class that `node._target_` names, made from the node's other fields and `extra`.
+
+    Raises:
+        ConfigError: the class is not allowed, is none of this `part`'s (see PLACES), or refuses the fields.
+    """
     values = (
         dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     )
     target = resolve_target(values.pop("_target_"), allow)
+    if part:
+        within(part, f"{target.__module__}.{target.__qualname__}", allow)
     try:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:
         raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error
     try:
         return target(**extra, **values)
-    except (ValueError, TypeError, IndexError) as error:
-        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, MemoryError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {line}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from softmod import config
 from softmod.errors import ConfigError, SoftmodError
+from softmod.folder import refuse_links
 from softmod.schema import EvaluateConfig
 from softmod.train import tell
 
@@ -19,7 +20,8 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
   processes=null       worker processes; null: as many as the run had
   video=false          an mp4 per task, beside the table
   video_episodes=1     episodes in each of them
-  output=null          a folder for evaluation.json and videos; null: `evaluation` beside the checkpoints"""
+  output=null          a folder for evaluation.json and videos; null: `evaluation` beside the checkpoints
+  allow=[]             packages of your own that the checkpoint's tasks and networks come from"""
 
 
 def main() -> None:
@@ -50,32 +52,34 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: nothing valid at `cfg.checkpoint`.
+        ConfigError: its classes are not allowed, or the output cannot be written.
         WorkerError: an environment failed, or nothing can be rendered here.
     """
+    from softmod import checkpoint
     from softmod.policy import actor_of, find, suite_of
     from softmod.progress import print_table
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
     folder, facts = find(Path(cfg.checkpoint))
-    suite = suite_of(facts)
-    actor = actor_of(folder, facts)
+    with checkpoint.reading(folder):
+        suite, actor = suite_of(facts, cfg.allow), actor_of(folder, facts, cfg.allow)
+        seed, env_steps = int(facts["seed"]), int(facts["clock"]["env_steps"])
+        processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
+    output = folder_for(cfg, folder)
     weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
-    processes = facts["processes"] if cfg.processes is None else cfg.processes
-    with Workers(Plan(suite, actor, facts["seed"]), processes, training=False) as workers:
+    with Workers(Plan(suite, actor, seed), processes, training=False) as workers:
         scores = workers.evaluate(weights, cfg.goals)
     goals = scores[0].episodes
-    env_steps = facts["clock"]["env_steps"]
     print_table(scores, f"{folder}: {env_steps:,} env steps, {goals} goals per task")
-    output = Path(cfg.output) if cfg.output else folder.parent.parent / "evaluation"
-    output.mkdir(parents=True, exist_ok=True)
     result = {
         "checkpoint": str(folder),
         "env_steps": env_steps,
         "success_rate": sum(score.success_rate for score in scores) / len(scores),
         "scores": [score.as_dict() for score in scores],
     }
-    (output / "evaluation.json").write_text(json.dumps(result, indent=1))
+    with checkpoint.writing(output / "evaluation.json"):
+        (output / "evaluation.json").write_text(json.dumps(result, indent=1))
     print(f"written: {output / 'evaluation.json'}")
     if cfg.video:
         from softmod.video import record
@@ -83,6 +87,22 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
             print(f"written: {path}")
     return result
+
+
+def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
+    """The folder to write to, made where it is missing.
+
+    Raises:
+        ConfigError: it cannot be made, or, in a run's folder, leads out of it.
+    """
+    output = Path(cfg.output) if cfg.output else checkpoint.parent.parent / "evaluation"
+    if not cfg.output:
+        refuse_links(output, within=output.parent)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from error
+    return output
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import ExitStack, closing
 from copy import deepcopy
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 from omegaconf import OmegaConf
 
@@ -17,7 +19,7 @@ from softmod import checkpoint, machine, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.whole import whole_update
 from softmod.clock import Clock, Schedule
-from softmod.config import build, flat, identity, resolve_target, run_folder
+from softmod.config import build, flat, identity, of_results, resolve_target, run_folder
 from softmod.cores import (
     MEASURED_ROUNDS,
     MEASURED_TASKS,
@@ -33,6 +35,7 @@ from softmod.cpu import fast_products, keep_memory, product_library
 from softmod.envs.goals import cache_folder
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError, UpdateError
+from softmod.folder import nearest_run, refuse_links
 from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
@@ -42,11 +45,15 @@ from softmod.replay import Replay
 from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import EnvSpec, TaskScore, TaskSuite
-from softmod.uploader import start_uploader
-from softmod.workers.pool import Workers, share_of
+from softmod.uploader import LAST_WORDS, Uploader, start_uploader
+from softmod.workers.pool import Workers
+from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
 
 Found = tuple[Path, dict[str, Any]]
+MOST = 4096  # processes or threads that a checkpoint may ask for
+
+logger = logging.getLogger(__name__)
 
 
 def run_experiment(
@@ -63,9 +70,10 @@ def run_experiment(
         ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see docs/exit_codes.md.
     """
     folder = place(cfg)
+    refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
-        scores = [TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"]) for s in result["scores"]]
-        print_table(scores, f"{folder}: finished already, {result['env_steps']:,} env steps; nothing to do")
+        env_steps, scores = result
+        print_table(scores, f"{folder}: finished already, {env_steps:,} env steps; nothing to do")
         return scores
     check_device(cfg)
     parts = assemble(cfg)
@@ -76,10 +84,10 @@ def run_experiment(
         found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.status("RUNNING")
-        uploader = (
-            start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)) if cfg.tracking.mlflow else None
-        )
+        uploader = None
         try:
+            if cfg.tracking.mlflow:
+                uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep))
             scores = _train(cfg, resolved, folder, journal, found, parts)
             status = "FINISHED"
         except BaseException as error:
@@ -88,9 +96,8 @@ def run_experiment(
         finally:
             journal.status(status)
             if uploader is not None:
-                patience = cfg.tracking.drain_seconds if status != "KILLED" else min(3.0, cfg.tracking.drain_seconds)
-                if not uploader.close(patience):
-                    Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
+                seconds = cfg.tracking.drain_seconds
+                drain(uploader, min(LAST_WORDS, seconds) if status == "KILLED" else seconds, folder)
     return scores
 
 
@@ -123,21 +130,24 @@ def _train(
         }
         saver = Saver(folder, agent, optimizers, replay, workers, about)
         if found:
-            saver.restore(*found, clock)
+            with checkpoint.reading(found[0]):
+                saver.restore(*found, clock)
         progress = stack.enter_context(Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes))
         progress.say(introduce(cfg, folder, chosen, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         if found and "log" in found[1]:
-            log.restore(found[1]["log"])
+            with checkpoint.reading(found[0]):
+                log.restore(found[1]["log"])
         try:
             scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
         except UpdateError as error:
             from softmod.replay_fault import bundle
 
             place = bundle(folder / "faults", agent, optimizers, about)
-            raise UpdateError(f"{error}; python -m softmod.replay_fault {place} repeats it") from error
+            allow = "".join(f" --allow {package}" for package in cfg.allow)
+            raise UpdateError(f"{error}; python -m softmod.replay_fault {place}{allow} repeats it") from error
     conclude(cfg, folder, journal, clock, scores)
     return scores
 
@@ -156,15 +166,22 @@ def place(cfg: TrainConfig) -> Path:
     return fresh
 
 
-def finished(cfg: TrainConfig, folder: Path) -> dict[str, Any] | None:
-    """The result of a run that has nothing left to do."""
-    try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | None:
+    """The environment steps and the scores of a run that has nothing left to do."""
+    path = folder / "result.json"
+    if not path.is_file():
         return None
-    enough = result["env_steps"] >= cfg.run.steps_per_task * len(cfg.env.tasks)
-    out_of_time = cfg.run.max_minutes is not None and result["seconds"] >= 60.0 * cfg.run.max_minutes
-    return result if enough or out_of_time else None
+    try:
+        with checkpoint.reading(path):
+            result = json.loads(path.read_text())
+            env_steps, seconds = int(result["env_steps"]), float(result["seconds"])
+            scores = [TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"]) for s in result["scores"]]
+    except CheckpointError as error:
+        logger.warning("%s; the run goes on from its last checkpoint", error)
+        return None
+    enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
+    out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
+    return (env_steps, scores) if enough or out_of_time else None
 
 
 def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
@@ -172,12 +189,18 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
 
     Raises:
         CheckpointError: there is none and `run.resume=must`, or there are some and none is valid.
+        ConfigError: there is none, and a run beside it differs in little from what is asked for.
     """
     found = checkpoint.newest(folder)
     if found is None and cfg.run.resume == "must":
+        if nearest := nearest_run(folder, flat(of_results(cfg)) | {"seed": cfg.seed}):
+            raise ConfigError(f"{nearest}; run.resume=must goes on only with an equal configuration")
         raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
-    if found and found[1]["identity"] != identity(cfg):
-        raise CheckpointError(f"{found[0]}: belongs to another configuration ({found[1]['identity']})")
+    if found and found[1].get("identity") != identity(cfg):
+        raise CheckpointError(f"{found[0]}: belongs to another configuration ({found[1].get('identity')})")
+    kept = [found[1].get(name) for name in ("processes", "threads")] if found else []
+    if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
+        raise CheckpointError(f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}")
     return found
 
 
@@ -235,12 +258,13 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
     Raises:
         ConfigError: a class is not where `_target_` says, is none of those allowed, or does not take the options.
     """
-    suite: TaskSuite = build(cfg.env, cfg.allow)
+    suite: TaskSuite = build(cfg.env, cfg.allow, "env")
     for task in range(suite.spec.num_tasks):
         suite.goals(task)  # now, so that no worker draws them anew
     actor, critic = networks(cfg, suite.spec)
+    check_memory(cfg, suite.spec)
     for name in ("actor", "critic", "temperature"):
-        build(getattr(cfg.optimizer, name), cfg.allow, params=[torch.zeros(1, requires_grad=True)])
+        build(getattr(cfg.optimizer, name), cfg.allow, "optimizer", params=[torch.zeros(1, requires_grad=True)])
     resolve_target(cfg.algorithm._target_, cfg.allow)
     return suite, actor, critic
 
@@ -250,9 +274,11 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
         sizes = {"num_tasks": spec.num_tasks}
-        actor: Network = build(cfg.actor, cfg.allow, in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes)
+        actor: Network = build(
+            cfg.actor, cfg.allow, "actor", in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes
+        )
         critic: Network = build(
-            cfg.critic, cfg.allow, in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
+            cfg.critic, cfg.allow, "critic", in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
         )
     return actor, critic
 
@@ -280,11 +306,11 @@ def make_agent(
     """The agent on the learner's device, and its optimizers."""
 
     def maker(name: str) -> Any:
-        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, params=parameters)
+        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, "optimizer", params=parameters)
 
     optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
     agent: MTSAC = build(
-        cfg.algorithm, cfg.allow, spec=spec, actor=actor, critic=critic, optimizers=optimizers,
+        cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic, optimizers=optimizers,
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,
     )  # fmt: skip
     fabric.to_device(agent)
@@ -292,6 +318,22 @@ def make_agent(
     agent.run = whole_update(agent, inner, cfg.fabric.compile)
     _, *wrapped = fabric.setup(agent, *inner)
     return agent, wrapped
+
+
+def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
+    """
+    Raises:
+        ConfigError: the replay does not fit into the memory of the learner's device.
+    """
+    size = 4 * spec.num_tasks * cfg.run.replay_per_task * (2 * spec.obs_dim + spec.action_dim + 1)
+    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
+    if size > there:
+        gib, most = 2**30, cfg.run.replay_per_task * there // size
+        raise ConfigError(
+            f"run.replay_per_task={cfg.run.replay_per_task}: takes {size / gib:,.0f} GiB of {there / gib:,.0f}; "
+            f"must be at most {most:,} here"
+        )
 
 
 def check_device(cfg: TrainConfig) -> None:
@@ -316,11 +358,21 @@ def about_run(cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | No
 
 def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, Any], folder: Path) -> None:
     """The configuration and where it runs, into the journal and the folder."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    with checkpoint.writing(folder / "config.yaml"):
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
     journal.params(flat(resolved))
     group = f"{cfg.name}-{identity(cfg)}"
     journal.tags(machine.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
     journal.artifact(folder / "config.yaml")
+
+
+def drain(uploader: Uploader, seconds: float, folder: Path) -> None:
+    """Let the rest be uploaded, and say what to do where it could not be, also when Ctrl-C ends the waiting."""
+    try:
+        uploader.close(seconds)
+    finally:
+        if not uploader.complete:
+            Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
 
 
 def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
@@ -341,11 +393,13 @@ def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: C
         "success_rate": sum(score.success_rate for score in scores) / len(scores),
         "scores": [score.as_dict() for score in scores],
     }
-    (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
-    success_figure(journal, folder / "success.png")
+    with checkpoint.writing(folder / "evaluation.json"):
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
+        success_figure(journal, folder / "success.png")
     for name in ("evaluation.json", "success.png"):
         journal.artifact(folder / name)
     journal.artifact(folder / "checkpoints" / "best", under="checkpoints")
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    with checkpoint.writing(folder / "result.json"):
+        (folder / "result.json").write_text(json.dumps(result, indent=1))
     minutes = clock.seconds / 60
     print_table(scores, f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes")

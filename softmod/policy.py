@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,20 @@ class TrainedPolicy:
         return np.array([self.tasks.index(task) if isinstance(task, str) else task], np.int64)
 
 
-def load(path: str | Path) -> TrainedPolicy:
+def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
     """The policy of a checkpoint, or of a run's folder (its newest checkpoint).
+
+    Args:
+        path: the folder.
+        allow: packages of your own whose classes it may be built of; what a checkpoint says of itself does not count.
 
     Raises:
         CheckpointError: nothing valid there.
+        ConfigError: it is built of classes that are not allowed.
     """
     folder, facts = find(Path(path))
-    return TrainedPolicy(actor_of(folder, facts), suite_of(facts))
+    with checkpoint.reading(folder):
+        return TrainedPolicy(actor_of(folder, facts, allow), suite_of(facts, allow))
 
 
 def find(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -92,10 +99,9 @@ def find(path: Path) -> tuple[Path, dict[str, Any]]:
     return found
 
 
-def suite_of(facts: dict[str, Any]) -> TaskSuite:
+def suite_of(facts: dict[str, Any], allow: Iterable[str] = ()) -> TaskSuite:
     """The task set that a checkpoint's policy was trained on."""
-    config = facts["config"]
-    suite: TaskSuite = build(config["env"], config["allow"])
+    suite: TaskSuite = build(facts["config"]["env"], allow, "env")
     return suite
 
 
@@ -104,15 +110,15 @@ def spec_of(facts: dict[str, Any]) -> EnvSpec:
     return EnvSpec(tuple(spec["tasks"]), int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"]))
 
 
-def actor_of(folder: Path, facts: dict[str, Any]) -> Network:
+def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Network:
     """The actor of a checkpoint, with its weights.
 
     Raises:
         CheckpointError: the weights are of another form.
     """
-    spec, config = spec_of(facts), facts["config"]
+    spec = spec_of(facts)
     sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks, "stack": 1}
-    actor: Network = build(config["actor"], config["allow"], **sizes)
+    actor: Network = build(facts["config"]["actor"], allow, "actor", **sizes)
     weights = {
         name.removeprefix("actor."): tensor
         for name, tensor in checkpoint.arrays(folder, "agent").items()

@@ -12,6 +12,7 @@ from softmod.errors import ConfigError
 
 JOURNAL = "journal.jsonl"
 SCHEMA = 1
+LARGEST = 10**300  # of whole numbers, so that they are floats too
 
 Line = dict[str, Any]
 
@@ -24,7 +25,7 @@ def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
             offset += len(raw)
             try:
                 line = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if _sound(line):
                 yield line, offset
@@ -47,7 +48,8 @@ def _sound(line: Any) -> bool:
     if fields is None or not all(isinstance(line.get(name), kind) for name, kind in {"time": int, **fields}.items()):
         return False
     return line["kind"] != "metrics" or all(
-        isinstance(value, float | int) or value in ("nan", "inf", "-inf") for value in line["values"].values()
+        isinstance(value, float) or value in ("nan", "inf", "-inf") or (isinstance(value, int) and abs(value) < LARGEST)
+        for value in line["values"].values()
     )
 
 
@@ -81,7 +83,7 @@ class Record:
         """Take in one line."""
         match line.get("kind"):
             case "header" | "session":
-                if line.get("schema", SCHEMA) > SCHEMA:
+                if line["kind"] == "header" and line["schema"] > SCHEMA:
                     raise ConfigError(
                         f"{JOURNAL}: written by a newer softmod (schema {line['schema']}, known: {SCHEMA})"
                     )

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from softmod import checkpoint
@@ -45,8 +47,12 @@ def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, A
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m softmod.replay_fault", description=__doc__)
     parser.add_argument("bundle", type=Path, help="the folder that the run named when it ended")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="of your own, as in allow=[...]"
+    )
+    given = parser.parse_args(arguments)
     try:
-        lines = repeat(parser.parse_args(arguments).bundle)
+        lines = repeat(given.bundle, given.allow)
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,17 +60,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def repeat(folder: Path) -> list[str]:
+def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
     """Make the update again; what is not finite in what it was given, and in what came of it.
 
     Raises:
         CheckpointError: this is no bundle, or it is damaged.
+        ConfigError: it is built of classes that are not allowed.
     """
     facts = checkpoint.verify(folder)
     if facts.get("kind") != KIND:
         raise CheckpointError(f"{folder}: not the bundle of a fault; a run names its own when it ends with code 6")
-    cfg: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), facts["config"]))
-    spec = spec_of(facts)
+    with checkpoint.reading(folder):
+        return update_of(folder, facts, allow)
+
+
+def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
+    """What `repeat` tells, of a bundle's facts."""
+    cfg, spec = configuration(facts, allow), spec_of(facts)
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
     checkpoint.restore_arrays(dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
     live = checkpoint.optimizer_arrays(optimizers)
@@ -78,6 +90,16 @@ def repeat(folder: Path) -> list[str]:
     told += [broken for name in Batch._fields for broken in by_task(f"batch, {name}", given[name], spec.tasks)]
     told += [f"parameters, {name}" for name, tensor in agent.state_dict().items() if not tensor.isfinite().all()]
     return told + [f"result, {name}: {value.tolist()}" for name, value in metrics.items() if not value.isfinite().all()]
+
+
+def configuration(facts: dict[str, Any], allow: Sequence[str]) -> TrainConfig:
+    """The run's configuration; which packages it may name is for the caller to say."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), dict(facts["config"]), {"allow": list(allow)})
+        cfg: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise CheckpointError(f"no configuration of a run ({checkpoint.one_line(error)})") from error
+    return cfg
 
 
 def by_task(what: str, values: Tensor, tasks: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +56,7 @@ class Saver:
         self.about = about
         self.archive = Archive(run, replay)
         self.best = -1.0
-        self.failures = 0  # of saves, in a row
+        self.failures: Counter[str] = Counter()  # of saves, in a row
         self.begun = NOTHING  # that a restored run has to finish
 
     def try_save(self, clock: Clock, log: Log, episodes: State) -> None:
@@ -63,14 +65,20 @@ class Saver:
         Raises:
             SaveError: for the third time in a row.
         """
+        self._attempt("checkpoint", lambda: self.save(clock, log, episodes))
+
+    def _attempt(self, what: str, save: Callable[[], object]) -> bool:
+        """Whether it was saved; SaveError where it was not for the third time in a row."""
         try:
-            self.save(clock, log, episodes)
-            self.failures = 0
+            save()
         except SaveError as error:
-            self.failures += 1
-            if self.failures == FAILURES:
+            self.failures[what] += 1
+            if self.failures[what] == FAILURES:
                 raise
-            logger.warning("%s; the next attempt is at the next checkpoint", error)
+            logger.warning("%s; the next attempt is at the next %s", error, what)
+            return False
+        self.failures[what] = 0
+        return True
 
     def save(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> Path:
         """A whole checkpoint, with the episodes under way; the last two are kept.
@@ -111,12 +119,18 @@ class Saver:
         raise StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
 
     def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
-        """Keep the weights of the best evaluation so far (the later one of equals)."""
+        """Keep the weights of the best evaluation so far (the later one of equals).
+
+        Raises:
+            SaveError: the disk refused for the third time in a row.
+        """
         mean = sum(score.success_rate for score in scores) / len(scores)
-        if mean >= self.best:
+        if mean < self.best:
+            return
+        place, groups = self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}
+        facts = self.about | {"kind": "weights", "clock": clock.facts(), "scores": [s.as_dict() for s in scores]}
+        if self._attempt("evaluation", lambda: checkpoint.save(place, groups, facts)):
             self.best = mean
-            facts = self.about | {"kind": "weights", "clock": clock.facts(), "scores": [s.as_dict() for s in scores]}
-            checkpoint.save(self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}, facts)
 
     def restore(self, folder: Path, facts: dict[str, Any], clock: Clock) -> None:
         """Bring all parts to where the checkpoint was taken.

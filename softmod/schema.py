@@ -188,3 +188,4 @@ class EvaluateConfig:
     video: bool = False
     video_episodes: int = number(1, low=1, high=50)  # per task
     output: str | None = None  # null: beside the checkpoint
+    allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name

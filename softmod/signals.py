@@ -45,11 +45,11 @@ def heeded() -> Iterator[None]:
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes started within this never see the signals to stop: schedulers send them to everybody at once."""
+    """Processes started within this never see the signals to end: schedulers and terminals send them to everybody."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *STOPS))
     try:
         yield
     finally:
@@ -68,6 +68,11 @@ def check() -> None:
 def stopping() -> bool:
     """Whether the run was told to save and stop."""
     return bool(_stop)
+
+
+def ending() -> bool:
+    """Whether a signal ends the run, at once or after saving."""
+    return stopping() or _interrupted.is_set()
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from softmod import checkpoint
 from softmod.archive import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
 from softmod.policy import find
+from softmod.record import JOURNAL, lines
 from softmod.tracking import WALL_CLOCK
 
 COMPONENTS = {  # of the agent's arrays, by how their names begin
@@ -51,8 +52,14 @@ def state_hash(folder: Path) -> dict[str, str]:
         CheckpointError: it is damaged, or holds weights only.
     """
     facts = checkpoint.verify(folder)
-    if facts["kind"] != "whole":
-        raise CheckpointError(f"{folder}: holds weights only; the state of a run is in a step_... checkpoint")
+    with checkpoint.reading(folder):
+        if facts["kind"] != "whole":
+            raise CheckpointError(f"{folder}: holds weights only; the state of a run is in a step_... checkpoint")
+        return components(folder, facts)
+
+
+def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
+    """The hashes of a whole checkpoint's components, and of all of them."""
     agent = checkpoint.arrays(folder, "agent")
     hashes = {
         name: of_arrays({key: value for key, value in agent.items() if key.startswith(begin)})
@@ -60,10 +67,11 @@ def state_hash(folder: Path) -> dict[str, str]:
     }
     for group in ("optimizers", "episodes"):
         hashes[group] = of_arrays(checkpoint.arrays(folder, group))
-    hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]))
+    capacity = int(facts["config"]["run"]["replay_per_task"])
+    hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]), capacity)
     hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
     hashes["counters"] = of_json(counters(facts))
-    hashes["metrics"] = of_json(sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"])))
+    hashes["metrics"] = of_json(sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"]), key=str))
     return hashes | {"state": of_json(hashes)}
 
 
@@ -76,12 +84,11 @@ def of_arrays(arrays: checkpoint.Arrays) -> str:
     return total.hexdigest()
 
 
-def of_replay(folder: Path, written: int) -> str:
+def of_replay(folder: Path, written: int, capacity: int) -> str:
     """Of the rows of each task in the order of their writing, whatever pieces they lie in."""
     total, run = hashlib.sha256(f"{written}".encode()), folder.parent.parent
     pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
     files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
-    capacity = checkpoint.verify(folder)["config"]["run"]["replay_per_task"]
     oldest = max(0, written - capacity)
     for task in range(files[0][1].get_slice("rows").get_shape()[0] if files else 0):
         for first, file in files:
@@ -97,8 +104,9 @@ def counters(facts: dict[str, Any]) -> dict[str, Any]:
 
 def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:
     """Every metric of the journal up to a step, but those that depend on the wall clock."""
-    for line in _lines(run / "journal.jsonl"):
-        if line.get("kind") == "metrics" and line["step"] <= env_steps:
+    journal = run / JOURNAL
+    for line, _ in lines(journal) if journal.is_file() else ():
+        if line["kind"] == "metrics" and line["step"] <= env_steps:
             for name, value in line["values"].items():
                 if not name.startswith(WALL_CLOCK):
                     yield name, line["step"], value
@@ -106,18 +114,6 @@ def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:
 
 def of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        text = path.read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the last one, where a run was killed while it wrote
-            continue
 
 
 if __name__ == "__main__":

@@ -330,3 +330,12 @@ def redacted(text: str) -> str:
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def without_passwords(value: Any) -> Any:
+    """Nested values, each text in them redacted."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_passwords(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value

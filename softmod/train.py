@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import traceback
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -16,8 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from softmod import config, signals
 from softmod.errors import ConfigError, SoftmodError
+from softmod.guard import check_hydra
+from softmod.tracking import redacted, without_passwords
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
+MULTIRUN = "multirun.yaml"  # Hydra writes it, nobody reads it
 FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
     "-m": "", "--multirun": "", "--resolve": "",
     "--cfg": "job, hydra or all", "-c": "job, hydra or all",
@@ -92,13 +96,22 @@ def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[st
     if not multirun:
         if swept:
             raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
-        config.typed(_without_hydra(composed))
+        checked(composed)
         return None
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
-        config.typed(config.compose(lines + job, config_dir=folder))
+        checked(config.compose(lines + job, config_dir=folder, hydra=True))
     return sweep_identity(fixed, list(swept))
+
+
+def checked(composed: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: something is wrong with a job, or with what it says of Hydra.
+    """
+    check_hydra(composed)
+    config.typed(_without_hydra(composed))
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
@@ -183,9 +196,10 @@ def job(composed: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
+    strike_out_passwords(Path(HydraConfig.get().sweep.dir, MULTIRUN))
     try:
         cfg = config.typed(composed)
-        resolved: Any = OmegaConf.to_container(composed, resolve=True)
+        resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
         from softmod.experiment import run_experiment
 
         run_experiment(cfg, resolved, overrides, json.loads(os.environ.get(SWEEP, "null")))
@@ -193,12 +207,20 @@ def job(composed: DictConfig) -> None:
         failures.append((" ".join(overrides), tell(error, " ".join(overrides))))
 
 
+def strike_out_passwords(path: Path) -> None:
+    """From what Hydra writes down of a sweep, if it has."""
+    with suppress(OSError, ValueError):
+        text = path.read_text()
+        if redacted(text) != text:
+            path.write_text(redacted(text))
+
+
 def tell(error: Exception, overrides: str = "") -> int:
     """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1. The exit code."""
     if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
-        traceback.print_exception(error)
+        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     about = f" [{overrides}]" if overrides else ""
-    print(f"softmod: {error}{about}", file=sys.stderr)
+    print(redacted(f"softmod: {error}{about}"), file=sys.stderr)
     return error.exit_code if isinstance(error, SoftmodError) else 1
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from softmod.errors import ConfigError
+from softmod.folder import refuse_links
 from softmod.mlflow_store import prepare_environment
 from softmod.record import JOURNAL
 from softmod.tracking import locked, redacted
@@ -115,6 +116,7 @@ def turn(folder: Path, patience: float) -> Iterator[None]:
     """Only one process uploads a run."""
     if not (folder / JOURNAL).is_file():
         raise ConfigError(f"{folder}: holds no journal of a run")
+    refuse_links(folder)
     fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not locked(fd, patience):

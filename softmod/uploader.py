@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 ABOUT = "tracking.json"
 CURSOR = ".uploaded"
 LOG = "upload.log"
+LAST_WORDS = 2.0  # seconds that Ctrl-C leaves for uploading
 MAX_METRICS = 1000  # in one request, by MLflow's rules, as are the next three
 MAX_PARAMS = 100
 MAX_PARAM = 6000  # characters
@@ -43,20 +45,30 @@ class Uploader:
     def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
         self.process = process
 
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow has everything. Where not, `python -m softmod.upload` goes on."""
+        return self.process is not None and self.process.returncode == 0
+
     def close(self, drain_seconds: float) -> bool:
-        """Let it finish, for so long; whether MLflow has everything. Where not, `python -m softmod.upload` goes on."""
+        """Let it finish, for so long; whether it did. Ctrl-C leaves it time for its last words."""
         process = self.process
         if process is None:
             return False
         try:
             _say_goodbye(process, drain_seconds)
-            return process.wait(drain_seconds) == 0
+            process.wait(drain_seconds)
         except subprocess.TimeoutExpired:
-            return False
+            pass
+        except KeyboardInterrupt:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(drain_seconds, LAST_WORDS))
+            raise
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        return self.complete
 
 
 def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, Any]) -> Uploader:
@@ -167,10 +179,13 @@ class Sender:
 
     def end(self) -> None:
         """Nobody trains any more: where the journal has no end, say so; then see that the run is there once."""
-        status = self.cursor.status
+        status, time = self.cursor.status, self.cursor.status_time
         for line, _ in lines(self.folder / JOURNAL, self.cursor.offset):
-            status = line["status"] if line["kind"] == "status" else status
-        if status not in ENDED and not in_use(self.folder, patience=0.5):
+            if line["kind"] == "status":
+                status, time = line["status"], line["time"]
+        if status in ENDED:  # first of all: there may not be time for more
+            self.client.set_terminated(self.run, status, end_time=time)
+        elif not in_use(self.folder, patience=0.5):
             self.client.set_terminated(self.run, "FAILED", end_time=now())
             self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
             self.overruled = True
@@ -283,9 +298,9 @@ class Sender:
         try:
             cursor = Cursor(**json.loads((self.folder / CURSOR).read_text()))
             size = (self.folder / JOURNAL).stat().st_size
-        except (OSError, ValueError, TypeError):
+            same = (cursor.uri, cursor.run) == (uri, self.run) and 0 <= cursor.offset <= size
+        except (OSError, ValueError, TypeError, RecursionError):
             return Cursor(uri, self.run)
-        same = (cursor.uri, cursor.run) == (uri, self.run) and cursor.offset <= size
         return cursor if same else Cursor(uri, self.run)
 
     def _save_cursor(self) -> None:
@@ -300,8 +315,9 @@ def _about(folder: Path, record: Record) -> dict[str, Any]:
     facts: dict[str, Any] = {"experiment": str(record.params.get("env.name", "softmod")), "sweep": None}
     facts["run_name"] = f"{folder.absolute().parent.name}/{folder.name}"
     try:
-        facts |= json.loads((folder / ABOUT).read_text())
-    except (OSError, ValueError):
+        told = json.loads((folder / ABOUT).read_text())
+        facts |= {name: told[name] for name in ("uri", "artifacts", "sweep", "experiment", "run_name")}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         facts["uri"] = store.store_uri(None)
         facts["artifacts"] = store.artifact_root(facts["uri"])
     if "***" not in facts["uri"]:

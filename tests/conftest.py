@@ -16,6 +16,11 @@ with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"]
     import softmod.replay  # noqa: F401
 
 
+from tests.reliability.table import pytest_addoption, pytest_runtest_makereport, pytest_terminal_summary
+
+__all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

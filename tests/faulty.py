@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError
@@ -27,6 +28,38 @@ class Faulty(Toy):
         if fault == "build" and due(self.marker):
             raise RuntimeError("this environment cannot be built")
         return Wrapped(super().make(task, render), fault, int(at or 1), self.marker)
+
+
+class Once(Faulty):
+    """It fails once in all processes of a run together, whatever folder that runs in."""
+
+    marker = Path("failed-once")
+
+
+class Orphan(Faulty):
+    """Its processes do not end with their parent."""
+
+    def make(self, task: int, render: bool = False) -> Any:
+        if multiprocessing.parent_process() is not None:
+            os._exit = lambda code: None  # type: ignore[assignment, return-value]
+        return super().make(task, render)
+
+
+class Leaky(Toy):
+    """Every step keeps some memory."""
+
+    kept: ClassVar[list[bytearray]] = []
+
+    def make(self, task: int, render: bool = False) -> Any:
+        env = super().make(task, render)
+        step = env.step
+
+        def leaking(action: Any) -> Any:
+            self.kept.append(bytearray(2_000))
+            return step(action)
+
+        env.step = leaking
+        return env
 
 
 class AlwaysBroken(Faulty):

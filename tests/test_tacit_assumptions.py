@@ -78,6 +78,7 @@ def test_goals_differ_between_benchmarks_of_one_seed(push: Any) -> None:
     assert with_task(both, 50)._last_rand_vec.tolist() != with_task(push)._last_rand_vec.tolist()
 
 
+@pytest.mark.bar(17)
 def test_numpys_global_stream_is_a_random_state() -> None:
     state = np.random.get_state()
     np.random.seed(SEED)
@@ -86,6 +87,7 @@ def test_numpys_global_stream_is_a_random_state() -> None:
     assert np.array_equal(theirs, np.random.RandomState(SEED).uniform([0, 1], [1, 2], size=2))
 
 
+@pytest.mark.bar(17)
 def test_a_reset_is_a_pure_function_of_the_task(push: Any) -> None:
     actions = np.random.default_rng(SEED).uniform(-1, 1, (100, 4)).astype(np.float32)
     used, new = with_task(push, 1), with_task(push, 0)

@@ -64,6 +64,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
     return folder
 
 
+@pytest.mark.bar(20)
 def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
     everything = runs(swept)
     (parent,) = [run for run in everything if store.SWEEP_TAG in run.data.tags]
@@ -113,6 +114,7 @@ def test_notebooks_are_light() -> None:
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.bar(10)
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str, str]) -> None:
     line = command("softmod.train", *BRIEF, "workers.processes=2", "run.steps_per_task=3000")
     process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

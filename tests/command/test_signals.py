@@ -61,6 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return results(folder), state(folder), steps[0]
 
 
+@pytest.mark.bar(2)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, undisturbed):
     expected, at_the_end, steps = undisturbed
@@ -84,6 +85,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, u
     assert all(torch.equal(ours[name], at_the_end[name]) for name in ours)
 
 
+@pytest.mark.bar(2)
 def test_stopped_again_and_again(here, undisturbed):
     codes = []
     for at in (3, 5, 2, 9, 1, 4):
@@ -95,6 +97,7 @@ def test_stopped_again_and_again(here, undisturbed):
     assert results(only(here)) == undisturbed[0]
 
 
+@pytest.mark.bar(9)
 def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
     send_at(monkeypatch, MTSAC, "training_step", 7)
     from softmod.saver import Saver
@@ -115,6 +118,7 @@ def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
     assert results(only(here)) == undisturbed[0]
 
 
+@pytest.mark.control(2)
 def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
     """A round that forgets its policy and its updates does not lead to the same end."""
     send_at(monkeypatch, MTSAC, "training_step", 16)
@@ -140,6 +144,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
+@pytest.mark.bar(9)
 @pytest.mark.parametrize(
     ("number", "environment", "asked"),
     [

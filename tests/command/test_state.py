@@ -44,6 +44,8 @@ def nudge(key: str):
     return change
 
 
+@pytest.mark.bar(1)
+@pytest.mark.bar(2)
 def test_equal_runs_have_equal_hashes_however_they_came_there(here, capsys):
     assert run("run.folder=whole") == 0
     assert run("run.folder=halves", "run.steps_per_task=90") == 0
@@ -58,6 +60,7 @@ def test_equal_runs_have_equal_hashes_however_they_came_there(here, capsys):
     assert differing(whole, other) == set(whole) - {"begun"}
 
 
+@pytest.mark.control(1)
 def test_the_component_that_differs_is_named(here, capsys):
     assert run() == 0
     folder, _ = find(only(here))

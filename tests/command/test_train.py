@@ -206,6 +206,7 @@ def test_a_policy_in_two_lines(here):
         softmod.load(here)
 
 
+@pytest.mark.bar(20)
 def test_a_sweep_goes_on_after_a_failed_job(here, capsys):
     faulty = "env._target_=tests.faulty.Faulty,softmod.envs.toy.Toy"
     assert run("-m", faulty, "allow=[tests]", "env.name=raise-25") == 5
@@ -251,6 +252,7 @@ def test_one_goal_only(here):
     assert {score["episodes"] for score in result["scores"]} == {1}
 
 
+@pytest.mark.bar(15)
 def test_updates_that_stay_non_finite_end_the_run(here, capsys):
     """From the first reward that is no number on, every batch that holds one is skipped."""
     line = ["env._target_=tests.faulty.Faulty", "allow=[tests]", "env.name=nan-1"]
@@ -307,6 +309,7 @@ def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(here, caplog, mo
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
 
 
+@pytest.mark.bar(14)
 def test_physics_that_break_too_often_end_the_run(here, capsys, monkeypatch):
     monkeypatch.setattr("softmod.log.TOLERATED_FAULTS", 3)
     broken = ["allow=[tests]", "env._target_=tests.faulty.AlwaysBroken", "env.name=physics-9"]

@@ -60,6 +60,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return hashes(folder), results(folder)
 
 
+@pytest.mark.bar(4)
+@pytest.mark.bar(6)
 @pytest.mark.parametrize(("point", "turn"), [(point, turn) for point, turns in POINTS.items() for turn in turns])
 def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: int):
     def die() -> None:
@@ -80,6 +82,8 @@ def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: 
     assert len(list((before / "checkpoints").iterdir())) == 3  # the last two, and the best weights
 
 
+@pytest.mark.control(3)
+@pytest.mark.control(4)
 def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, undisturbed):
     """A save whose replay is older than its model, as if the two were written at different moments."""
     from softmod.archive import Archive
@@ -122,9 +126,9 @@ def command(folder: Path, line: list[str], fault: str = "") -> subprocess.Popen[
     )
 
 
-def finish(folder: Path, line: list[str]) -> dict[str, str]:
+def finish(folder: Path, line: list[str], seed: int = 0) -> dict[str, str]:
     assert command(folder, line).wait(600) == 0, (folder / "log").read_text()[-2000:]
-    return hashes(next(folder.glob("runs/*/seed_0")))
+    return hashes(next(folder.glob(f"runs/*/seed_{seed}")))
 
 
 def gone(pids: list[int]) -> bool:
@@ -134,6 +138,7 @@ def gone(pids: list[int]) -> bool:
     return not any(map(psutil.pid_exists, pids))
 
 
+@pytest.mark.bar(3)
 @pytest.mark.reliability
 @pytest.mark.parametrize("case", list(CASES))
 def test_killed_twenty_times(case: str, tmp_path: Path):

@@ -198,6 +198,7 @@ def test_an_artifact_lies_in_the_run_folder(journal: Journal, folder: Path, tmp_
         journal.status("DONE")
 
 
+@pytest.mark.bar(23)
 @pytest.mark.parametrize(
     ("text", "clean"),
     [

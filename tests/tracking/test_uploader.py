@@ -94,6 +94,7 @@ def assert_equal(run: Any, record: Record) -> None:
             assert same or (math.isinf(value) and abs(metric.value) == sys.float_info.max)
 
 
+@pytest.mark.bar(20)
 def test_a_run_and_its_resumption(journal: Journal) -> None:
     """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the same one."""
     folder = journal.folder
@@ -146,6 +147,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     assert only_run().data.tags["softmod.changed.run.steps"] == "20"
 
 
+@pytest.mark.bar(18)
 def test_nothing_is_sent_twice(journal: Journal) -> None:
     """Neither without the cursor, nor where a process died between sending and noting it, nor with other times."""
     folder = journal.folder
@@ -178,6 +180,7 @@ def test_nothing_is_sent_twice(journal: Journal) -> None:
         assert_equal(only_run(), journal.record)
 
 
+@pytest.mark.bar(18)
 def test_the_uploader_is_killed(journal: Journal) -> None:
     folder = journal.folder
     uploader = start_uploader(folder, TrackingConfig(), about())
@@ -213,6 +216,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.bar(20)
 def test_training_is_killed(here: Path) -> None:
     """The uploader says so in MLflow and is gone in two seconds; the resumed run takes it back."""
     killed = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60)
@@ -244,6 +248,8 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.bar(18)
+@pytest.mark.bar(23)
 def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
     """Nothing waits for it, what is missing is told, no password is written anywhere."""
     folder = journal.folder
@@ -289,6 +295,7 @@ def test_no_journal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.bar(19)
 def test_two_at_once_on_a_new_store(here: Path) -> None:
     """One experiment, one parent, two children; and the store is whole though one that made it was killed."""
     Path("mlflow.db").unlink()
@@ -313,6 +320,7 @@ def test_two_at_once_on_a_new_store(here: Path) -> None:
     assert not Path("mlflow.db.new").exists()
 
 
+@pytest.mark.bar(18)
 def test_doubles_and_deleted_ones(here: Path) -> None:
     """All agree on the first; late doubles go; what was deleted comes back rather than starting anew."""
     mlflow = client()

@@ -77,6 +77,7 @@ def test_shapes_and_the_order_of_steps(inline):
     np.testing.assert_allclose([e.episode_return for e in second.episodes], returns.reshape(-1), rtol=1e-5)
 
 
+@pytest.mark.bar(17)
 def test_copies_and_tasks_explore_on_their_own(inline):
     action = inline[0].action.reshape(6, -1)
     for i in range(6):
@@ -84,6 +85,7 @@ def test_copies_and_tasks_explore_on_their_own(inline):
             assert np.abs(action[i] - action[j]).max() > 0.1
 
 
+@pytest.mark.bar(1)
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_any_number_of_processes_collects_the_same(inline, processes):
     with Workers(plan(), processes, copies=2) as workers:
@@ -91,6 +93,7 @@ def test_any_number_of_processes_collects_the_same(inline, processes):
             same(mine, theirs, exact=False)  # products differ in the last bit with their shapes
 
 
+@pytest.mark.control(1)
 def test_seeds_differ(inline):
     with Workers(plan(seed=1), 0, copies=2) as workers:
         assert np.abs(rounds(workers, 1)[0].action - inline[0].action).max() > 0.1
@@ -169,6 +172,7 @@ def test_evaluation_ends_an_episode_at_success():
 # --- failures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.bar(11)
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -195,6 +199,7 @@ def test_inline_failures_are_worker_errors_too():
         rounds(workers, 1)
 
 
+@pytest.mark.bar(11)
 def test_a_killed_worker_is_told_with_its_signal():
     with Workers(plan(), 2, restarts=0) as workers:
         rounds(workers, 1)
@@ -203,6 +208,7 @@ def test_a_killed_worker_is_told_with_its_signal():
             rounds(workers, 1)
 
 
+@pytest.mark.bar(11)
 @pytest.mark.parametrize("fault", ["build", "raise-7", "die-27", "hang-7"])
 def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path, caplog):
     """In the first round, or within the second episode; the processes that did not fail are not disturbed."""
@@ -220,6 +226,7 @@ def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path
     assert "a new one takes over (1 of 3)" in caplog.text
 
 
+@pytest.mark.bar(11)
 def test_workers_killed_between_and_within_rounds_are_replaced():
     with Workers(plan(), 0, copies=2) as workers:
         expected = rounds(workers, 6)
@@ -234,6 +241,7 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
             same(workers.finish(), theirs)
 
 
+@pytest.mark.bar(14)
 @pytest.mark.parametrize("processes", [0, 3])
 @pytest.mark.parametrize("at", [1, 7, 20, 27])
 def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
@@ -263,6 +271,7 @@ def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
             same(mine, theirs)
 
 
+@pytest.mark.bar(14)
 @pytest.mark.parametrize("processes", [0, 2])
 def test_physics_that_break_in_every_episode_end_the_run(processes):
     workers = Workers(plan(AlwaysBroken(TASKS, horizon=20, name="physics")), processes)
@@ -270,6 +279,7 @@ def test_physics_that_break_in_every_episode_end_the_run(processes):
         rounds(workers, 1)
 
 
+@pytest.mark.bar(11)
 def test_restarts_are_used_up(caplog):
     with Workers(plan(Faulty(TASKS, horizon=20, name="die-7")), 3, restarts=2) as workers:
         with pytest.raises(WorkerError, match="died: exit code 9"):
@@ -285,6 +295,7 @@ def test_old_restarts_do_not_count(monkeypatch):
             rounds(workers, 1)
 
 
+@pytest.mark.bar(13)
 def test_no_worker_outlives_a_killed_learner(tmp_path):
     script = Path(__file__).with_name("parent.py")
     root = Path(__file__).parents[2]
@@ -308,6 +319,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.bar(14)
 @pytest.mark.parametrize("damage", ["nan position", "huge velocity", "nan action"])
 def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
     suite = MetaWorld(["reach-v3", "push-v3"], horizon=20)

@@ -1,0 +1,92 @@
+"""The table of promises: every test marked `bar(number)` is an attempt at one, every `control(number)` breaks one.
+
+`make test-reliability` runs them all, the minutes-long ones too, and writes the table (`--table FILE`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BARS = {
+    1: "equal runs have equal hashes, with 0, 1 and 2 workers; another seed differs",
+    2: "stopped at any moment and resumed: equal hash",
+    3: "`kill -9` at any moment: equal hash, one MLflow run, each metric once, nothing left over",
+    4: "replay and model of a checkpoint come from one instant",
+    5: "a damaged checkpoint is detected and the one before it used, with one warning",
+    6: "killed at every point of a save: a valid checkpoint exists; nothing is written elsewhere",
+    7: "disk full, file-size limit, folder gone: loud, exit 4 after three, the old one intact",
+    8: "a checkpoint writes only what is new, pauses at most 1 s, adds at most 10 % memory",
+    9: "SIGTERM, SIGUSR1: saved, exit 143, a second one is safe, one requeue",
+    10: "Ctrl-C: exit 130, few lines, no orphans, KILLED",
+    11: "a worker dies: seen, named, replaced up to 3 times; the same run",
+    12: "a worker hangs: replaced at its time-out; no stale reply is used",
+    13: "the learner is killed: no process and no shared memory is left",
+    14: "broken physics: caught at the step, episode cut short, replay finite, exit 6 if too many",
+    15: "non-finite losses: nothing changes, ten in a row exit 6 with a bundle that repeats it",
+    16: "the replay against a list: never an unwritten slot, exact after wrap-around and reload",
+    17: "equal seeds, equal episodes; copies differ; global random states untouched",
+    18: "tracking server away, killed or silent: training unhindered, everything arrives",
+    19: "six jobs at once on a new sqlite file; a corrupt or read-only one stops nothing",
+    20: "statuses are true; a sweep survives a failed job and names it",
+    21: "faulty command lines: exit 2, key, value, allowed, nearest; nothing created",
+    22: "hostile files: no code runs, nothing written elsewhere, one line",
+    23: "the dashboard listens on 127.0.0.1; passwords are nowhere",
+    24: "100,000 steps: memory, files, threads and processes stay",
+}
+Outcomes = dict[int, list[Any]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--table", help="write the table of promises to this file")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
+    report = yield
+    report.marks = [
+        (mark.name, number) for mark in item.iter_markers() if mark.name in ("bar", "control") for number in mark.args
+    ]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    path = config.getoption("--table", None)
+    if path:
+        reports = [
+            report for kind in ("passed", "failed", "skipped", "error") for report in terminalreporter.getreports(kind)
+        ]
+        text = "\n".join(lines(reports))
+        Path(path).write_text(text + "\n")
+        terminalreporter.write_line(text)
+
+
+def lines(reports: list[Any]) -> Iterator[str]:
+    """The table in Markdown."""
+    tried: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    told: dict[int, list[str]] = defaultdict(list)
+    for report in reports:
+        for kind, number in getattr(report, "marks", ()):
+            if report.when == "call" or report.outcome != "passed":
+                tried[kind, number][report.outcome] += 1
+                told[number] += [f"{name}: {value}" for name, value in report.user_properties]
+    yield "# The 24 promises, tried\n"
+    yield "Written by `make test-reliability`. An attempt is a test with its own runs or data; many try more than once,"
+    yield "which the last column tells. A control breaks what keeps the promise, and sees the same check fail.\n"
+    yield f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, " + ", ".join(
+        f"{package} {version(package)}" for package in ("torch", "mujoco", "metaworld", "mlflow")
+    )
+    yield "\n| | promise | attempts | held | controls, seen failing | what was tried or measured |"
+    yield "|---|---|---|---|---|---|"
+    for number, promise in BARS.items():
+        bar, control = tried["bar", number], tried["control", number]
+        held = "yes" if bar["passed"] == bar.total() else f"**{bar['passed']} of {bar.total()}**"
+        seen = f"{control['passed']} of {control.total()}" if control else "-"
+        yield f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} | {'; '.join(told[number])} |"

@@ -1,0 +1,249 @@
+"""Bars 8 and 16 in full: what a save costs with a million transitions and more, and the replay against a list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softmod import checkpoint
+from softmod.archive import Archive
+from softmod.replay import Replay
+from tests.test_replay import SPEC, rollout
+
+ROOT = Path(__file__).parents[2]
+
+# --- 8: what a save costs ---------------------------------------------------------------------------------------------
+
+MEASURE = """
+import json, sys
+from tests.reliability.test_saving import costs
+print(json.dumps(costs(int(sys.argv[1]), int(sys.argv[2]))))
+"""
+
+
+def measured(rows: int, new: int, script: str = MEASURE) -> dict[str, float]:
+    """What `costs` says in a process of its own, where nothing but the saver takes memory."""
+    line = [sys.executable, "-c", script, str(rows), str(new)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def costs(rows: int, new: int) -> dict[str, float]:
+    """Bytes, seconds and memory of saving MT10's agent and `rows` transitions of each of its tasks.
+
+    The first save has all of them to write, the second and third `new` ones of each task.
+    """
+    from softmod.clock import Clock
+    from softmod.config import compose, typed
+    from softmod.envs.toy import Toy
+    from softmod.experiment import make_agent, make_fabric, networks
+    from softmod.log import Log
+    from softmod.progress import Progress
+    from softmod.saver import Saver
+    from softmod.tracking import Journal
+    from softmod.types import EnvSpec
+    from softmod.workers.pool import Workers
+    from softmod.workers.worker import Plan
+
+    cfg = typed(compose(["experiment=mt10_soft", "fabric=cpu", f"run.replay_per_task={rows}"]))
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
+    replay, clock, suite = Replay(spec, rows), Clock(), Toy(["toy-reach"])
+    fill(replay, rows)
+    agent.learn(replay, 1)
+    with tempfile.TemporaryDirectory() as name, Workers(Plan(suite, networks(cfg, suite.spec)[0], 0), 0) as workers:
+        saver = Saver(Path(name), agent, optimizers, replay, workers, {})
+        log = Log(Journal(Path(name)), spec, Progress(0), False)
+
+        def save() -> Path:
+            clock.env_steps += 1
+            return saver.save(clock, log, workers.state())
+
+        told, place = cost(Path(name), save, "first")
+        told |= {"delta bytes": 4.0 * new * replay.rows[:, 0].numel()}
+        told |= {"model bytes": sum(path.stat().st_size for path in place.iterdir())}
+        for turn in ("second", "third"):
+            fill(replay, new)
+            found, place = cost(Path(name), save, turn)
+            told |= found
+        before = hashlib.sha256(replay.rows.numpy().data).digest()
+        replay.rows.zero_()
+        began = time.perf_counter()
+        saver.restore(place, checkpoint.verify(place), clock)
+        told["restore seconds"] = time.perf_counter() - began
+        assert hashlib.sha256(replay.rows.numpy().data).digest() == before
+        return told
+
+
+def fill(replay: Replay, rows: int) -> None:
+    """Append rows by the thousand, as a run's rounds do."""
+    tasks, _, width = replay.rows.shape
+    for first in range(0, rows, 1000):
+        replay.append(torch.randn(tasks, min(1000, rows - first), width))
+
+
+def cost(run: Path, save: Callable[[], Path], turn: str) -> tuple[dict[str, float], Path]:
+    """What a save writes, how long it takes, and by what share of it the process grows meanwhile."""
+    there = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    resident, began = memory("VmRSS"), time.perf_counter()
+    place = save()
+    seconds, grown = time.perf_counter() - began, memory("VmHWM") / resident - 1.0
+    new = [path for path in run.rglob("*") if path.is_file() and path.stat().st_mtime_ns != there.get(path)]
+    written = sum(path.stat().st_size for path in new)
+    return {f"{turn} bytes": written, f"{turn} seconds": seconds, f"{turn} memory": grown}, place
+
+
+def memory(name: str) -> float:
+    """A figure of this process, in KiB."""
+    return float(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
+
+
+def in_words(told: dict[str, float]) -> str:
+    units = {"bytes": lambda value: f"{value / 1e6:.1f} MB", "seconds": lambda value: f"{value:.2f} s"}
+    share = "{:+.1%}".format
+    return ", ".join(f"{name} {units.get(name.split()[1], share)(value)}" for name, value in told.items())
+
+
+def frugal(told: dict[str, float]) -> bool:
+    """Whether a save writes no more than it has to."""
+    return max(told["second bytes"], told["third bytes"]) <= 3.0 * told["delta bytes"] + told["model bytes"]
+
+
+@pytest.mark.reliability
+@pytest.mark.bar(8)
+@pytest.mark.parametrize("transitions", [1_000_000, 10_000_000])
+def test_what_a_save_costs(transitions, record_property):
+    """The first one, which has everything to write, is told and not judged."""
+    room = 3 * 400 * transitions
+    if shutil.disk_usage(tempfile.gettempdir()).free < room or psutil.virtual_memory().available < room:
+        pytest.skip(f"{room / 1e9:.0f} GB of memory and disk are needed")
+    told = measured(transitions // 10, 10_000)
+    record_property("measured", f"{transitions:,} transitions: {in_words(told)}")
+    assert frugal(told), told
+    assert max(told["second seconds"], told["third seconds"]) <= 1.0, told
+    assert max(told["second memory"], told["third memory"]) <= 0.1, told
+
+
+WASTEFUL = MEASURE.replace("print(", "from softmod.archive import Archive\nArchive._last = lambda archive: 0\nprint(")
+
+
+@pytest.mark.reliability
+@pytest.mark.control(8)
+def test_seen_failing_everything_is_written_each_time():
+    assert frugal(measured(10_000, 1000))
+    assert not frugal(measured(10_000, 1000, WASTEFUL))
+
+
+# --- 16: the replay against a list ------------------------------------------------------------------------------------
+
+Rows = list[list[float]]  # of each task, the first number of each of its rows, oldest first
+
+
+def agrees(replay: Replay, expected: Rows) -> None:
+    """Its counts, what lies in it and what is drawn from it are those of the lists; what was never written is NaN."""
+    size = len(expected[0])
+    assert replay.size == size
+    assert replay.rows[:, size:].isnan().all()
+    for task, rows in enumerate(expected):
+        assert sorted(replay.rows[task, :size, 0].tolist()) == sorted(rows)
+    if size:
+        drawn = replay.sample(40, torch.Generator().manual_seed(size))
+        for part, offset in [(drawn.obs[..., 0], 0.0), (drawn.reward, 0.125), (drawn.next_obs[..., 0], 0.75)]:
+            for task, rows in enumerate(expected):
+                assert set((part[task] - offset).tolist()) <= set(rows)
+
+
+def unwritten(capacity: int) -> Replay:
+    replay = Replay(SPEC, capacity)
+    replay.rows.fill_(torch.nan)
+    return replay
+
+
+def reloaded(replay: Replay) -> Replay:
+    """Another one, from what a save left; saved again, the files are equal."""
+    with tempfile.TemporaryDirectory() as name:
+        runs = [Path(name, part) for part in ("one", "other", "again")]
+        for run in runs:
+            run.mkdir()
+        first, second = unwritten(replay.capacity), unwritten(replay.capacity)
+        pieces = Archive(runs[0], replay).save()
+        Archive(runs[0], first).restore(pieces, replay.written)
+        again = Archive(runs[1], first).save()
+        assert again == pieces  # names and hashes
+        Archive(runs[1], second).restore(again, replay.written)
+        assert Archive(runs[2], second).save() == pieces
+    return second
+
+
+def follow(capacity: int, events: list[Any]) -> None:
+    """The replay through a run's events, compared with lists after each."""
+    replay, expected, written = unwritten(capacity), [[] for _ in SPEC.tasks], 0
+    for event in events:
+        if event == "reload":
+            replay = reloaded(replay)
+        else:
+            copies, steps = event
+            replay.extend(rollout(written, copies, steps))
+            new = range(written, written + copies * steps)
+            expected = [
+                [*rows, *(task * 1000.0 + place for place in new)][-capacity:] for task, rows in enumerate(expected)
+            ]
+            written += copies * steps
+        assert replay.written == written
+        agrees(replay, expected)
+
+
+ROUNDS = st.tuples(st.integers(1, 3), st.integers(1, 12))
+
+
+@pytest.mark.reliability
+@pytest.mark.bar(16)
+def test_the_replay_is_a_list_of_each_task(record_property):
+    tried = {"examples": 0, "wrapped around": 0, "reloads": 0}
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.integers(1, 30), st.lists(st.one_of(ROUNDS, st.just("reload")), max_size=12))
+    def examples(capacity: int, events: list[Any]) -> None:
+        tried["examples"] += 1
+        tried["reloads"] += events.count("reload")
+        tried["wrapped around"] += sum(event[0] * event[1] for event in events if event != "reload") > capacity
+        follow(capacity, events)
+
+    examples()
+    assert tried["examples"] >= 500
+    assert min(tried.values()) >= 100
+    record_property("tried", ", ".join(f"{count} {what}" for what, count in tried.items()))
+
+
+@pytest.mark.control(16)
+@pytest.mark.parametrize("events", [[(1, 3)], [(1, 9), "reload"], [(2, 4), (1, 7)]])
+def test_seen_failing_a_cursor_that_is_off_by_one(monkeypatch, events):
+    append = Replay.append
+
+    def shifted(self: Replay, packed: torch.Tensor) -> None:
+        self.written += 1
+        append(self, packed)
+        self.written -= 1
+
+    follow(8, events)
+    monkeypatch.setattr(Replay, "append", shifted)
+    with pytest.raises(AssertionError):
+        follow(8, events)
