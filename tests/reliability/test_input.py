@@ -531,7 +531,7 @@ def test_hostile_goals_in_the_cache(here, monkeypatch, caplog, record_property):
 def test_seen_failing_a_reader_that_unpickles(here, content):
     (here / "agent.safetensors").write_bytes(content(here / "canary"))
     with suppress(Exception):
-        torch.load(here / "agent.safetensors", weights_only=False)
-        with (here / "agent.safetensors").open("rb") as file:
-            pickle.load(file)
+        torch.load(io.BytesIO((here / "agent.safetensors").read_bytes()), weights_only=False)  # its name is refused
+    with suppress(Exception), (here / "agent.safetensors").open("rb") as file:
+        pickle.load(file)
     assert (here / "canary").exists()
