@@ -101,6 +101,19 @@ def parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+def check_sweep(overrides: Iterable[Override], config_dir: str | None) -> None:
+    """
+    Raises:
+        ConfigError: there is no such sweep; Hydra would go on without, since none is needed.
+    """
+    names = options("sweep") + [path.stem for path in Path(config_dir or "", "sweep").glob("*.yaml") if config_dir]
+    for override in overrides:
+        chosen = override.value() if override.key_or_group == "sweep" and not override.is_sweep_override() else None
+        if chosen is not None and str(chosen) not in names:
+            line = f"sweep={chosen}: sweep has no option {chosen}; it has {', '.join(names)}"
+            raise ConfigError(line + near(str(chosen), names))
+
+
 def compose(
     overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False
 ) -> DictConfig:
@@ -110,7 +123,7 @@ def compose(
         ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
     """
     register()
-    parse(overrides)
+    check_sweep(parse(overrides), config_dir)
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
@@ -255,7 +268,7 @@ def explain(error: BaseException, overrides: list[str], name: str = "train") -> 
         cause = cause.__cause__
     text = plainly((str(cause).strip() or type(cause).__name__).splitlines()[0])
     about = str(getattr(cause, "full_key", None) or "")
-    for override in overrides:
+    for override in reversed(overrides):  # of two for the same key, the last one counts
         others = [other for other in overrides if other != override]
         if line := explain_override(override, others, f"{error}\n", about, text, name):
             return line
@@ -263,10 +276,15 @@ def explain(error: BaseException, overrides: list[str], name: str = "train") -> 
 
 
 WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "Boolean": "true or false"}
+MOUNTED = {"network": ("network@actor", "network@critic"), "optimizer": ("optimizer@optimizer.actor",)}
 
 
 def plainly(text: str) -> str:
     """What OmegaConf says of a value of the wrong type, in words of the command line."""
+    if "is not a ListConfig" in text:
+        return "must be a list, as in [a,b]"
+    if "is not Optional" in text:
+        return "must not be null"
     kind = re.search(r"(?:could not be converted to|is not a valid) (\w+)", text)
     return f"must be {WANTED[kind[1]]}" if kind and kind[1] in WANTED else text
 
@@ -290,6 +308,8 @@ def explain_override(
 
 def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
     """What a mistyped key may have meant, or else what its parent has."""
+    if key in MOUNTED:
+        return f"; did you mean {' or '.join(MOUNTED[key])}?"
     if "@" in key or "." not in key:
         words = {name.split(".")[0] for name in keys((), config_name)}
         if config_name == "train":
@@ -364,22 +384,33 @@ def lies_in(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def resolve_target(path: str, allow: Iterable[str] = ()) -> type:
+def resolve_target(path: str, allow: Iterable[str] = (), part: str = "") -> type:
     """The class that a `_target_` names, judged by what it resolves to and not by its spelling.
 
     Raises:
-        ConfigError: not there, not a class, or its own module lies elsewhere.
+        ConfigError: not there, not a class, or its own module lies elsewhere, or where this `part` (see PLACES)
+            has none.
     """
     module, _, name = path.rpartition(".")
+    line = f"{part}._target_={path}".lstrip(".")
     if not allowed(path, allow):
-        raise ConfigError(f"_target_={path}: must lie in {', '.join([*PACKAGES, *allow])} (allow=[package])")
+        raise ConfigError(f"{line}: must lie in {', '.join([*PACKAGES, *allow])} (allow=[package])")
+    found: Any = None
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
+        found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"_target_={path}: not found ({error})") from error
+        raise ConfigError(f"{line}: not found ({error}){near(name, classes(found))}") from error
     if not isinstance(found, type) or not allowed(found.__module__, allow):
-        raise ConfigError(f"_target_={path}: must be a class of {', '.join([*PACKAGES, *allow])}")
+        raise ConfigError(f"{line}: must be a class of {', '.join([*PACKAGES, *allow])}{near(name, classes(found))}")
+    if part:
+        within(part, f"{found.__module__}.{found.__qualname__}", allow)
     return found
+
+
+def classes(module: Any) -> list[str]:
+    """The names of the classes in a module."""
+    return [name for name, value in vars(module).items() if isinstance(value, type)] if inspect.ismodule(module) else []
 
 
 def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) -> Any:
@@ -391,15 +422,19 @@ def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) ->
     values = (
         dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     )
-    target = resolve_target(values.pop("_target_"), allow)
-    if part:
-        within(part, f"{target.__module__}.{target.__qualname__}", allow)
+    target = resolve_target(values.pop("_target_"), allow, part)
+    line = f"{part}._target_={target.__module__}.{target.__qualname__}".lstrip(".")
     try:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:
-        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {error}") from error
+        raise ConfigError(f"{line}: {error}") from error
     try:
         return target(**extra, **values)
-    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, MemoryError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"_target_={target.__module__}.{target.__qualname__}: {line}") from error
+    except (ValueError, TypeError, IndexError) as error:
+        raise ConfigError(f"{line}: {error}") from error
+    except (ArithmeticError, RuntimeError, MemoryError) as error:  # of numbers beyond what memory or PyTorch can hold
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        numbers = {name: value for name, value in values.items() if isinstance(value, int)}
+        most = max(numbers, key=lambda name: numbers[name], default="")
+        largest = f"; {part}.{most}={numbers[most]} is the largest of its numbers" if most else ""
+        raise ConfigError(f"{line}: cannot be built ({told}){largest}") from error

@@ -264,7 +264,7 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
     actor, critic = networks(cfg, suite.spec)
     check_memory(cfg, suite.spec)
     for name in ("actor", "critic", "temperature"):
-        build(getattr(cfg.optimizer, name), cfg.allow, "optimizer", params=[torch.zeros(1, requires_grad=True)])
+        build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=[torch.zeros(1, requires_grad=True)])
     resolve_target(cfg.algorithm._target_, cfg.allow)
     return suite, actor, critic
 
@@ -306,7 +306,7 @@ def make_agent(
     """The agent on the learner's device, and its optimizers."""
 
     def maker(name: str) -> Any:
-        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, "optimizer", params=parameters)
+        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=parameters)
 
     optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
     agent: MTSAC = build(

@@ -278,11 +278,11 @@ def _take(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); run.folder names the place") from error
     if not locked(fd, PATIENCE):
         holder = os.pread(fd, 100, 0).decode(errors="replace").strip()
         os.close(fd)
-        raise ConfigError(f"{folder}: run folder in use by process {holder}")
+        raise ConfigError(f"{folder}: run folder in use by process {holder}; run.resume=never begins another beside it")
     with suppress(OSError):  # a full disk
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} on {platform.node()}".encode(), 0)

@@ -195,16 +195,17 @@ def job(composed: DictConfig) -> None:
     """One run. A failure is told and noted; it does not end a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides, sweep = list(HydraConfig.get().overrides.task), json.loads(os.environ.get(SWEEP, "null"))
     strike_out_passwords(Path(HydraConfig.get().sweep.dir, MULTIRUN))
     try:
         cfg = config.typed(composed)
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
         from softmod.experiment import run_experiment
 
-        run_experiment(cfg, resolved, overrides, json.loads(os.environ.get(SWEEP, "null")))
+        run_experiment(cfg, resolved, overrides, sweep)
     except Exception as error:
-        failures.append((" ".join(overrides), tell(error, " ".join(overrides))))
+        line = " ".join(overrides)
+        failures.append((line, tell(error, line if sweep else "")))
 
 
 def strike_out_passwords(path: Path) -> None:
