@@ -74,13 +74,19 @@ def best(
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """How long a round takes: the longer half, or, where cores are short, all the work over all cores."""
+    """How long a round takes: the longer half, or, where cores are short, all the work over all cores.
+
+    Several threads of an update wait for one another at every operation. While one of them shares its core with a
+    worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter one is done.
+    """
     learn = wanted.updates * costs.update[choice.threads]
-    collect = wanted.env_steps * costs.step
     if not choice.processes:
-        return learn + collect
-    busy = learn * choice.threads + collect
-    return max(learn, collect / choice.processes, busy / cores)
+        return learn + wanted.env_steps * costs.step
+    collect = wanted.env_steps * costs.step / choice.processes
+    if choice.threads == 1:
+        return max(learn, collect, (learn + wanted.env_steps * costs.step) / cores)
+    on_a_core = -(-(choice.threads + choice.processes) // cores)
+    return max(learn, collect) + (on_a_core - 1) * min(learn, collect)
 
 
 # --- remembering ------------------------------------------------------------------------------------------------------

@@ -25,8 +25,15 @@ def test_stepping_gets_the_cores_where_updates_are_light():
 
 
 def test_updates_get_the_cores_where_they_are_heavy():
-    assert best(HEAVY, ROUND, cores=4) == Chosen(processes=1, threads=4)
-    assert best(HEAVY, ROUND, cores=2) == Chosen(processes=1, threads=2)
+    assert best(HEAVY, ROUND, cores=4).threads == 4
+    assert best(HEAVY, ROUND, cores=2) == Chosen(processes=2, threads=2)
+
+
+def test_two_threads_that_wait_for_a_worker_are_worse_than_one_that_does_not():
+    """As measured with the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of learning alone."""
+    costs, wanted = Costs({1: 0.018, 2: 0.0145, 4: 0.0145}, step=0.00055), Round(updates=12.5, env_steps=150, environments=3)
+    assert seconds(costs, wanted, Chosen(1, 2), cores=2) > seconds(costs, wanted, Chosen(1, 1), cores=2)
+    assert best(costs, wanted, cores=4) == Chosen(processes=1, threads=2)
 
 
 def test_what_is_given_stays():
@@ -39,7 +46,8 @@ def test_what_is_given_stays():
 def test_a_round_takes_its_longer_half_or_all_the_work():
     assert seconds(LIGHT, ROUND, Chosen(1, 1), cores=4) == pytest.approx(0.5)
     assert seconds(LIGHT, ROUND, Chosen(0, 1), cores=4) == pytest.approx(0.55)
-    assert seconds(HEAVY, ROUND, Chosen(2, 2), cores=2) == pytest.approx((50 * 0.2 * 2 + 0.5) / 2)
+    assert seconds(LIGHT, ROUND, Chosen(4, 1), cores=4) == pytest.approx((0.05 + 0.5) / 4)
+    assert seconds(HEAVY, ROUND, Chosen(2, 2), cores=2) == pytest.approx(50 * 0.2 + 0.25)
 
 
 def test_a_choice_is_measured_once_per_question(tmp_path: Path):
@@ -53,9 +61,9 @@ def test_a_choice_is_measured_once_per_question(tmp_path: Path):
         return best(costs, ROUND, cores=2)
 
     for question, times in (({"identity": "a"}, 1), ({"identity": "a"}, 1), ({"identity": "b"}, 2)):
-        assert remembered(tmp_path / "cache", question, measure, choose) == Chosen(1, 2)
+        assert remembered(tmp_path / "cache", question, measure, choose) == Chosen(2, 2)
         assert len(asked) == times
     for path in (tmp_path / "cache").iterdir():
         path.write_text("{")
-    assert remembered(tmp_path / "cache", {"identity": "a"}, measure, choose) == Chosen(1, 2)
+    assert remembered(tmp_path / "cache", {"identity": "a"}, measure, choose) == Chosen(2, 2)
     assert len(asked) == 3
