@@ -40,6 +40,10 @@ class Clock:
         """Whether the last round reached a multiple of `every` environment steps."""
         return self.env_steps // every > self.previous // every
 
+    def will_pass(self, every: int, steps: int) -> bool:
+        """Whether a round of so many steps reaches a multiple of `every`."""
+        return (self.env_steps + steps) // every > self.env_steps // every
+
     def facts(self) -> dict[str, float]:
         return {"env_steps": self.env_steps, "rounds": self.rounds, "seconds": self.tick(), "previous": self.previous}
 
@@ -59,6 +63,11 @@ class Schedule:
     warmup_per_task: int
     ratio: float
     steps_per_round: int  # of every task, all copies together
+
+    @property
+    def env_steps(self) -> int:
+        """Of a round, over all tasks."""
+        return self.steps_per_round * self.spec.num_tasks
 
     def updates(self, env_steps: int) -> int:
         """Updates of the round that begins at `env_steps`, on what the replay held before."""

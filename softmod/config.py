@@ -35,6 +35,7 @@ GROUPS = (
     "algorithm",
     "optimizer",
     "method",
+    "variant",
     "run",
     "workers",
     "fabric",
@@ -73,10 +74,10 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=schema.TrainConfig)
     store.store(name="evaluate_schema", node=schema.EvaluateConfig)
+    store.store(name="report_schema", node=schema.ReportConfig)
     store.store(group="schema/env", name="env", node=schema.EnvConfig)
-    store.store(group="schema/network", name="soft_modular", node=schema.SoftModularConfig)
-    store.store(group="schema/network", name="mlp", node=schema.MLPConfig)
-    store.store(group="schema/network", name="multi_head", node=schema.MultiHeadConfig)
+    for name, node in schema.NETWORKS.items():
+        store.store(group="schema/network", name=name, node=node)
     store.store(group="schema/optimizer", name="adam", node=schema.AdamConfig)
 
 

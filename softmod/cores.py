@@ -77,7 +77,7 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     """How long a round takes: the longer half, or, where cores are short, all the work over all cores.
 
     Several threads of an update wait for one another at every operation. While one of them shares its core with a
-    worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter one is done.
+    worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter is done.
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:

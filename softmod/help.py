@@ -24,6 +24,7 @@ ABOUT = {
     "env": "task sets (python -m softmod.envs lists the tasks)",
     "network": "networks, chosen for network@actor and network@critic",
     "method": "a network for actor and critic with its options: the axis to sweep",
+    "variant": "one difference between the paper and its released code, over any method",
     "run": "how long: steps, batch, replay, cadences",
     "experiment": "a row of the results table; without one: quickstart",
     "sweep": "ablations: several runs under one parent",

@@ -74,6 +74,7 @@ class Log:
         values |= {tracking.physics_faults(task): count for task, count in self.faults.items()}
         if self.system_metrics:
             values |= machine.system_metrics(os.getpid())
+        values[tracking.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self._clear()
         check_numbers(values)
@@ -83,6 +84,7 @@ class Log:
         values = {tracking.success_rate(score.task): score.success_rate for score in scores}
         values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
         values[tracking.SUCCESS_MEAN] = sum(score.success_rate for score in scores) / len(scores)
+        values[tracking.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self.progress.evaluation(clock, scores)
 
@@ -147,12 +149,12 @@ def check_physics(faults: Mapping[str, int]) -> None:
 def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
     """An agent's metrics under their names: vectors are per task, or per routing layer."""
     values: dict[str, float] = {}
-    for key, tensor in metrics.items():
-        numbers = tensor.float().tolist()
-        if key == "routing_entropy":
+    for name, tensor in metrics.items():
+        numbers, key = tensor.float().tolist(), name if "/" in name else f"train/{name}"
+        if key == "train/routing_entropy":
             values |= {tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)}
         elif isinstance(numbers, list):
-            values |= {f"train/{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)}
+            values |= {f"{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)}
         else:
-            values[f"train/{key}"] = numbers
+            values[key] = numbers
     return values

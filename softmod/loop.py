@@ -48,7 +48,8 @@ def train(
         # Learn: meanwhile, on what the replay held before.
         updates = schedule.updates(clock.env_steps)
         before = agent.updates - begun.updates
-        metrics = agent.learn(replay, updates - begun.updates, signals.stopping)
+        logging = clock.will_pass(run.log_every, schedule.env_steps)
+        metrics = agent.learn(replay, updates - begun.updates, signals.stopping, examine=logging)
 
         if agent.updates - before < updates:  # told to stop: the round will be redone
             saver.stop(clock, log, workers.state(), Begun(policy, agent.updates - before))

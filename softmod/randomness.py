@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     EXPLORATION = 2  # task, copy, episode
     BATCH = 3  # update
     UPDATE = 4  # update
+    INSIDE = 5  # update; what is random in a network or in the order of tasks
 
 
 def sequence(seed: int, purpose: Purpose, *address: int) -> np.random.SeedSequence:

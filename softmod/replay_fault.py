@@ -82,6 +82,8 @@ def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list
     live = checkpoint.optimizer_arrays(optimizers)
     checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
     given = checkpoint.arrays(folder, "given")
+    agent.updates = facts["update"] - 1
+    agent.draw()
     metrics = agent.update(Batch(*(given[name] for name in Batch._fields)), given["noise"], given["next_noise"])
     finite = bool(metrics["finite"])
     told = [

@@ -44,6 +44,7 @@ class SoftModularConfig:
     num_modules: int = number(2, low=1)  # n
     module_width: int = number(256, low=1)  # d
     embedding_width: int = number(400, low=1)  # D
+    state_in_routing: bool = True  # the router reads state and task, or the task alone
     gating_layers: int = number(2, low=0)  # 1: an extra gating MLP; 0 is the printed form
     gating_width: int = number(256, low=1)  # 1
     embedding_relu: bool = True  # 2: ReLU on the state embedding before it enters the modules
@@ -52,6 +53,13 @@ class SoftModularConfig:
     head: str = choice("routed", "routed", "sum")  # 5: a routed shared head, or the last modules summed
     routing_feeds: str = choice("probabilities", "probabilities", "logits")  # 7
     init: str = choice("released", "released", "torch")  # 11
+
+
+@dataclass
+class HardRoutingConfig(SoftModularConfig):
+    """The same modules; the router selects one source for each target (after Rosenbaum et al. 2018)."""
+
+    _target_: str = "softmod.networks.hard_routing.HardRouting"
 
 
 @dataclass
@@ -65,13 +73,75 @@ class MLPConfig:
 
 
 @dataclass
-class MultiHeadConfig:
+class MultiHeadConfig(MLPConfig):
     """A shared trunk with one output head per task (MT-MH-SAC)."""
 
     _target_: str = "softmod.networks.multi_head.MultiHead"
-    num_layers: int = number(3, low=1)
-    width: int = number(400, low=1)
-    init: str = choice("released", "released", "torch")
+
+
+@dataclass
+class SingleTaskConfig(MLPConfig):
+    """A network for each task; nothing is shared (single-task SAC)."""
+
+    _target_: str = "softmod.networks.single_task.SingleTask"
+
+
+@dataclass
+class MixedExpertsConfig(MLPConfig):
+    """Whole networks, and a gate that mixes their outputs (Mix-Expert)."""
+
+    _target_: str = "softmod.networks.mixed_experts.MixedExperts"
+    num_experts: int = number(4, low=1)
+    gate_layers: int = number(2, low=1)
+    gate_width: int = number(256, low=1)
+
+
+@dataclass
+class CAREConfig(MLPConfig):
+    """A context that attends to encoders of the state (Sodhani et al. 2021)."""
+
+    _target_: str = "softmod.networks.experts.CARE"
+    num_experts: int = number(6, low=1)
+    encoder_layers: int = number(2, low=0)
+    encoder_width: int = number(50, low=1)
+
+
+@dataclass
+class PaCoConfig(MLPConfig):
+    """Weights composed from shared parameter sets, by a vector per task (Sun et al. 2022)."""
+
+    _target_: str = "softmod.networks.paco.PaCo"
+    num_sets: int = number(5, low=1)
+
+
+@dataclass
+class MOOREConfig(MLPConfig):
+    """A task's mixture of orthogonal experts (Hendawy et al. 2024)."""
+
+    _target_: str = "softmod.networks.experts.MOORE"
+    num_experts: int = number(4, low=1)  # at most width
+
+
+@dataclass
+class FiLMConfig(MLPConfig):
+    """The task scales and shifts every hidden layer (Perez et al. 2018)."""
+
+    _target_: str = "softmod.networks.film.FiLM"
+    embedding_width: int = number(50, low=1)
+
+
+NETWORKS = {
+    "soft_modular": SoftModularConfig,
+    "hard_routing": HardRoutingConfig,
+    "mlp": MLPConfig,
+    "multi_head": MultiHeadConfig,
+    "single_task": SingleTaskConfig,
+    "mixed_experts": MixedExpertsConfig,
+    "care": CAREConfig,
+    "paco": PaCoConfig,
+    "moore": MOOREConfig,
+    "film": FiLMConfig,
+}
 
 
 @dataclass
@@ -86,6 +156,7 @@ class AlgorithmConfig:
     task_weights: str = choice("none", "released", "paper", "none")  # 6
     update_order: str = choice("sequential", "sequential", "released")  # 12
     clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
+    gradient_surgery: str = choice("none", "none", "pcgrad")  # what becomes of the tasks' conflicting gradients
 
 
 @dataclass
@@ -189,3 +260,18 @@ class EvaluateConfig:
     video_episodes: int = number(1, low=1, high=50)  # per task
     output: str | None = None  # null: beside the checkpoint
     allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
+
+
+@dataclass
+class ReportConfig:
+    """Everything that `python -m softmod.report` takes."""
+
+    sweep: str | None = None  # a sweep's parent in MLflow: its id or name
+    runs: list[str] = field(default_factory=list)  # or folders with runs
+    checkpoint: str | None = None  # or a checkpoint, or a run's folder: how its policy uses its modules
+    uri: str | None = None  # the MLflow store; null: as for training
+    output: str = "report"
+    level: float = number(0.8, low=0.0, high=1.0)  # of success, whose environment steps are told
+    episodes: int = number(5, low=1, high=50)  # of each task, to see how modules are used
+    video: bool = False  # of a rollout of each task, with its routes moving beside it
+    allow: list[str] = field(default_factory=list)  # packages of your own that tasks and networks come from

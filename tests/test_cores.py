@@ -31,7 +31,10 @@ def test_updates_get_the_cores_where_they_are_heavy():
 
 def test_two_threads_that_wait_for_a_worker_are_worse_than_one_that_does_not():
     """As measured with the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of learning alone."""
-    costs, wanted = Costs({1: 0.018, 2: 0.0145, 4: 0.0145}, step=0.00055), Round(updates=12.5, env_steps=150, environments=3)
+    costs, wanted = (
+        Costs({1: 0.018, 2: 0.0145, 4: 0.0145}, step=0.00055),
+        Round(updates=12.5, env_steps=150, environments=3),
+    )
     assert seconds(costs, wanted, Chosen(1, 2), cores=2) > seconds(costs, wanted, Chosen(1, 1), cores=2)
     assert best(costs, wanted, cores=4) == Chosen(processes=1, threads=2)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from softmod.agent import losses
+from softmod.agent import conflicts, losses
 from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
 from softmod.agent.whole import Update
 from softmod.networks.network import Network
@@ -22,6 +22,7 @@ from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec
 
 Metrics = dict[str, Tensor]
+ALL = slice(None)  # tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
@@ -42,7 +43,14 @@ class MTSAC(L.LightningModule):
         task_weights: "released", "paper" or "none" (difference 6; Eq. 10).
         update_order: "sequential" (critic, then policy with the new critic, then temperature) or "released" (12).
         clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
+        gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al. 2020).
+
+    Raises:
+        ValueError: gradient surgery on networks whose tasks share nothing.
     """
+
+    indices: Tensor  # of the tasks
+    order: Tensor  # of tasks in gradient surgery, for critics and actor
 
     def __init__(
         self,
@@ -60,16 +68,21 @@ class MTSAC(L.LightningModule):
         task_weights: str = "released",
         update_order: str = "sequential",
         clip_norm: float = 1.0,
+        gradient_surgery: str = "none",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.spec, self.batch_per_task, self.seed = spec, batch_per_task, seed
         self.discount, self.target_smoothing, self.clip_norm = discount, target_smoothing, clip_norm
-        self.task_weights, self.update_order = task_weights, update_order
+        self.task_weights, self.update_order, self.gradient_surgery = task_weights, update_order, gradient_surgery
+        if gradient_surgery != "none" and (actor.independent or critic.independent):
+            raise ValueError(f"gradient_surgery={gradient_surgery}: tasks of {type(actor).__name__} share no weights")
         self.target_entropy = target_entropy_per_action * spec.action_dim
         self.actor, self.critic = actor, critic
         self.target_critic = deepcopy(critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
+        self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
+        self.register_buffer("order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False)
         self.make_optimizers = optimizers
         self.run: Update = self.update  # or another way to run it (softmod.agent.whole)
         self.updates = 0  # ever made
@@ -86,7 +99,9 @@ class MTSAC(L.LightningModule):
         noise: Float[Tensor, "task copy action"] | None = None,
     ) -> Float[Tensor, "task copy action"]:
         """Actions for some of the tasks (None: all); without noise the deterministic ones."""
-        mean, log_std = split(self.actor(obs, tasks)[0])
+        training = self.actor.training
+        mean, log_std = split(self.actor.eval()(obs, tasks)[0])
+        self.actor.train(training)
         return mean.tanh() if noise is None else squash(mean, log_std, noise)[0]
 
     def policy(self) -> dict[str, Tensor]:
@@ -98,10 +113,13 @@ class MTSAC(L.LightningModule):
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def learn(self, replay: Replay, updates: int, stop: Callable[[], bool] = lambda: False) -> Metrics:
+    def learn(
+        self, replay: Replay, updates: int, stop: Callable[[], bool] = lambda: False, examine: bool = False
+    ) -> Metrics:
         """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing.
 
         `stop` is asked before each update; where it says so, the others are left out, and the metrics are not whole.
+        `examine` adds what costs about as much as one more update: how the tasks' gradients agree on the last batch.
         """
         metrics: Metrics = {}
         for _ in range(updates):
@@ -112,7 +130,9 @@ class MTSAC(L.LightningModule):
             metrics = self.training_step(batch, self.updates)
             self.skipped = self._in_a_row(metrics["finite"])
             metrics["skipped_in_a_row"] = self.skipped
-        return metrics | self.routing_entropies(batch.obs) if updates else metrics
+        if not updates:
+            return metrics
+        return metrics | self.routing_entropies(batch.obs) | (self.gradient_agreement() if examine else {})
 
     def _in_a_row(self, finite: Tensor) -> Tensor:
         before = torch.zeros((), device=finite.device) if self.skipped is None else self.skipped
@@ -122,9 +142,18 @@ class MTSAC(L.LightningModule):
         """One update of critics, policy, temperatures and targets; `batch_idx` is Lightning's and not used."""
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
+        self.draw()
         self.updates += 1
         self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
         return self.run(*self.given)
+
+    def draw(self) -> None:
+        """What else is random in the next update: within networks, and the order of tasks in gradient surgery."""
+        draws = torch_generator(self.order.device, self.seed, Purpose.INSIDE, self.updates)
+        for network in (self.actor, self.critic, self.target_critic):
+            network.draw(self.batch_per_task, draws)
+        if self.gradient_surgery != "none":
+            self.order.uniform_(generator=draws)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Of the actor, the critics and the temperatures, in this order; their state exists from the start."""
@@ -195,25 +224,64 @@ class MTSAC(L.LightningModule):
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Losses and gradient norms of each critic; the (clipped) gradient is left on its parameters."""
-        with torch.no_grad():
-            next_action, next_log_prob = squash(*split(self.actor(batch.next_obs)[0]), next_noise)
-            next_q = self._q(self.target_critic, batch.next_obs, next_action)
-            target = losses.critic_target(batch.reward, next_q, next_log_prob, temperature, self.discount)
-        critic_losses = losses.critic_loss(self._q(self.critic, batch.obs, batch.action), target, weight)
-        norms = self._backward(critic_losses.sum(), self.critic)
-        return critic_losses.detach(), norms
+        loss = self._critic_loss(batch, next_noise, temperature, weight)
+        return self._gradient(loss, self.critic, self.order[0])
 
     def _actor_gradient(
         self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of it."""
-        action, log_prob = squash(*split(self.actor(batch.obs)[0]), noise)
+        log_probs: list[Tensor] = []
         self.critic.requires_grad_(False)
-        q = self._q(self.critic, batch.obs, action)
+        loss = self._actor_loss(batch, noise, temperature, weight, log_probs)
+        value, norm = self._gradient(loss, self.actor, self.order[1])
         self.critic.requires_grad_(True)
-        loss = losses.actor_loss(q, log_prob, temperature, weight)
-        norm = self._backward(loss, self.actor)
-        return loss.detach(), norm, log_prob.detach()
+        return value, norm, torch.cat(log_probs) if len(log_probs) > 1 else log_probs[0]
+
+    def _critic_loss(self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor) -> conflicts.Loss:
+        """The critics' losses `[critic]` as a function of the tasks that count."""
+        with torch.no_grad():
+            next_action, next_log_prob = squash(*split(self.actor(batch.next_obs)[0]), next_noise)
+            next_q = self._q(self.target_critic, batch.next_obs, next_action)
+            target = losses.critic_target(batch.reward, next_q, next_log_prob, temperature, self.discount)
+
+        def loss(tasks: slice) -> Tensor:
+            q = self._q(self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks))
+            return losses.critic_loss(q, target[tasks], weight[tasks])
+
+        return loss
+
+    def _actor_loss(
+        self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor, log_probs: list[Tensor]
+    ) -> conflicts.Loss:
+        """The policy's loss as a function of the tasks that count, whose log-probabilities it adds to `log_probs`."""
+
+        def loss(tasks: slice) -> Tensor:
+            obs, indices = batch.obs[tasks], self._indices(tasks)
+            action, log_prob = squash(*split(self.actor(obs, indices)[0]), noise[tasks])
+            log_probs.append(log_prob.detach())
+            q = self._q(self.critic, obs, action, indices)
+            return losses.actor_loss(q, log_prob, temperature[tasks], weight[tasks])
+
+        return loss
+
+    def _indices(self, tasks: slice) -> Tensor | None:
+        return None if tasks == ALL else self.indices[tasks]
+
+    def _gradient(self, loss: conflicts.Loss, network: Network, order: Tensor) -> tuple[Tensor, Tensor]:
+        """A loss, and its gradient on a network's parameters, clipped per member; its norms before, per member.
+
+        Tasks that share nothing are agents of their own: their losses add up, and each one's gradient is clipped.
+        """
+        network.zero_grad()
+        if self.gradient_surgery == "none":
+            value = loss(ALL)
+            self.manual_backward(value.sum() * self.spec.num_tasks if network.independent else value.sum())
+        else:
+            values, gradients = conflicts.task_gradients(loss, network, self.spec.num_tasks)
+            conflicts.set_gradient(network, conflicts.pcgrad(gradients, order))
+            value = values.mean(0)
+        return value.detach(), clip_stacked(list(network.parameters()), network.members, self.clip_norm)
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
@@ -227,15 +295,9 @@ class MTSAC(L.LightningModule):
         step_if(optimizer, finite)
         self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
-    def _backward(self, loss: Tensor, network: Network) -> Tensor:
-        """The gradient of a loss on a network's parameters, clipped per member; its norms before."""
-        network.zero_grad()
-        self.manual_backward(loss)
-        return clip_stacked(list(network.parameters()), network.stack, self.clip_norm)
-
-    def _q(self, critic: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
+    def _q(self, critic: nn.Module, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:
         """`[critic, task, batch]`"""
-        return critic(torch.cat([obs, action], -1)).squeeze(-1)
+        return critic(torch.cat([obs, action], -1), tasks).squeeze(-1)
 
     def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
         targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
@@ -286,6 +348,28 @@ class MTSAC(L.LightningModule):
         """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that do not route."""
         routes = self.actor.routing(obs)
         return {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
+
+    def gradient_agreement(self) -> Metrics:
+        """How the tasks' gradients agree on the last batch, of "actor" and "critic" (softmod.agent.conflicts).
+
+        Nothing for a single task, and for networks whose tasks share nothing.
+        """
+        if self.spec.num_tasks < 2 or self.actor.independent or self.critic.independent:
+            return {}
+        (batch, noise, next_noise), (temperature, weight) = self.given, self._temperature_and_weight()
+        with self._autocast():
+            of = {
+                "actor": (self._actor_loss(batch, noise, temperature, weight, []), self.actor),
+                "critic": (self._critic_loss(batch, next_noise, temperature, weight), self.critic),
+            }
+            told: Metrics = {}
+            for name, (loss, network) in of.items():
+                _, gradients = conflicts.task_gradients(loss, network, self.spec.num_tasks)
+                told |= {
+                    f"gradients/{key}/{name}": value
+                    for key, value in conflicts.agreement(conflicts.cosines(gradients)).items()
+                }
+        return told
 
 
 def entropy(probabilities: Float[Tensor, "*batch source"]) -> Float[Tensor, ""]:

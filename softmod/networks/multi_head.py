@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softmod.networks.mlp import Trunk
 from softmod.networks.network import Network
-from softmod.networks.stacked import StackedLinear
+from softmod.networks.stacked import PerTaskLinear
 
 
 class MultiHead(Network):
@@ -26,13 +26,9 @@ class MultiHead(Network):
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init)
-        self.heads = StackedLinear(stack * num_tasks, width, out_dim, init, kind="head")
+        self.heads = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
 
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        features = self.trunk(x, tasks).unflatten(1, x.shape[:2])  # (stack, task, batch, width)
-        weight, bias = (p.unflatten(0, (self.stack, -1)) for p in (self.heads.weight, self.heads.bias))
-        if tasks is not None:
-            weight, bias = weight.index_select(1, tasks), bias.index_select(1, tasks)
-        return features @ weight + bias  # one product per task: (stack, task, batch, out)
+        return self.heads(self.trunk(x, tasks).unflatten(1, x.shape[:2]), tasks)

@@ -48,7 +48,9 @@ class Router(nn.Module):
             StackedLinear(stack, widths[-1], target * num_modules, init, kind="head") for target in targets
         )
 
-    def forward(self, embedding: Float[Tensor, "stack rows width"]) -> list[Float[Tensor, "stack rows target source"]]:
+    def forward(
+        self, embedding: Float[Tensor, "stack rows width"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack rows target source"]]:
         """Probabilities per routing layer; each target's sum over its sources is 1."""
         for gate in self.gating:
             embedding = gate(embedding.relu_())  # 1: ReLU, linear, ReLU, linear; nobody else reads what goes in
@@ -59,10 +61,16 @@ class Router(nn.Module):
                 logits = output(relu(embedding))  # Eq. 6
             else:
                 logits = output((self.condition[layer - 1](self._read(earlier)) * embedding).relu_())  # Eq. 5
-            route = logits.unflatten(-1, (-1, self.num_modules)).softmax(-1)  # Eq. 7
+            route = self.weigh(layer, logits.unflatten(-1, (-1, self.num_modules)), tasks)
             routes.append(route)
             earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
         return routes
+
+    def weigh(
+        self, layer: int, logits: Float[Tensor, "stack rows target source"], tasks: Int[Tensor, " task"] | None
+    ) -> Float[Tensor, "stack rows target source"]:
+        """The weights of a routing layer's connections."""
+        return logits.softmax(-1)  # Eq. 7
 
     def _read(self, earlier: list[Tensor]) -> Tensor:
         """What the next routing layer is conditioned on."""
@@ -78,9 +86,12 @@ class SoftModular(Network):
         stack: independent copies side by side (1 for an actor, 2 for twin critics).
         num_layers, num_modules, module_width: L >= 2, n, d.
         embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
+        state_in_routing: whether the router sees the state, or the task alone (an ablation of the paper).
         gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
             differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
     """
+
+    router_class = Router
 
     def __init__(
         self,
@@ -93,6 +104,7 @@ class SoftModular(Network):
         num_modules: int = 2,
         module_width: int = 256,
         embedding_width: int = 400,
+        state_in_routing: bool = True,
         gating_layers: int = 2,
         gating_width: int = 256,
         embedding_relu: bool = True,
@@ -104,12 +116,13 @@ class SoftModular(Network):
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.num_modules, self.embedding_relu, self.relu, self.head_kind = num_modules, embedding_relu, relu, head
+        self.state_in_routing = state_in_routing
         n, d, width = num_modules, module_width, embedding_width
         self.state = nn.ModuleList(
             [StackedLinear(stack, in_dim, width, init), StackedLinear(stack, width, width, init)]
         )
         self.task = TaskEmbedding(stack, num_tasks, width, init)
-        self.router = Router(
+        self.router = self.router_class(
             stack,
             num_layers,
             n,
@@ -140,11 +153,12 @@ class SoftModular(Network):
         return [route.unflatten(1, x.shape[:2]) for route in self._embed(x, tasks)[1]]
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """f(s) `[stack, rows, D]` and the routes that f(s) . h(z) leads to."""
+        """f(s) `[stack, rows, D]` and the routes that f(s) . h(z), or h(z) alone, leads to."""
         state = self.state[1](self.state[0](spread(x, self.stack)).relu_())
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
-        embedding = (by_task * self.task(tasks).unsqueeze(2)).flatten(1, 2)
-        return state, self.router(embedding)
+        task = self.task(tasks).unsqueeze(2)
+        embedding = by_task * task if self.state_in_routing else task.expand_as(by_task)
+        return state, self.router(embedding.flatten(1, 2), tasks)
 
     def _base(self, inputs: Tensor, routes: list[Tensor]) -> Tensor:
         """The base network (Eq. 8, 9): `[stack, rows, D]` to `[stack, rows, out]`."""

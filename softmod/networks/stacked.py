@@ -35,6 +35,25 @@ class StackedLinear(nn.Module):
         return f"{stack} x ({fan_in} -> {fan_out})"
 
 
+class PerTaskLinear(nn.Module):
+    """A linear layer of its own for every task: weight `[stack * task, in, out]`, bias `[stack * task, 1, out]`."""
+
+    def __init__(self, stack: int, num_tasks: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden") -> None:
+        super().__init__()
+        self.stack = stack
+        self.weight = nn.Parameter(torch.empty(stack * num_tasks, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.empty(stack * num_tasks, 1, fan_out))
+        fill(self.weight, self.bias, fan_in, fan_out, init, kind)
+
+    def forward(
+        self, x: Float[Tensor, "stack task batch fan_in"], tasks: Int[Tensor, " task"] | None
+    ) -> Float[Tensor, "stack task batch fan_out"]:
+        weight, bias = (p.unflatten(0, (self.stack, -1)) for p in (self.weight, self.bias))
+        if tasks is not None:
+            weight, bias = weight.index_select(1, tasks), bias.index_select(1, tasks)
+        return x @ weight + bias  # one product per task
+
+
 class TaskEmbedding(nn.Module):
     """A linear layer on the one-hot task: a row per task, weight `[stack, task, width]`."""
 

@@ -115,7 +115,7 @@ def _repeat(operation: Operation) -> list[Call]:
     """Calls that write the outputs anew from what the arguments hold then."""
     func, args, kwargs, outputs = operation.function, operation.args, operation.kwargs, operation.outputs
     kernel = KERNELS.get(func)
-    if kernel is not None and set(kwargs) <= {"out", "memory_format"}:
+    if kernel is not None and set(kwargs) <= {"out", "memory_format", "pin_memory"}:
         return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
 
     def call() -> None:
@@ -219,6 +219,30 @@ def _select(out: Array, x: Array, axis: int, index: Array) -> list[Call]:
     return [partial(x.take, index, axis, out, "clip")]  # any other mode buffers
 
 
+def _stack(out: Array, parts: list[Array], axis: int = 0) -> list[Call]:
+    return [partial(np.stack, parts, axis, out)]
+
+
+def _square(out: Array, x: Array, exponent: float) -> list[Call]:
+    return [partial(np.square, x, out) if exponent == 2 else partial(np.power, x, exponent, out)]
+
+
+def _one_over_root(out: Array, x: Array) -> list[Call]:
+    return [partial(np.sqrt, x, out), partial(np.reciprocal, out, out)]
+
+
+def _zeros(out: Array, _: Array) -> list[Call]:
+    return [partial(out.fill, 0.0)]
+
+
+def _argmax(out: Array, x: Array, axis: int, keepdims: bool = False) -> list[Call]:
+    return [lambda: np.argmax(x, axis, out, keepdims=keepdims)]
+
+
+def _scatter(out: Array, x: Array, axis: int, index: Array, value: float) -> list[Call]:
+    return [partial(np.copyto, out, x), partial(np.put_along_axis, out, index, value, axis)]
+
+
 KERNELS: dict[Any, Kernel] = {
     aten.mm.default: _product,
     aten.bmm.default: _product,
@@ -232,7 +256,10 @@ KERNELS: dict[Any, Kernel] = {
     aten.mul_.Tensor: _ufunc(np.multiply),
     aten.add.Tensor: _ufunc(np.add),
     aten.add_.Tensor: _ufunc(np.add),
+    aten.sub.Tensor: _ufunc(np.subtract),
     aten.sum.dim_IntList: _sum,
+    aten.pow.Tensor_Scalar: _square,
+    aten.rsqrt.default: _one_over_root,
     aten.addcmul.default: _multiply_add,
     aten.addcmul_.default: _multiply_add,
     aten.exp.default: _ufunc(np.exp),
@@ -240,5 +267,9 @@ KERNELS: dict[Any, Kernel] = {
     aten._softmax.default: _softmax,
     aten.clone.default: _copy,
     aten.cat.default: _concatenate,
+    aten.stack.default: _stack,
+    aten.zeros_like.default: _zeros,
+    aten.argmax.default: _argmax,
+    aten.scatter.value: _scatter,
     aten.index_select.default: _select,
 }

@@ -26,7 +26,7 @@ SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width"
 def make(network=SoftModular, **options) -> MTSAC:
     """An agent under Fabric, as a run has it."""
     torch.manual_seed(3)
-    sizes = SIZES if network is SoftModular else {"num_layers": 2, "width": 8}
+    sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))

@@ -15,11 +15,11 @@ from softmod.agent.mtsac import MTSAC
 from softmod.agent.whole import Captured, whole_update
 from softmod.errors import ConfigError
 from softmod.networks.mlp import MLP
-from softmod.networks.multi_head import MultiHead
 from softmod.networks.soft_modular import SoftModular
 from softmod.replay import Batch
 from softmod.types import EnvSpec
 from tests.agent.test_mtsac import everything
+from tests.networks.kinds import KINDS
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
 SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
@@ -29,7 +29,7 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
 
 def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True, **options) -> MTSAC:
     torch.manual_seed(3)
-    sizes = SIZES if network is SoftModular else {"num_layers": 2, "width": 8}
+    sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
@@ -58,10 +58,16 @@ def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[
 
 @pytest.mark.bar(15)
 @pytest.mark.parametrize("order", ["sequential", "released"])
-@pytest.mark.parametrize("network", [SoftModular, MLP, MultiHead])
-def test_what_would_be_captured_updates_as_eager_does(order: str, network: type):
-    eager, captured = (make(how, network, update_order=order) for how in ("eager", "captured"))
+@pytest.mark.parametrize(
+    ("network", "surgery"), [(form, "none") for form in KINDS.values()] + [(MLP, "pcgrad"), (SoftModular, "pcgrad")]
+)
+def test_what_would_be_captured_updates_as_eager_does(order: str, network: type, surgery: str):
+    options = {"update_order": order, "gradient_surgery": surgery}
+    eager, captured = (make(how, network, **options) for how in ("eager", "captured"))
     for given in batches(6, broken=3):
+        for agent in (eager, captured):
+            agent.draw()
+            agent.updates += 1
         ours, theirs = captured.run(*given), eager.run(*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softmod.networks.mlp import MLP
-from softmod.networks.multi_head import MultiHead
 from softmod.networks.network import Network
 from softmod.networks.policy import actions
 from softmod.networks.soft_modular import SoftModular
 from softmod.recording import NotRepeatableError
 from softmod.workers import acting
 from softmod.workers.acting import Recorded, Repeated, repeated
+from tests.networks.kinds import KINDS
+from tests.networks.kinds import SMALL as SIZES
 
 TASKS, OBS, ACTION = 4, 6, 3
 
@@ -36,9 +37,7 @@ SMALL = {"num_layers": 3, "num_modules": 3, "module_width": 8, "embedding_width"
 ACTORS = {
     "soft_modular": lambda: actor(SoftModular, **SMALL),
     "before_sum": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"),
-    "mlp": lambda: actor(MLP, width=8),
-    "multi_head": lambda: actor(MultiHead, width=8),
-}
+} | {name: partial(actor, form, **SIZES[name]) for name, form in KINDS.items() if name != "soft_modular"}
 
 
 class Counter(TorchDispatchMode):

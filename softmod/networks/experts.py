@@ -1,0 +1,153 @@
+"""CARE and MOORE: several encoders of the state, whose encodings a task mixes before its network goes on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from softmod.networks.network import Network
+from softmod.networks.stacked import PerTaskLinear, StackedLinear, TaskEmbedding, spread
+
+
+class Encoders(nn.Module):
+    """`num_experts` multi-layer perceptrons on the same input: `[task, batch, in]` to `[stack, expert, rows, width]`.
+
+    ReLU follows every layer but the last.
+    """
+
+    def __init__(self, stack: int, num_experts: int, widths: list[int], init: str) -> None:
+        super().__init__()
+        self.stack, self.members = stack, stack * num_experts
+        self.layers = nn.ModuleList(StackedLinear(stack * num_experts, a, b, init) for a, b in pairwise(widths))
+
+    def forward(self, x: Float[Tensor, "task batch in_dim"]) -> Float[Tensor, "stack expert rows width"]:
+        first, *others = self.layers
+        features = first(spread(x, self.members))
+        for layer in others:
+            features = layer(relu(features))
+        return features.unflatten(0, (self.stack, -1))
+
+
+def mix_by_task(
+    encodings: Float[Tensor, "stack expert rows width"], weights: Float[Tensor, "stack task expert"]
+) -> Float[Tensor, "stack rows width"]:
+    """Each task's own weighted sum of the experts, the same for all of its rows."""
+    by_task = encodings.unflatten(2, (weights.shape[1], -1))  # (stack, expert, task, batch, width)
+    return (by_task * weights.transpose(1, 2)[..., None, None]).sum(1).flatten(1, 2)
+
+
+class CARE(Network):
+    """Contextual attention over encoders (Sodhani et al. 2021).
+
+    `k` encoders read the state (a critic's read the action too); a context made of the task's embedding attends to
+    them; a shared network reads encoding and context. The embedding is learned: the authors begin with a language
+    model's of a description of the task.
+
+    Args:
+        num_experts: k, 6 for MT10 and 10 for MT50.
+        encoder_layers, encoder_width: hidden layers of each encoder; encoding and context are as wide.
+        num_layers, width: of the shared network.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_experts: int = 6,
+        encoder_layers: int = 2,
+        encoder_width: int = 50,
+        num_layers: int = 3,
+        width: int = 400,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.encoders = Encoders(stack, num_experts, [in_dim] + [encoder_width] * (encoder_layers + 1), init)
+        self.task = TaskEmbedding(stack, num_tasks, encoder_width, init)
+        self.context = nn.ModuleList(
+            [StackedLinear(stack, encoder_width, encoder_width, init) for _ in range(encoder_layers)]
+        )
+        self.attention = StackedLinear(stack, encoder_width, num_experts, init, kind="head")
+        widths = [2 * encoder_width] + [width] * num_layers
+        self.hidden = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
+        self.head = StackedLinear(stack, width, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        context = self._context(tasks)
+        encoding = mix_by_task(self.encoders(x), self.attention(context).softmax(-1))
+        rows = context.unsqueeze(2).expand(-1, -1, x.shape[1], -1).flatten(1, 2)
+        features = torch.cat([encoding, rows], -1)
+        for layer in self.hidden:
+            features = relu(layer(features))
+        return self.head(features).unflatten(1, x.shape[:2])
+
+    def routing(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack task batch target source"]]:
+        attention = self.attention(self._context(tasks)).softmax(-1)
+        return [attention[:, :, None, None].expand(-1, -1, x.shape[1], -1, -1)]
+
+    def _context(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
+        context = relu(self.task(tasks))
+        for layer in self.context:
+            context = relu(layer(context))
+        return context
+
+
+class MOORE(Network):
+    """A mixture of orthogonal experts (Hendawy et al. 2024).
+
+    The experts' encodings of a state are made orthonormal by Gram-Schmidt, mixed by a task's weights (which may have
+    any sign and sum), and read by the task's own head after a tanh.
+
+    Args:
+        num_experts: 4 for MT10 and 6 for MT50.
+        num_layers, width: of each expert; the last layer is linear.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_experts: int = 4,
+        num_layers: int = 3,
+        width: int = 400,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.experts = Encoders(stack, num_experts, [in_dim] + [width] * num_layers, init)
+        self.task = TaskEmbedding(stack, num_tasks, num_experts, init, bias=False)
+        self.heads = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        features = mix_by_task(orthonormal(self.experts(x)), self.task(tasks)).tanh()
+        return self.heads(features.unflatten(1, x.shape[:2]), tasks)
+
+
+def orthonormal(
+    vectors: Float[Tensor, "stack expert rows width"], smallest: float = 1e-12
+) -> Float[Tensor, "stack expert rows width"]:
+    """The experts' vectors of each row, made orthonormal in their order (Gram-Schmidt, as modified for accuracy).
+
+    One that lies in the span of those before it comes out as nearly zero instead of something arbitrary.
+    """
+    basis: list[Tensor] = []
+    for vector in vectors.unbind(1):
+        rest = vector
+        for unit in basis:
+            rest = rest - (rest * unit).sum(-1, keepdim=True) * unit
+        basis.append(rest * (rest.square().sum(-1, keepdim=True) + smallest).rsqrt())
+    return torch.stack(basis, 1)

@@ -1,0 +1,51 @@
+"""FiLM (Perez et al. 2018): the task's embedding scales and shifts every hidden layer of one shared network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from softmod.networks.network import Network
+from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
+
+
+class FiLM(Network):
+    """`relu((1 + gamma(z)) * (W x + b) + beta(z))` in every hidden layer; gamma and beta start near 0.
+
+    Args:
+        num_layers, width: of the shared network.
+        embedding_width: of the task's embedding, from which a linear layer makes all gammas and betas.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_layers: int = 3,
+        width: int = 400,
+        embedding_width: int = 50,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        widths = [in_dim] + [width] * num_layers
+        self.hidden = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
+        self.task = TaskEmbedding(stack, num_tasks, embedding_width, init)
+        self.modulation = StackedLinear(stack, embedding_width, 2 * num_layers * width, init, kind="head")
+        self.head = StackedLinear(stack, width, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        both = self.modulation(relu(self.task(tasks))).unflatten(-1, (len(self.hidden), 2, 1, -1))
+        features = spread(x, self.stack)
+        for layer, modulation in zip(self.hidden, both.unbind(2), strict=True):
+            gamma, beta = modulation.unbind(2)  # (stack, task, 1, width)
+            by_task = layer(features).unflatten(1, x.shape[:2])
+            features = relu(by_task * (1.0 + gamma) + beta).flatten(1, 2)
+        return self.head(features).unflatten(1, x.shape[:2])

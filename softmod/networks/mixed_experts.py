@@ -1,0 +1,56 @@
+"""Mix-Expert: whole networks side by side, and a gate that mixes their outputs (Yang et al. 2020, baselines)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softmod.networks.mixing import mix
+from softmod.networks.mlp import Trunk
+from softmod.networks.network import Network
+from softmod.networks.stacked import StackedLinear
+
+
+class MixedExperts(Network):
+    """`num_experts` networks like MT-SAC's; a gate reads state and task and weighs what comes out of them.
+
+    Args:
+        num_experts: whole networks, 4 in the paper.
+        num_layers, width: of each expert.
+        gate_layers, gate_width: hidden layers of the gate, which ends in a softmax over experts.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_experts: int = 4,
+        num_layers: int = 3,
+        width: int = 400,
+        gate_layers: int = 2,
+        gate_width: int = 256,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.trunks = Trunk(in_dim, num_tasks, stack * num_experts, num_layers, width, init)
+        self.heads = StackedLinear(stack * num_experts, width, out_dim, init, kind="head")
+        self.gate_trunk = Trunk(in_dim, num_tasks, stack, gate_layers, gate_width, init)
+        self.gate = StackedLinear(stack, gate_width, num_experts, init, kind="head")  # starts nearly uniform
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        outputs = self.heads(self.trunks(x, tasks)).unflatten(0, (self.stack, -1))  # (stack, expert, rows, out)
+        mixed = mix(outputs, self._gate(x, tasks)).squeeze(1)
+        return mixed.unflatten(1, x.shape[:2])
+
+    def routing(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack task batch target source"]]:
+        return [self._gate(x, tasks).unflatten(1, x.shape[:2])]
+
+    def _gate(self, x: Tensor, tasks: Tensor | None) -> Float[Tensor, "stack rows 1 expert"]:
+        return self.gate(self.gate_trunk(x, tasks)).softmax(-1).unsqueeze(2)

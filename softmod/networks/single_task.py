@@ -1,0 +1,42 @@
+"""Single-task SAC's network: nothing is shared, every weight has a task axis."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from softmod.networks.network import Network
+from softmod.networks.stacked import PerTaskLinear
+
+
+class SingleTask(Network):
+    """A multi-layer perceptron for each task, side by side: one independent agent per task, in one run."""
+
+    independent = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_layers: int = 3,
+        width: int = 400,
+        init: str = "released",
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        widths = [in_dim] + [width] * num_layers
+        self.hidden = nn.ModuleList(PerTaskLinear(stack, num_tasks, a, b, init) for a, b in pairwise(widths))
+        self.head = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        features = x.expand(self.stack, *x.shape)
+        for layer in self.hidden:
+            features = relu(layer(features, tasks))
+        return self.head(features, tasks)

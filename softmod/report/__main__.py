@@ -1,0 +1,53 @@
+"""`python -m softmod.report`: tables and figures of many runs, with intervals, as a page; into MLflow too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from softmod import config
+from softmod.errors import ConfigError, SoftmodError
+from softmod.schema import ReportConfig
+from softmod.train import tell
+
+USAGE = """usage: python -m softmod.report sweep=PARENT | runs=[FOLDER,...] | checkpoint=FOLDER [KEY=VALUE ...]
+
+  sweep=PARENT         a sweep in MLflow, by its parent run's id or name; the report is logged to the parent too
+  runs=[FOLDER,...]    run folders, or folders with some of them inside: reads their journals, no MLflow
+  checkpoint=FOLDER    a checkpoint or a run's folder: how its policy uses its modules
+  output=report        the folder for report.html, figures and tables (CSV, LaTeX)
+  level=0.8            the mean success whose environment steps are told
+  episodes=5           episodes of each task, with checkpoint=
+  video=false          with checkpoint=: an mp4 per task, the routes moving beside the robot
+  uri=null             the MLflow store; null: MLFLOW_TRACKING_URI, or mlflow.db here
+  allow=[]             packages of your own that tasks and networks come from"""
+
+
+def main() -> None:
+    """The command; exits with the codes of docs/exit_codes.md."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Check the command line, write the report; the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        if flags := [argument for argument in arguments if argument.startswith("-")]:
+            raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
+        cfg: ReportConfig = config.typed(config.compose(arguments, "report"))
+        if sum(map(bool, (cfg.sweep, cfg.runs, cfg.checkpoint))) != 1:
+            raise ConfigError("sweep, runs, checkpoint: give one of them; --help tells what each reads")
+        from softmod.report.report import report
+
+        print(f"written: {report(cfg, Path(cfg.output))}")
+    except KeyboardInterrupt:
+        return 130
+    except SoftmodError as error:
+        return tell(error)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

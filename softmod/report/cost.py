@@ -1,0 +1,66 @@
+"""What a method costs, counted and not timed: parameters, and floating point operations of one update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from softmod.config import build
+from softmod.errors import SoftmodError
+from softmod.experiment import make_agent, networks
+from softmod.replay import Batch
+from softmod.replay_fault import configuration
+from softmod.report.runs import Run
+from softmod.schema import TrainConfig
+from softmod.types import EnvSpec, TaskSuite
+
+logger = logging.getLogger(__name__)
+
+
+class Cost(NamedTuple):
+    """Of a method on a task set."""
+
+    actor: int  # parameters
+    critics: int  # parameters, both critics, without targets
+    gflop: float  # of one update, forward and backward, products alone
+
+
+def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
+    """The cost of a run's method; None, and a word, where its networks cannot be built here."""
+    try:
+        cfg = configuration({"config": nested(run.config)}, allow)
+        suite: TaskSuite = build(cfg.env, cfg.allow, "env")
+        return of(cfg, suite.spec)
+    except SoftmodError as error:
+        logger.warning("%s: parameters and FLOP are left out (%s)", run.source, error)
+        return None
+
+
+def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
+    """Count by making one update on made-up data."""
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    cfg.fabric.compile = "eager"
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
+    rows = (spec.num_tasks, cfg.run.batch_per_task)
+    obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
+    action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)
+    with FlopCounterMode(display=False) as counter:
+        agent.update(Batch(obs, action.tanh(), torch.randn(rows), next_obs), noise, next_noise)
+    return Cost(agent.actor.num_parameters(), agent.critic.num_parameters(), counter.get_total_flops() / 1e9)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as mappings within mappings."""
+    made: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = made
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return made

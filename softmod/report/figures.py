@@ -1,0 +1,233 @@
+"""The figures of a report. A method has the same colour in all of them, told apart with any colour vision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from softmod.figures import PALETTE, STYLES
+from softmod.report.runs import Comparison, Curve, Group
+from softmod.report.statistics import by_seed, improvement, interval, iqm
+
+METHODS = ("soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
+           "soft_modular_deep", "care", "paco", "moore", "film", "pcgrad", "soft_modular_paper")  # fmt: skip
+LOOKS = [(color, style) for style in STYLES for color in PALETTE]
+POINTS = 200  # of a curve
+
+Look = tuple[str, str]  # colour and line style
+
+
+def looks(groups: Sequence[Group]) -> dict[str, Look]:
+    """Each label's colour and line style: a known method's own, where two share a method the next free one."""
+    made: dict[str, Look] = {}
+    for group in groups:
+        known = next((name for name in (group.method, group.method.removesuffix("_small")) if name in METHODS), None)
+        order = LOOKS if known is None else [LOOKS[METHODS.index(known)], *LOOKS[len(METHODS) :], *LOOKS]
+        made[group.label] = next((look for look in order if look not in made.values()), order[0])
+    return made
+
+
+# --- on a sheet of paper ----------------------------------------------------------------------------------------------
+
+
+def sheet(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path)
+    return path
+
+
+# --- success ----------------------------------------------------------------------------------------------------------
+
+
+def intervals(comparison: Comparison, path: Path) -> Path:
+    """IQM over seeds of the task mean, one line per method, with its interval and the seeds as dots."""
+    groups = comparison.groups
+    figure, axes = sheet(height=1.2 + 0.45 * len(groups))
+    colors = looks(groups)
+    for place, group in enumerate(reversed(groups)):
+        estimate, color = interval(iqm, by_seed(group.scores())), colors[group.label][0]
+        axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35)
+        axes.plot([estimate.value] * 2, [place - 0.28, place + 0.28], color=color, linewidth=2.5)
+        axes.plot(by_seed(group.scores())[:, 0], [place] * len(group.runs), "o", color=color, markersize=3.5)
+    axes.set_yticks(range(len(groups)), [group.label for group in reversed(groups)])
+    axes.set_xlabel("success, IQM over seeds of the task mean, 95 % interval; dots are seeds")
+    axes.set_xlim(-0.02, 1.02)
+    axes.grid(axis="x", alpha=0.25)
+    return save(figure, path)
+
+
+def heat_map(comparison: Comparison, path: Path) -> Path:
+    """Success per method and task, mean over seeds."""
+    values = np.stack([group.scores().mean(0) for group in comparison.groups])
+    rows, columns = [group.label for group in comparison.groups], [name_of(task) for task in comparison.tasks]
+    return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
+
+
+def improvement_matrix(comparison: Comparison, path: Path) -> Path:
+    """The probability that the row's method does better than the column's."""
+    groups = comparison.groups
+    values = np.array([[improvement(a.scores(), b.scores()).value for b in groups] for a in groups])
+    names = [group.label for group in groups]
+    title = "probability that the row does better than the column"
+    return matrix(values, names, names, title, path, low=0.0, high=1.0, map_name="PuOr")
+
+
+def matrix(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    path: Path,
+    low: float,
+    high: float,
+    map_name: str,
+) -> Path:
+    """A matrix in colours, with its numbers where they can be read."""
+    figure, axes = sheet(2.5 + 0.62 * len(columns), 2.2 + 0.42 * len(rows))
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=map_name, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    if values.size <= 300:
+        for row, column in np.ndindex(*values.shape):
+            value = values[row, column]
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            color = "white" if dark else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(image, ax=axes, label=title)
+    return save(figure, path)
+
+
+def name_of(task: str) -> str:
+    return task.removesuffix("-v3")
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
+    """Mean success over environment steps or over hours of training: IQM over seeds, 95 % bootstrap bands."""
+    x_label = "training time in hours" if over_time else "environment steps, all tasks"
+    scale = 1 / 3600 if over_time else 1.0
+
+    def curves(group: Group) -> list[Curve]:
+        return [run.curve_over_time() if over_time else run.curve() for run in group.runs]
+
+    return bands(comparison.groups, curves, x_label, "success rate, mean of tasks", path, scale, (-0.02, 1.02))
+
+
+def metric_curves(
+    comparison: Comparison, names: Callable[[Group], dict[str, str]], label: str, path: Path, mark: float | None = None
+) -> Path | None:
+    """Metrics over environment steps, one line per group and metric (`names`: metric -> what to call it).
+
+    None where no run has them.
+    """
+    figure, axes = sheet()
+    colors, drawn = looks(comparison.groups), False
+    for group in comparison.groups:
+        for (metric, what), style in zip(names(group).items(), itertools.cycle(STYLES), strict=False):
+            grid, values = on_a_grid([run.curve(metric) for run in group.runs])
+            if len(grid):
+                drawn = True
+                title = f"{group.label}, {what}" if what else group.label
+                axes.plot(grid, values.mean(0), color=colors[group.label][0], linestyle=style, label=title)
+    if not drawn:
+        return None
+    if mark is not None:
+        axes.axhline(mark, color="grey", linewidth=0.8)
+    axes.set_xlabel("environment steps, all tasks")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return save(figure, path)
+
+
+def bands(
+    groups: Sequence[Group],
+    curves: Callable[[Group], list[Curve]],
+    x_label: str,
+    y_label: str,
+    path: Path,
+    scale: float,
+    limits: tuple[float, float],
+) -> Path:
+    """A line and a band for each group, where all of its seeds have values."""
+    figure, axes = sheet()
+    colors = looks(groups)
+    for group in groups:
+        grid, values = on_a_grid(curves(group))
+        color, style = colors[group.label]
+        if len(grid) == 0:
+            continue
+        drawn = np.stack([iqm(part.T[..., None]) for part in resampled_seeds(values)])
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+        axes.fill_between(grid * scale, low, high, color=color, alpha=0.15, linewidth=0)
+        label = f"{group.label} ({len(group.runs)})"
+        marker = "o" if len(grid) == 1 else ""
+        axes.plot(grid * scale, iqm(values.T[..., None]), color=color, linestyle=style, marker=marker, label=label)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(*limits)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="method (seeds)")
+    return save(figure, path)
+
+
+def resampled_seeds(values: NDArray[np.float64], resamples: int = 300) -> NDArray[np.float64]:
+    """Whole curves `[seed, point]` drawn anew with replacement: `[resample, seed, point]`."""
+    rows = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    return values[rows]
+
+
+def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Curves on common points, `[point]` and `[seed, point]`, between the last beginning and the first end."""
+    arrays = [np.array(curve) for curve in curves if curve]
+    if not arrays:
+        return np.empty(0), np.empty((0, 0))
+    low, high = max(array[0, 0] for array in arrays), min(array[-1, 0] for array in arrays)
+    if high < low:
+        return np.empty(0), np.empty((0, 0))
+    grid = np.linspace(low, high, POINTS) if high > low else np.array([low])
+    return grid, np.stack([np.interp(grid, array[:, 0], array[:, 1]) for array in arrays])
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> Path | None:
+    """Parameters of actor and critics against success; None where sizes do not differ."""
+    if len(set(parameters.values())) < 2:
+        return None
+    figure, axes = sheet()
+    colors = looks(comparison.groups)
+    for group in comparison.groups:
+        if group.label in parameters:
+            estimate, color, x = interval(iqm, by_seed(group.scores())), colors[group.label][0], parameters[group.label]
+            axes.plot([x, x], [estimate.low, estimate.high], color=color, alpha=0.4, linewidth=4)
+            axes.plot([x], [estimate.value], "o", color=color, label=group.label)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters, actor and critics")
+    axes.set_ylabel("success, IQM over seeds of the task mean")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return save(figure, path)

@@ -1,0 +1,73 @@
+"""Videos of rollouts with the routing graph of each moment beside the robot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from softmod.errors import WorkerError
+from softmod.figures import PALETTE
+from softmod.policy import TrainedPolicy
+from softmod.report.figures import name_of
+from softmod.report.routing import Layer, draw_graph
+from softmod.video import AFTER_SUCCESS, EVERY, FRAMES_PER_SECOND
+
+Image = NDArray[np.uint8]
+INCHES = 4.8  # of the graph, at 100 dots
+
+
+def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]:
+    """`routes_<task>.mp4` for each task, one rollout; the paths, as they are written.
+
+    Raises:
+        WorkerError: the video extra is not installed, or nothing can be rendered here.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
+    for index, task in enumerate(policy.tasks):
+        path = folder / f"routes_{task}.mp4"
+        frames = np.stack(list(play(policy, index, goal)))
+        imageio.imwrite(path, frames, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2)
+        yield path
+
+
+def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
+    """An episode's frames, robot and graph side by side, until a moment after success or the horizon."""
+    env, until = policy.suite.make(task, render=True), policy.suite.spec.horizon
+    try:
+        obs = env.reset(policy.suite.goals(task)[goal])
+        for step in range(until):
+            if step % EVERY == 0:
+                layers = [np.asarray(layer, np.float64) for layer in policy.routing(obs, task)]
+                yield beside(env.render(), graph(layers, policy.tasks[task], PALETTE[task % len(PALETTE)]))
+            if step >= until:
+                return
+            obs, _, success = env.step(policy.act(obs, task))
+            if success:
+                until = min(until, step + AFTER_SUCCESS)
+    finally:
+        env.close()
+
+
+def graph(layers: list[Layer], task: str, color: str) -> Image:
+    """The graph of one moment, `[height, width, 3]`."""
+    figure = Figure(figsize=(INCHES, INCHES), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    draw_graph(figure.add_axes((0.02, 0.02, 0.96, 0.88)), layers, color)
+    figure.suptitle(name_of(task))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def beside(left: Image, right: Image) -> Image:
+    """Two pictures in one, the lower one padded with white below."""
+    height = max(len(left), len(right))
+    padded = [np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)), constant_values=255) for image in (left, right)]
+    return np.concatenate(padded, 1)

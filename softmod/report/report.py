@@ -1,0 +1,149 @@
+"""From runs to a page: what is compared, with what, and in which order it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from softmod import checkpoint
+from softmod.errors import ConfigError
+from softmod.mlflow_store import prepare_environment, store_uri
+from softmod.report import cost, figures, routing, tables
+from softmod.report.page import Page, budget_line, protocol_line
+from softmod.report.runs import Comparison, Group, Run, comparisons, from_folders, from_mlflow
+from softmod.schema import ReportConfig
+from softmod.tracking import routing_entropy
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+MOST_LAYERS = 8
+
+
+def report(cfg: ReportConfig, output: Path) -> Path:
+    """Write the report of a sweep or of run folders; the page.
+
+    Raises:
+        ConfigError: no such sweep or folder, no finished run, or the output cannot be written.
+    """
+    parent = None
+    if cfg.checkpoint:
+        return report_routing(cfg, cfg.checkpoint, output)
+    if cfg.sweep:
+        prepare_environment()
+        uri = store_uri(cfg.uri)
+        parent, runs = from_mlflow(uri, cfg.sweep)
+    else:
+        runs = from_folders(cfg.runs)
+    found = comparisons(runs)
+    with checkpoint.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        page = write(cfg, found, runs, output)
+    if parent:
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(uri).log_artifacts(parent, str(output), "report")
+    return page
+
+
+def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
+    """How a checkpoint's policy uses its modules; the page.
+
+    Raises:
+        CheckpointError: nothing valid there.
+        ConfigError: its network does not route, its classes are not allowed, or the output cannot be written.
+    """
+    from softmod.policy import load
+
+    policy = load(path, cfg.allow)
+    rollouts = routing.roll_out(policy, cfg.episodes)
+    if not rollouts:
+        raise ConfigError(f"checkpoint={path}: its network does not route")
+    with checkpoint.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        page = Page(f"Routing of {path}", output)
+        page.text(f"{cfg.episodes} episodes of each task with the deterministic policy, up to success or the horizon.")
+        page.picture(routing.graphs(rollouts, output / "graphs.png"), "Connections by mean probability, per task")
+        if len(rollouts) > 1:
+            page.picture(routing.similarity_figure(rollouts, output / "similarity.png"), "What tasks have in common")
+        page.picture(routing.task_map(rollouts, output / "map.png"), "Routing of states, coloured by task")
+        if cfg.video:
+            from softmod.report.moving import videos
+
+            for video in videos(policy, output):
+                page.link(video, video.name)
+        return page.write()
+
+
+def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path) -> Path:
+    """All comparisons, one after the other, and the published figures."""
+    page = Page(f"softmod report: {cfg.sweep or ', '.join(cfg.runs)}", output)
+    if len(found) > 1:
+        page.note(
+            f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon, evaluation). "
+            "Success under different protocols is not comparable: each has a section of its own, nothing is mixed."
+        )
+    for number, comparison in enumerate(found, 1):
+        folder = output if len(found) == 1 else output / f"protocol_{number}"
+        folder.mkdir(exist_ok=True)
+        part = page if len(found) == 1 else Page(f"{page.title}, protocol {number}", folder)
+        tell(part, comparison, cfg)
+        if part is not page:
+            page.heading(f"Protocol {number}")
+            page.text(protocol_line(comparison))
+            page.link(part.write(), f"{len(comparison.groups)} methods")
+    page.heading("Published figures")
+    page.note("Measured by others, under other protocols: to be stood beside, not compared with to the point.")
+    page.table(tables.published(yaml.safe_load(PUBLISHED.read_text())))
+    return page.write()
+
+
+def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
+    """One comparison: success, learning, tasks, cost, routing, interference."""
+    folder, costs = page.folder, _costs(comparison, cfg.allow)
+    page.heading("Protocol")
+    page.text(protocol_line(comparison))
+    page.text(budget_line(comparison))
+    for line in comparison.left_out:
+        page.note(f"Left out: {line}")
+    page.heading("Success")
+    page.table(tables.success(comparison))
+    page.picture(figures.intervals(comparison, folder / "success.png"), "Success per method, with intervals")
+    page.table(tables.per_task(comparison))
+    page.picture(figures.heat_map(comparison, folder / "tasks.png"), "Success per method and task, mean over seeds")
+    if len(comparison.groups) > 1:
+        page.heading("Who does better")
+        page.table(tables.improvements(comparison))
+        page.picture(figures.improvement_matrix(comparison, folder / "improvement.png"), "Probability of improvement")
+    page.heading("Learning")
+    for over_time, name in ((False, "curves"), (True, "curves_over_time")):
+        path = figures.learning_curves(comparison, folder / f"{name}.png", over_time)
+        page.picture(path, "Success over " + ("training time" if over_time else "environment steps") + ", 95 % bands")
+    page.heading("Efficiency and cost")
+    page.table(tables.efficiency(comparison, cfg.level, lambda group: costs.get(group.label)))
+    sizes = {label: one.actor + one.critics for label, one in costs.items()}
+    page.picture(figures.capacity(comparison, sizes, folder / "capacity.png"), "Success against parameters")
+    inside(page, comparison)
+
+
+def inside(page: Page, comparison: Comparison) -> None:
+    """What goes on within the networks over training, where runs have told it."""
+    entropy = {routing_entropy(layer): f"layer {layer}" for layer in range(1, MOST_LAYERS + 1)}
+    label = "entropy of routing, nats"
+    entropies = figures.metric_curves(comparison, lambda group: entropy, label, page.folder / "entropy.png")
+    label = "cosine between tasks' gradients, mean over pairs"
+    cosines = figures.metric_curves(comparison, _cosines, label, page.folder / "interference.png", mark=0.0)
+    if entropies or cosines:
+        page.heading("Inside")
+    page.picture(entropies, "Entropy of the routing probabilities, mean over states and tasks")
+    page.picture(cosines, "How the tasks' gradients agree: below zero they conflict")
+
+
+def _cosines(group: Group) -> dict[str, str]:
+    return {f"gradients/mean_cosine/{network}": network for network in ("actor", "critic")}
+
+
+def _costs(comparison: Comparison, allow: Sequence[str]) -> dict[str, cost.Cost]:
+    counted: dict[str, Any] = {group.label: cost.of_run(group.runs[0], allow) for group in comparison.groups}
+    return {label: one for label, one in counted.items() if one}

@@ -1,0 +1,142 @@
+"""How the modules are used: a policy's routing probabilities over rollouts, as graphs, similarities and a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from softmod.figures import PALETTE
+from softmod.policy import TrainedPolicy
+from softmod.report.figures import matrix, name_of, save, sheet
+
+Layer = NDArray[np.float64]  # [target, source], or [step, target, source]
+
+STATES = 200  # of each task, at most, on the map
+MARKERS = "osD^vP*X<>"
+
+
+@dataclass
+class Rollouts:
+    """The routing of some episodes of one task."""
+
+    task: str
+    layers: list[Layer]  # [step, target, source] per routing layer
+    successes: int
+    episodes: int
+
+    def vectors(self) -> NDArray[np.float64]:
+        """All probabilities side by side, `[step, number]`."""
+        return np.concatenate([layer.reshape(len(layer), -1) for layer in self.layers], 1)
+
+    def means(self) -> list[Layer]:
+        return [layer.mean(0) for layer in self.layers]
+
+
+def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
+    """Some episodes of each task with the deterministic policy, on its first goals; empty if it does not route."""
+    made = []
+    for index, task in enumerate(policy.tasks):
+        played = [policy.episode(index, goal) for goal in range(min(episodes, len(policy.suite.goals(index))))]
+        states = np.concatenate([obs for obs, _ in played])
+        layers = [np.asarray(layer, np.float64) for layer in policy.routing(states, index)]
+        if not layers:
+            return []
+        made.append(Rollouts(task, layers, sum(success for _, success in played), len(played)))
+    return made
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+
+def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
+    """The routing graph of every task: modules as dots, connections as wide as they are probable on average."""
+    columns = min(5, len(rollouts))
+    rows = -(-len(rollouts) // columns)
+    figure = Figure(figsize=(2.9 * columns, 2.7 * rows + 0.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (axes, one) in enumerate(
+        zip(figure.subplots(rows, columns, squeeze=False).flat, rollouts, strict=False)
+    ):
+        draw_graph(axes, one.means(), PALETTE[place % len(PALETTE)])
+        axes.set_title(f"{name_of(one.task)} ({one.successes} of {one.episodes} solved)", fontsize=9)
+    for axes in list(figure.axes)[len(rollouts) :]:
+        axes.set_visible(False)
+    figure.supxlabel("routing probabilities, mean over episodes; left to right: layers of modules, output", fontsize=8)
+    return save(figure, path)
+
+
+def draw_graph(axes: Axes, layers: Sequence[Layer], color: str) -> None:
+    """One graph: edges from source to target by probability, per layer; the number stands at those above uniform."""
+    counts = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+    places = [_column(x, count) for x, count in enumerate(counts)]
+    for (sources, targets), layer in zip(pairwise(places), layers, strict=True):
+        for target, source in np.ndindex(*layer.shape):
+            probability = float(layer[target, source])
+            (x0, y0), (x1, y1) = sources[source], targets[target]
+            axes.plot([x0, x1], [y0, y1], color=color, linewidth=0.3 + 5.0 * probability, alpha=0.1 + 0.8 * probability,
+                      solid_capstyle="round", zorder=1)  # fmt: skip
+            if probability > 1.2 / layer.shape[1]:
+                axes.text(x0 + 0.3 * (x1 - x0), y0 + 0.3 * (y1 - y0), f"{probability:.2f}", fontsize=6, zorder=3)
+    for column in places:
+        axes.plot(*zip(*column, strict=True), "o", color="white", markeredgecolor="#333333", markersize=9, zorder=2)
+    axes.set_xlim(-0.3, len(counts) - 0.7)
+    axes.set_ylim(-1.25, 1.25)
+    axes.set_axis_off()
+
+
+def _column(x: int, count: int) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for y in (np.linspace(1, -1, count) if count > 1 else [0.0])]
+
+
+# --- tasks beside one another -----------------------------------------------------------------------------------------
+
+
+def similarity(rollouts: Sequence[Rollouts]) -> NDArray[np.float64]:
+    """`[task, task]`: 1 minus the total variation distance of mean routes, a mean over targets and layers.
+
+    1 means the same routes on average, 0 routes that share no source.
+    """
+    means = [one.means() for one in rollouts]
+    return np.array([[1.0 - _distance(a, b) for b in means] for a in means])
+
+
+def _distance(ours: Sequence[Layer], theirs: Sequence[Layer]) -> float:
+    per_target = [0.5 * np.abs(a - b).sum(-1) for a, b in zip(ours, theirs, strict=True)]
+    return float(np.concatenate(per_target).mean())
+
+
+def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
+    names, values = [name_of(one.task) for one in rollouts], similarity(rollouts)
+    low = float(np.floor(values.min() * 20) / 20)
+    return matrix(values, names, names, "share of routing in common", path, low, 1.0, "viridis")
+
+
+def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
+    """t-SNE of the concatenated routing probabilities, a dot for each state, coloured by task (the paper's Figure)."""
+    from sklearn.manifold import TSNE
+
+    rng = np.random.default_rng(seed)
+    chosen = [one.vectors()[np.sort(rng.permutation(len(one.layers[0]))[:STATES])] for one in rollouts]
+    states = np.concatenate(chosen)
+    perplexity = min(30.0, (len(states) - 1) / 3)
+    plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states)
+    figure, axes = sheet(7.0, 5.0)
+    begin = 0
+    for place, (one, vectors) in enumerate(zip(rollouts, chosen, strict=True)):
+        part = plane[begin : begin + len(vectors)]
+        begin += len(vectors)
+        color, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE) % len(MARKERS)]
+        axes.plot(part[:, 0], part[:, 1], marker, color=color, markersize=3.5, alpha=0.7, label=name_of(one.task))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("t-SNE of routing probabilities; distances between far groups mean nothing")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return save(figure, path)

@@ -1,0 +1,247 @@
+"""The runs of a report: read from journals or from MLflow, sorted by protocol and by method, never mixed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from softmod.errors import ConfigError
+from softmod.record import JOURNAL, Record
+from softmod.tracking import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
+
+PROTOCOL = {  # what makes success rates comparable, as people call it
+    "env.tasks": "tasks",
+    "env.goals": "goals",
+    "env.goal_seed": "goal seed",
+    "env.reward": "reward",
+    "env.horizon": "horizon",
+    "run.final_eval_goals": "evaluation goals per task",
+}
+NOT_METHOD = ("seed", "name", "allow", "tracking.", "env.", "workers.", "fabric.", "run.folder", "run.resume",
+              "run.steps_per_task", "run.max_minutes", "run.eval_", "run.final_eval_goals", "run.save_every",
+              "run.log_every", "network.", "sweep.")  # fmt: skip
+FINISHED = "FINISHED"
+
+Curve = list[tuple[float, float]]
+
+
+@dataclass
+class Run:
+    """What a run says: its configuration (dotted keys) and its metrics (name -> step -> value)."""
+
+    source: str  # where it was read: a folder, or MLflow's id
+    status: str
+    config: dict[str, Any]
+    values: Mapping[str, Mapping[int, float]] = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.config["env.tasks"])
+
+    @property
+    def protocol(self) -> tuple[tuple[str, Any], ...]:
+        """What has to be equal for two runs to be compared."""
+        return tuple((key, _frozen(self.config.get(key))) for key in PROTOCOL)
+
+    def success(self) -> NDArray[np.float64]:
+        """Of the last evaluation, per task."""
+        return np.array([self._last(success_rate(task)) for task in self.tasks])
+
+    def curve(self, name: str = SUCCESS_MEAN) -> Curve:
+        """A metric over environment steps."""
+        return [(float(step), value) for step, value in sorted(self.values.get(name, {}).items())]
+
+    def curve_over_time(self, name: str = SUCCESS_MEAN) -> Curve:
+        """A metric over the seconds of training; those values whose time is known."""
+        seconds = self.values.get(TRAINING_SECONDS, {})
+        return [(seconds[int(step)], value) for step, value in self.curve(name) if int(step) in seconds]
+
+    def mean_of(self, name: str) -> float:
+        """A metric's mean over the run; NaN where there is none."""
+        values = [value for value in self.values.get(name, {}).values() if math.isfinite(value)]
+        return sum(values) / len(values) if values else math.nan
+
+    def _last(self, name: str) -> float:
+        steps = self.values.get(name)
+        if not steps:
+            raise ConfigError(f"{self.source}: no evaluation in it ({name})")
+        return steps[max(steps)]
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only."""
+
+    label: str
+    method: str
+    runs: list[Run]
+
+    def scores(self) -> NDArray[np.float64]:
+        """Success of the last evaluations `[seed, task]`."""
+        return np.stack([run.success() for run in self.runs])
+
+
+@dataclass
+class Comparison:
+    """All groups of one protocol."""
+
+    protocol: dict[str, Any]
+    groups: list[Group]
+    left_out: list[str] = field(default_factory=list)  # runs that do not count, and why
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.groups[0].runs[0].tasks
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def from_folders(patterns: Iterable[str]) -> list[Run]:
+    """The runs whose folders match.
+
+    Raises:
+        ConfigError: nothing matches.
+    """
+    runs = []
+    for pattern in patterns:
+        top = Path(pattern)
+        places = [top] if top.exists() else sorted(Path().glob(pattern)) if not top.is_absolute() else []
+        found = sorted({path.parent for place in places for path in place.rglob(JOURNAL)})
+        if not found:
+            raise ConfigError(f"runs={pattern}: no journal of a run there")
+        for folder in found:
+            record = Record.read(folder)
+            runs.append(Run(str(folder), record.status, record.params, record.values))
+    return runs
+
+
+def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
+    """The id of a sweep's parent run, and the runs under it; `sweep` is the parent's id or name, or the sweep's id.
+
+    Raises:
+        ConfigError: there is no such sweep, or it has no runs.
+    """
+    from mlflow.tracking import MlflowClient
+
+    from softmod.mlflow_store import PARENT_TAG, SWEEP_TAG
+
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    parents = [run for run in _pages(client, experiments, "") if SWEEP_TAG in run.data.tags]
+    names = {run.info.run_id: (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG]) for run in parents}
+    matching = [identifier for identifier, known in names.items() if sweep in known]
+    if len(matching) != 1:
+        there = "; ".join(f"{run.info.run_name} ({run.info.run_id})" for run in parents) or "no sweep at all"
+        what = "no such sweep" if not matching else "more than one sweep of this name: take its id"
+        raise ConfigError(f"sweep={sweep}: {what}; in {uri} there is {there}")
+    children = _pages(client, experiments, f"tags.`{PARENT_TAG}` = '{matching[0]}'")
+    if not children:
+        raise ConfigError(f"sweep={sweep}: it has no runs")
+    return matching[0], [_from_mlflow(client, run) for run in children]
+
+
+def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
+    runs, token = [], None
+    while True:
+        page = client.search_runs(experiments, query, max_results=500, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _from_mlflow(client: Any, run: Any) -> Run:
+    config = {key: yaml.safe_load(value) for key, value in run.data.params.items()}
+    values = {
+        name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
+        for name in run.data.metrics
+        if not name.startswith("system/")
+    }
+    return Run(run.info.run_id, run.info.status, config, values)
+
+
+# --- sorting ----------------------------------------------------------------------------------------------------------
+
+
+def comparisons(runs: Sequence[Run]) -> list[Comparison]:
+    """Runs by protocol and, within it, by everything but the seed; those that have not finished are left out.
+
+    Raises:
+        ConfigError: no run has finished.
+    """
+    by_protocol: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_protocol[run.protocol].append(run)
+    made = []
+    for protocol, members in by_protocol.items():
+        finished, left_out = [], []
+        seen: dict[tuple[Any, int], str] = {}
+        for run in members:
+            key = (_frozen(method_of(run)), run.seed)
+            if run.status != FINISHED:
+                left_out.append(f"{run.source}: {run.status or 'no status'}")
+            elif key in seen:
+                left_out.append(f"{run.source}: the same method and seed as {seen[key]}")
+            else:
+                seen[key] = run.source
+                finished.append(run)
+        if finished:
+            made.append(Comparison(dict(protocol), _groups(finished), left_out))
+    if not made:
+        states = ", ".join(f"{run.source}: {run.status or 'no status'}" for run in runs[:5])
+        raise ConfigError(f"no run has finished ({states})")
+    return made
+
+
+def method_of(run: Run) -> dict[str, Any]:
+    """The part of a run's configuration that makes its method."""
+    return {key: value for key, value in run.config.items() if not key.startswith(NOT_METHOD) and key != "method"}
+
+
+def _groups(runs: list[Run]) -> list[Group]:
+    """Runs by method; what tells methods of one name apart is added to their label."""
+    groups: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.config["method"], _frozen(method_of(run))].append(run)
+    made = []
+    for (method, _), members in groups.items():
+        rivals = [others[0] for (name, _), others in groups.items() if name == method]
+        label = " ".join([method, *_differences(members[0], rivals)])
+        made.append(Group(label, method, sorted(members, key=lambda run: run.seed)))
+    return sorted(made, key=lambda group: group.label)
+
+
+def _differences(run: Run, rivals: list[Run]) -> list[str]:
+    """In which options a run differs from others of its method; an option of actor and critic alike is said once."""
+    own = method_of(run)
+    others = [method_of(rival) for rival in rivals]
+    varied = sorted(key for key in own if any(_frozen(other.get(key)) != _frozen(own[key]) for other in others))
+    told = {}
+    for key in varied:
+        part, _, name = key.partition(".")
+        twin = f"actor.{name}"
+        if part == "critic" and twin in varied and own[twin] == own[key]:
+            continue
+        told[name if part in ("actor", "algorithm") else key] = own[key]
+    return [f"{name}={value}" for name, value in told.items() if not name.endswith("_target_")]
+
+
+def _frozen(value: Any) -> Any:
+    """The value as something that can be a key; numbers that are equal are one."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,155 @@
+"""The tables of a report: rows of plain values, written as CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softmod.report.runs import Comparison, Group
+from softmod.report.statistics import Interval, by_seed, improvement, interval, iqm, mean, steps_to_reach
+from softmod.tracking import ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND
+
+Cell = str | int | float | Interval | None
+Cost = Callable[[Group], tuple[int, int, float] | None]  # actor's and critics' parameters, GFLOP of an update
+
+
+@dataclass
+class Table:
+    """A table with a name (of its files), a caption and a line for each row."""
+
+    name: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+    def write(self, folder: Path) -> None:
+        """`<name>.csv` with plain numbers, an interval as three columns, and `<name>.tex`."""
+        (folder / f"{self.name}.csv").write_text(self.as_csv())
+        (folder / f"{self.name}.tex").write_text(self.as_latex())
+
+    def as_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out)
+        wide = [any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.columns))]
+        head: list[str] = []
+        for column, split in zip(self.columns, wide, strict=True):
+            head += [column, f"{column}, low", f"{column}, high"] if split else [column]
+        writer.writerow(head)
+        for row in self.rows:
+            cells: list[object] = []
+            for cell, split in zip(row, wide, strict=True):
+                cells += [*cell] if isinstance(cell, Interval) else [cell, "", ""] if split else [cell]
+            writer.writerow(["" if cell is None else cell for cell in cells])
+        return out.getvalue()
+
+    def as_latex(self) -> str:
+        """A `tabular` for booktabs."""
+        lines = [f"\\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", "\\toprule"]
+        lines += [" & ".join(_tex(column) for column in self.columns) + " \\\\", "\\midrule"]
+        lines += [" & ".join(_tex(shown(cell)) for cell in row) + " \\\\" for row in self.rows]
+        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+    def as_html(self) -> str:
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows
+        )
+        return f"<table><caption>{html.escape(self.caption)}</caption><tr>{head}</tr>\n{body}</table>"
+
+
+def shown(cell: Cell) -> str:
+    """A cell as people read it."""
+    if isinstance(cell, Interval):
+        return f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})"
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("–", "--")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+# --- what is in them --------------------------------------------------------------------------------------------------
+
+
+def success(comparison: Comparison) -> Table:
+    """Per method: mean and IQM over seeds of the task mean, and the IQM over seeds and tasks."""
+    rows: list[list[Cell]] = []
+    for group in comparison.groups:
+        scores = group.scores()
+        rows.append(
+            [group.label, len(scores), interval(mean, by_seed(scores)), interval(iqm, by_seed(scores)),
+             interval(iqm, scores)]
+        )  # fmt: skip
+    caption = "Success of the last evaluation, with 95 % stratified bootstrap intervals"
+    if min(len(group.runs) for group in comparison.groups) < 5:
+        caption += "; of fewer than five seeds an interval says little"
+    columns = ["method", "seeds", "mean", "IQM over seeds of the task mean", "IQM over seeds and tasks"]
+    return Table("success", caption, columns, rows)
+
+
+def per_task(comparison: Comparison) -> Table:
+    """Mean success over seeds, per task."""
+    rows: list[list[Cell]] = [[g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups]
+    return Table("tasks", "Success per task, mean over seeds", ["method", *comparison.tasks], rows)
+
+
+def improvements(comparison: Comparison) -> Table:
+    """For every pair, the probability that the first does better."""
+    rows: list[list[Cell]] = [
+        [ours.label, theirs.label, improvement(ours.scores(), theirs.scores())]
+        for ours in comparison.groups
+        for theirs in comparison.groups
+        if ours is not theirs
+    ]
+    caption = "Probability that a run of the first does better on a task than one of the second (ties count half)"
+    return Table("improvement", caption, ["method", "against", "probability"], rows)
+
+
+def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
+    """Environment steps to a level of success, and what it takes: parameters, FLOP, throughput."""
+    rows: list[list[Cell]] = []
+    for group in comparison.groups:
+        reached = [
+            steps_to_reach(np.array([x for x, _ in curve], int), np.array([y for _, y in curve]), level)
+            for curve in (run.curve() for run in group.runs)
+        ]
+        known = [value for value in reached if not math.isnan(value)]
+        sizes = cost(group)
+        rows.append(
+            [group.label, f"{len(known)} of {len(reached)}", float(np.median(known)) if known else None,
+             *(sizes if sizes else (None, None, None)),
+             _average(group, ENV_STEPS_PER_SECOND), _average(group, UPDATES_PER_SECOND)]
+        )  # fmt: skip
+    columns = ["method", f"runs that reach {level:g}", "env steps until then, median", "parameters, actor",
+               "parameters, critics", "GFLOP per update", "env steps/s", "updates/s"]  # fmt: skip
+    caption = f"Sample efficiency and cost; the level is {level:g} of mean success in an evaluation"
+    return Table("efficiency", caption, columns, rows)
+
+
+def _average(group: Group, name: str) -> float:
+    values = [value for value in (run.mean_of(name) for run in group.runs) if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def published(rows: Sequence[dict[str, object]]) -> Table:
+    """Figures of others, with their protocol."""
+    columns = ["benchmark", "method", "success", "statistic", "protocol", "source"]
+    cells: list[list[Cell]] = [[_plain(row.get(column)) for column in columns] for row in rows]
+    return Table("published", "Published figures; their protocols are not those of the runs above", columns, cells)
+
+
+def _plain(value: object) -> Cell:
+    return value if isinstance(value, str | int | float) else None

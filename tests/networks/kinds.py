@@ -1,0 +1,45 @@
+"""Every network of the package, and options that make it small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from softmod.networks.experts import CARE, MOORE
+from softmod.networks.film import FiLM
+from softmod.networks.hard_routing import HardRouting
+from softmod.networks.mixed_experts import MixedExperts
+from softmod.networks.mlp import MLP
+from softmod.networks.multi_head import MultiHead
+from softmod.networks.network import Network
+from softmod.networks.paco import PaCo
+from softmod.networks.single_task import SingleTask
+from softmod.networks.soft_modular import SoftModular
+
+MODULES = {"num_layers": 3, "num_modules": 3, "module_width": 5, "embedding_width": 7, "gating_width": 6}
+LAYERS = {"num_layers": 2, "width": 8}
+KINDS: dict[str, type[Network]] = {
+    "soft_modular": SoftModular,
+    "hard_routing": HardRouting,
+    "mlp": MLP,
+    "multi_head": MultiHead,
+    "single_task": SingleTask,
+    "mixed_experts": MixedExperts,
+    "care": CARE,
+    "paco": PaCo,
+    "moore": MOORE,
+    "film": FiLM,
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "soft_modular": MODULES,
+    "hard_routing": MODULES,
+    "mlp": LAYERS,
+    "multi_head": LAYERS,
+    "single_task": LAYERS,
+    "mixed_experts": LAYERS | {"num_experts": 3, "gate_width": 6},
+    "care": LAYERS | {"num_experts": 3, "encoder_width": 5},
+    "paco": LAYERS | {"num_sets": 3},
+    "moore": LAYERS | {"num_experts": 3},
+    "film": LAYERS | {"embedding_width": 5},
+}
+EVERY = list(KINDS)
+ROUTING_LAYERS = {"soft_modular": 3, "hard_routing": 3, "mixed_experts": 1, "care": 1}

@@ -1,0 +1,98 @@
+"""Which runs are compared with which; protocols are never mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from softmod.errors import ConfigError
+from softmod.report import runs as module
+from softmod.report.runs import Run, comparisons, from_folders
+
+BASE: dict[str, Any] = {
+    "seed": 0, "name": "toy-a", "method": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
+    "env.reward": "v2", "env.horizon": 50, "run.final_eval_goals": 50, "run.batch_per_task": 64,
+    "actor._target_": "m.A", "critic._target_": "m.A", "actor.width": 8, "critic.width": 8,
+    "algorithm.task_weights": "none", "run.steps_per_task": 1000, "workers.processes": 2,
+}  # fmt: skip
+
+
+def run(status: str = "FINISHED", success: tuple[float, float] = (1.0, 0.5), **changes: Any) -> Run:
+    config = BASE | {key.replace("__", "."): value for key, value in changes.items()}
+    values = {
+        "eval/success_rate/mean": {100: 0.1, 200: sum(success) / 2},
+        "eval/success_rate/x": {100: 0.2, 200: success[0]},
+        "eval/success_rate/y": {100: 0.0, 200: success[1]},
+        "time/seconds": {100: 10.0, 200: 25.0},
+    }
+    return Run(f"run {config['method']} {config['seed']}", status, config, values)
+
+
+def test_seeds_of_one_method_are_one_group():
+    (comparison,) = comparisons([run(), run(seed=1, workers__processes=0, name="b"), run(method="b", actor__width=9)])
+    assert [(group.label, len(group.runs)) for group in comparison.groups] == [("a", 2), ("b", 1)]
+    np.testing.assert_array_equal(comparison.groups[0].scores(), [[1.0, 0.5], [1.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"env__reward": "v1"}, {"env__horizon": 100}, {"env__goals": "fixed"}, {"run__final_eval_goals": 10},
+     {"env__tasks": ["x"]}, {"env__goal_seed": 1}],
+    ids=str,
+)  # fmt: skip
+def test_other_protocols_are_not_mixed_in(changes: dict[str, Any]):
+    found = comparisons([run(), run(seed=1), run(seed=2, **changes)])
+    assert [[len(group.runs) for group in comparison.groups] for comparison in found] == [[2], [1]]
+
+
+def test_seen_failing_a_protocol_that_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PROTOCOL", {"env.tasks": "tasks"})
+    assert len(comparisons([run(), run(seed=1, env__reward="v1")])) == 1
+
+
+def test_what_differs_within_a_method_stands_in_the_label():
+    weights = [run(algorithm__task_weights=word) for word in ("none", "paper")]
+    both = run(actor__width=16, critic__width=16)
+    one = run(actor__width=16, critic__width=8)
+    (comparison,) = comparisons([*weights, both, one])
+    assert [group.label for group in comparison.groups] == [
+        "a width=16 task_weights=none",
+        "a width=16 task_weights=none critic.width=8",
+        "a width=8 task_weights=none",
+        "a width=8 task_weights=paper",
+    ]
+
+
+def test_what_has_not_finished_is_left_out_and_told():
+    (comparison,) = comparisons([run(), run("KILLED", seed=1), run()])
+    assert len(comparison.groups[0].runs) == 1
+    assert comparison.left_out == ["run a 1: KILLED", "run a 0: the same method and seed as run a 0"]
+    with pytest.raises(ConfigError, match="no run has finished"):
+        comparisons([run("FAILED")])
+
+
+def test_curves_over_steps_and_over_time():
+    assert run().curve() == [(100.0, 0.1), (200.0, 0.75)]
+    assert run().curve_over_time() == [(10.0, 0.1), (25.0, 0.75)]
+    assert run().curve("nothing") == []
+
+
+def test_journals_are_found_below_a_folder(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no journal"):
+        from_folders([str(tmp_path)])
+    place = tmp_path / "runs" / "toy-a-1" / "seed_0"
+    place.mkdir(parents=True)
+    lines = [
+        {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},
+        {"kind": "params", "time": 1, "values": BASE},
+        {"kind": "metrics", "time": 2, "step": 200, "values": {"eval/success_rate/x": 1.0, "eval/success_rate/y": 0.0}},
+        {"kind": "status", "time": 3, "status": "FINISHED"},
+    ]
+    (place / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = from_folders([str(tmp_path)])
+    assert found.seed == 0
+    np.testing.assert_array_equal(found.success(), [1.0, 0.0])
