@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from softmod import faults
 from softmod.errors import CheckpointError, SaveError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 KEPT = 2
@@ -191,7 +193,7 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return folder, verify(folder)
         except CheckpointError as error:
-            warnings.warn(f"damaged checkpoint passed over: {error}", stacklevel=2)
+            logger.warning("damaged checkpoint passed over: %s: %s", folder.name, error)
     if candidates:
         raise CheckpointError(f"{run / 'checkpoints'}: none of {len(candidates)} checkpoints is valid")
     return None

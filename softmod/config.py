@@ -58,6 +58,9 @@ NOT_RESULTS = {
 }  # fmt: skip
 
 
+LISTED = 12  # names, at most, in the answer to a faulty line
+
+
 def conf_folder() -> Path:
     """`conf/` beside the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parent / "conf"
@@ -97,7 +100,7 @@ def parse(overrides: list[str]) -> list[Override]:
             raise ConfigError(f"{text}: keys are changed by key=value, none can be added or deleted")
         group = override.key_or_group
         if group in GROUPS and not override.is_sweep_override() and override.value() is None:
-            raise ConfigError(f"{text}: {group} needs an option; it has {', '.join(options(group))}")
+            raise ConfigError(f"{text}: {group} needs an option; it has {listed(options(group))}")
         parsed.append(override)
     return parsed
 
@@ -111,7 +114,7 @@ def check_sweep(overrides: Iterable[Override], config_dir: str | None) -> None:
     for override in overrides:
         chosen = override.value() if override.key_or_group == "sweep" and not override.is_sweep_override() else None
         if chosen is not None and str(chosen) not in names:
-            line = f"sweep={chosen}: sweep has no option {chosen}; it has {', '.join(names)}"
+            line = f"sweep={chosen}: sweep has no option {chosen}; it has {listed(names, str(chosen))}"
             raise ConfigError(line + near(str(chosen), names))
 
 
@@ -124,7 +127,9 @@ def compose(
         ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
     """
     register()
-    check_sweep(parse(overrides), config_dir)
+    parsed = parse(overrides)
+    if name == "train":
+        check_sweep(parsed, config_dir)
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
@@ -253,6 +258,14 @@ def within(part: str, path: str, allow: Iterable[str]) -> None:
         raise ConfigError(f"{part}._target_={path}: must lie in {', '.join(places)} (allow=[package])")
 
 
+def listed(names: list[str], word: str = "") -> str:
+    """Names in a line: all of them, or of many those that are most like `word`, and how many more there are."""
+    if len(names) <= LISTED:
+        return ", ".join(names)
+    close = difflib.get_close_matches(word, names, LISTED, 0.0)
+    return f"{', '.join(close)} and {len(names) - LISTED} more (--help)"
+
+
 def near(word: str, names: Iterable[str]) -> str:
     """The nearest valid name, if one is near."""
     close = difflib.get_close_matches(word, list(names), 1, 0.5)
@@ -298,7 +311,7 @@ def explain_override(
     group = key.split("@")[0]
     if group in GROUPS and f"/{value.strip('[]')}'" in message:
         names = options(group)
-        return f"{override}: {group} has no option {value}; it has {', '.join(names)}{near(value, names)}"
+        return f"{override}: {group} has no option {value}; it has {listed(names, value)}{near(value, names)}"
     unknown = "is not in struct" in text or "not in '" in text
     if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
         return f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
@@ -423,8 +436,8 @@ def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) ->
     values = (
         dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
     )
-    target = resolve_target(values.pop("_target_"), allow, part)
-    line = f"{part}._target_={target.__module__}.{target.__qualname__}".lstrip(".")
+    path = values.pop("_target_")
+    target, line = resolve_target(path, allow, part), f"{part}._target_={path}".lstrip(".")
     try:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:

@@ -266,7 +266,7 @@ class EvaluateConfig:
 class ReportConfig:
     """Everything that `python -m softmod.report` takes."""
 
-    sweep: str | None = None  # a sweep's parent in MLflow: its id or name
+    parent: str | None = None  # a sweep's parent in MLflow: its id or name; typed as sweep=
     runs: list[str] = field(default_factory=list)  # or folders with runs
     checkpoint: str | None = None  # or a checkpoint, or a run's folder: how its policy uses its modules
     uri: str | None = None  # the MLflow store; null: as for training

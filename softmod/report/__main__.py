@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from softmod.errors import ConfigError, SoftmodError
 from softmod.schema import ReportConfig
 from softmod.train import tell
 
+QUOTES = "\"'"
 USAGE = """usage: python -m softmod.report sweep=PARENT | runs=[FOLDER,...] | checkpoint=FOLDER [KEY=VALUE ...]
 
   sweep=PARENT         a sweep in MLflow, by its parent run's id or name; the report is logged to the parent too
@@ -36,8 +38,8 @@ def run(arguments: list[str]) -> int:
     try:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
-        cfg: ReportConfig = config.typed(config.compose(arguments, "report"))
-        if sum(map(bool, (cfg.sweep, cfg.runs, cfg.checkpoint))) != 1:
+        cfg: ReportConfig = config.typed(config.compose([_renamed(argument) for argument in arguments], "report"))
+        if sum(map(bool, (cfg.parent, cfg.runs, cfg.checkpoint))) != 1:
             raise ConfigError("sweep, runs, checkpoint: give one of them; --help tells what each reads")
         from softmod.report.report import report
 
@@ -47,6 +49,12 @@ def run(arguments: list[str]) -> int:
     except SoftmodError as error:
         return tell(error)
     return 0
+
+
+def _renamed(argument: str) -> str:
+    """`sweep` is a group of `conf/` to Hydra; a parent's name has spaces."""
+    key, _, value = argument.partition("=")
+    return f"parent={json.dumps(value.strip(QUOTES))}" if key == "sweep" else argument
 
 
 if __name__ == "__main__":

@@ -122,13 +122,14 @@ def name_of(task: str) -> str:
 
 def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
     """Mean success over environment steps or over hours of training: IQM over seeds, 95 % bootstrap bands."""
-    x_label = "training time in hours" if over_time else "environment steps, all tasks"
-    scale = 1 / 3600 if over_time else 1.0
+    longest = max((run.curve_over_time()[-1:] or [(0.0, 0.0)])[0][0] for g in comparison.groups for run in g.runs)
+    unit, scale = ("hours", 1 / 3600) if longest >= 2 * 3600 else ("minutes", 1 / 60)
+    x_label = f"training time in {unit}" if over_time else "environment steps, all tasks"
 
     def curves(group: Group) -> list[Curve]:
         return [run.curve_over_time() if over_time else run.curve() for run in group.runs]
 
-    return bands(comparison.groups, curves, x_label, "success rate, mean of tasks", path, scale, (-0.02, 1.02))
+    return bands(comparison.groups, curves, x_label, path, scale if over_time else 1.0)
 
 
 def metric_curves(
@@ -163,10 +164,8 @@ def bands(
     groups: Sequence[Group],
     curves: Callable[[Group], list[Curve]],
     x_label: str,
-    y_label: str,
     path: Path,
     scale: float,
-    limits: tuple[float, float],
 ) -> Path:
     """A line and a band for each group, where all of its seeds have values."""
     figure, axes = sheet()
@@ -183,9 +182,9 @@ def bands(
         marker = "o" if len(grid) == 1 else ""
         axes.plot(grid * scale, iqm(values.T[..., None]), color=color, linestyle=style, marker=marker, label=label)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel("success rate, mean of tasks")
     axes.set_xlim(left=0)
-    axes.set_ylim(*limits)
+    axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="method (seeds)")
@@ -214,8 +213,8 @@ def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> Path | None:
-    """Parameters of actor and critics against success; None where sizes do not differ."""
-    if len(set(parameters.values())) < 2:
+    """Parameters of actor and critics against success; None where sizes hardly differ."""
+    if not parameters or max(parameters.values()) < 1.5 * min(parameters.values()):
         return None
     figure, axes = sheet()
     colors = looks(comparison.groups)

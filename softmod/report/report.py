@@ -30,10 +30,10 @@ def report(cfg: ReportConfig, output: Path) -> Path:
     parent = None
     if cfg.checkpoint:
         return report_routing(cfg, cfg.checkpoint, output)
-    if cfg.sweep:
+    if cfg.parent:
         prepare_environment()
         uri = store_uri(cfg.uri)
-        parent, runs = from_mlflow(uri, cfg.sweep)
+        parent, runs = from_mlflow(uri, cfg.parent)
     else:
         runs = from_folders(cfg.runs)
     found = comparisons(runs)
@@ -78,7 +78,7 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
 
 def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path) -> Path:
     """All comparisons, one after the other, and the published figures."""
-    page = Page(f"softmod report: {cfg.sweep or ', '.join(cfg.runs)}", output)
+    page = Page(f"softmod report: {cfg.parent or ', '.join(cfg.runs)}", output)
     if len(found) > 1:
         page.note(
             f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon, evaluation). "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from softmod.errors import ConfigError
@@ -165,13 +165,21 @@ def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
 
 
 def _from_mlflow(client: Any, run: Any) -> Run:
-    config = {key: yaml.safe_load(value) for key, value in run.data.params.items()}
+    config = {key: _value(value) for key, value in run.data.params.items()}
     values = {
         name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
         for name in run.data.metrics
         if not name.startswith("system/")
     }
     return Run(run.info.run_id, run.info.status, config, values)
+
+
+def _value(text: str) -> Any:
+    """What MLflow keeps as text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 # --- sorting ----------------------------------------------------------------------------------------------------------

@@ -145,14 +145,14 @@ def test_resume_must_and_never(here, capsys):
     assert sorted(path.name for path in here.glob("runs/*/seed_0*")) == ["seed_0", "seed_0.1"]
 
 
-def test_damaged_checkpoints_only(here, capsys):
+def test_damaged_checkpoints_only(here, capsys, caplog):
     assert run("run.steps_per_task=100") == 0
     folder = only(here)
     for manifest in folder.glob("checkpoints/step_*/manifest.json"):
         manifest.write_text("{}")
-    with pytest.warns(UserWarning, match="damaged"):
-        assert run() == CheckpointError.exit_code
+    assert run() == CheckpointError.exit_code
     assert "none of 2 checkpoints is valid" in capsys.readouterr().err
+    assert caplog.text.count("damaged checkpoint passed over") == 2
 
 
 def test_the_clock_ends_a_run(here):

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -65,13 +65,12 @@ def killed(fault: str, *words: str) -> None:
 
 def told(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint that a run would go on from, and what is said of others."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with patch.object(checkpoint.logger, "warning") as warn:
         try:
             found = newest(folder)
         except CheckpointError:
             found = None
-    return found[0] if found else None, [str(warning.message) for warning in caught]
+    return found[0] if found else None, [call.args[0] % call.args[1:] for call in warn.call_args_list]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -344,7 +343,7 @@ def loud(ended: subprocess.CompletedProcess[str]) -> bool:
 def test_a_limit_on_the_size_of_files(stopped, here, undisturbed, record_property):
     last, before = all_in(stopped)[-1], hashes(stopped)
     size = (last / "agent.safetensors").stat().st_size
-    assert (stopped / "journal.jsonl").stat().st_size < size // 2
+    assert (stopped / "journal.jsonl").stat().st_size < size * 3 // 4
     ended = trained(here, *OFTEN, limit=size - 1)
     assert loud(ended), ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("softmod: ")
