@@ -92,6 +92,18 @@ def ways(chosen: argparse.Namespace) -> Rows:
     return rows
 
 
+def methods(chosen: argparse.Namespace) -> Rows:
+    """Every method on MT10: parameters, operations and rate of one update, all cores."""
+    from benchmarks import updates as section
+
+    rows: Rows = []
+    figures, costs = section.methods(chosen.turns, len(os.sched_getaffinity(0)))
+    for row in compare(figures, [section.SOFT]):
+        actor, critics, gflop = costs[row["what"]]
+        rows.append(row | {"actor": f"{actor:,}", "critics": f"{critics:,}", "GFLOP": round(gflop, 1)})
+    return rows
+
+
 def growth(chosen: argparse.Namespace) -> Rows:
     """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
     from benchmarks import stepping as collecting
@@ -151,6 +163,7 @@ def _seconds(name: str, measure: Callable[[], float], turns: int) -> dict[str, A
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "stepping": stepping,
     "updates": updates,
+    "methods": methods,
     "ways": ways,
     "growth": growth,
     "checkpoints": checkpoints,

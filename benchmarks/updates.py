@@ -14,14 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
-from softmod.config import build, compose, typed
+from softmod.config import build, compose, options, typed
 from softmod.cpu import allow_onednn, fast_products
 from softmod.experiment import choose, make_agent, make_fabric, networks, set_up
 from softmod.replay import Batch, Replay
+from softmod.report import cost
+from softmod.report.cost import Cost
 from softmod.types import EnvSpec
 
 PRODUCT = "plain matrix product"
 ONEDNN_PRODUCT = "the same by oneDNN"
+SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
 LONG = 10.0  # seconds; as long as a run is measured, since a core is not equally fast from one second to the next
@@ -57,6 +60,20 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
         if onednn:
             rates[ONEDNN_NAIVE] = partial(by, True, per_second, plainly)
     return alternate(rates, "updates/s", turns), operations / 1e9
+
+
+def methods(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
+    """Rates of every method's update on MT10, and what else it costs; those of 34 M parameters are left out."""
+    torch.set_num_threads(threads)
+    fast_products()
+    rates: dict[str, Rate] = {}
+    costs: dict[str, Cost] = {}
+    for method in options("method"):
+        if method.endswith(("_wide", "_small", "_balanced")):
+            continue
+        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"])
+        rates[method], costs[method] = partial(per_second, update), cost.of(cfg, spec)
+    return alternate(rates, "updates/s", turns), costs
 
 
 def growth(turns: int, threads: int) -> list[Figure]:

@@ -30,7 +30,8 @@ FLAGS = {  # Hydra's flags that make sense here, and the value that each of them
 }  # fmt: skip
 CFG = ("job", "hydra", "all")
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
-failures: list[tuple[str, int]] = []
+failures: list[int] = []  # codes of the jobs that failed in this process
+MAIN = "SOFTMOD_MAIN"  # the process that was called, where a launcher runs jobs in others
 
 
 def main() -> None:
@@ -57,6 +58,7 @@ def run(arguments: list[str]) -> int:
         print(f"softmod {version('softmod')}")
         return 0
     failures.clear()
+    os.environ[MAIN] = str(os.getpid())
     try:
         flags, overrides, folder = split(arguments)
         os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
@@ -78,7 +80,24 @@ def to_the_end(arguments: list[str]) -> int:
         queued = f"; job {job} is queued again" if job else ""
         print(f"softmod: {stop}; the same command goes on from there{queued}", file=sys.stderr)
         return signals.STOPPED
-    return failures[0][1] if failures else 0
+    finally:
+        failures.extend(failures_elsewhere())
+    return failures[0] if failures else 0
+
+
+def failed_path() -> Path:
+    """Where jobs in other processes, or on other machines, leave the codes of those that failed."""
+    return Path(f".softmod-failed-{os.environ[MAIN]}")
+
+
+def failures_elsewhere() -> list[int]:
+    """The codes of jobs that failed in other processes; the file that told them is removed."""
+    try:
+        codes = [int(line) for line in failed_path().read_text().split()]
+        failed_path().unlink()
+    except FileNotFoundError:
+        return []
+    return codes
 
 
 def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[str, str] | None:
@@ -195,8 +214,25 @@ def job(composed: DictConfig) -> None:
     """One run. A failure is told and noted; it does not end a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides, sweep = list(HydraConfig.get().overrides.task), json.loads(os.environ.get(SWEEP, "null"))
     strike_out_passwords(Path(HydraConfig.get().sweep.dir, MULTIRUN))
+    overrides = list(HydraConfig.get().overrides.task)
+    if os.environ.get(MAIN) == str(os.getpid()):
+        failures.extend(one_run(composed, overrides))
+        return
+    with signals.heeded():  # a launcher's process, which has heard of no signals
+        try:
+            codes = one_run(composed, overrides)
+        except signals.StoppedError:
+            signals.requeue()
+            raise
+    if codes:
+        with failed_path().open("a") as file:
+            file.write(f"{codes[0]}\n")
+
+
+def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
+    """The run of one job; the code of its failure, if it failed."""
+    sweep = json.loads(os.environ.get(SWEEP, "null"))
     try:
         cfg = config.typed(composed)
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
@@ -205,7 +241,8 @@ def job(composed: DictConfig) -> None:
         run_experiment(cfg, resolved, overrides, sweep)
     except Exception as error:
         line = " ".join(overrides)
-        failures.append((line, tell(error, line if sweep else "")))
+        return [tell(error, line if sweep else "")]
+    return []
 
 
 def strike_out_passwords(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,17 +94,44 @@ def test_the_same_sweep_again_does_nothing_and_says_why(swept: Path, environment
     assert {run.info.run_id for run in runs(swept)} == before
 
 
-def test_the_notebook_runs_on_it(swept: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+NOTEBOOKS = {  # what they print, and how many pictures they show at least
+    "01_quickstart": ("mean success", 1),
+    "02_compare": ("goals: benchmark", 4),
+    "03_routing": ("of 2 episodes solved", 3),
+}
+
+
+@pytest.mark.parametrize("name", list(NOTEBOOKS))
+def test_the_notebooks_run_on_it(name: str, swept: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     line = command("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path))
-    line.append(str(ROOT / "notebooks" / "01_quickstart.ipynb"))
+    line.append(str(ROOT / "notebooks" / f"{name}.ipynb"))
     done(line, swept, environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{swept / 'mlflow.db'}"})
-    cells = json.loads((tmp_path / "01_quickstart.ipynb").read_text())["cells"]
+    cells = json.loads((tmp_path / f"{name}.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
     told = "".join(line for output in outputs for line in output.get("text", []))
-    assert "mean success" in told
-    assert told.count(" steps\n") == 3  # an episode of each task
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
+    assert NOTEBOOKS[name][0] in told
+    assert told.count(" steps\n") == (0 if name == "02_compare" else 3)  # an episode of each task
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= NOTEBOOKS[name][1]
+
+
+def test_a_report_on_it(swept: Path, environment: dict[str, str]) -> None:
+    """By the parent's name from MLflow, and from journals alone: the same tables; and logged to the parent."""
+    report = command("softmod.report")
+    assert "written: report/report.html" in done([*report, "sweep=toy: method, seed"], swept, environment)
+    done([*report, "runs=[runs]", "output=beside"], swept, environment)
+    for name in ("success", "tasks", "improvement", "efficiency", "published"):
+        for kind in ("csv", "tex"):
+            ours, theirs = ((swept / folder / f"{name}.{kind}").read_text() for folder in ("report", "beside"))
+            assert ours == theirs, name
+    rows = (swept / "report" / "success.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [["mt_mh_sac", "2"], ["soft_modular_small", "2"]]
+    page = (swept / "report" / "report.html").read_text()
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    assert {"success.png", "curves.png", "curves_over_time.png", "tasks.png", "interference.png"} <= set(pictures)
+    assert all((swept / "report" / picture).stat().st_size > 5_000 for picture in pictures)
+    (parent,) = [run for run in runs(swept) if store.SWEEP_TAG in run.data.tags]
+    assert (swept / "mlartifacts" / parent.info.run_id / "artifacts" / "report" / "report.html").is_file()
 
 
 def test_notebooks_are_light() -> None:

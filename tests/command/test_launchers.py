@@ -1,0 +1,53 @@
+"""Jobs of a sweep in other processes: equal results, one parent, failures that are heard of."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command.test_train import here
+from tests.reliability.test_files import trained
+
+__all__ = ["here"]
+
+SWEEP = ("-m", "seed=0,1", "tracking=mlflow")
+LAUNCHERS = ("joblib", "submitit_local")
+
+
+def results(folder: Path) -> dict[tuple[str, str, int], Any]:
+    """Every metric of every run below a folder, but for wall-clock ones."""
+    found = {}
+    for journal in folder.glob("runs/*/*/journal.jsonl"):
+        for line in map(json.loads, journal.read_text().splitlines()):
+            if line["kind"] == "metrics":
+                for name, value in line["values"].items():
+                    if not name.startswith(("time/", "system/")):
+                        found[journal.parent.name, name, line["step"]] = value
+    return found
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: str):
+    (here / "one").mkdir()
+    (here / "other").mkdir()
+    assert trained(here / "one", *SWEEP).returncode == 0
+    assert trained(here / "other", *SWEEP, f"hydra/launcher={launcher}").returncode == 0
+    assert results(here / "one") == results(here / "other")
+    assert len({seed for seed, _, _ in results(here / "other")}) == 2
+    with sqlite3.connect(here / "other" / "mlflow.db") as store:
+        runs = store.execute("select status from runs").fetchall()
+        parents = store.execute("select distinct value from tags where key = 'mlflow.parentRunId'").fetchall()
+    assert runs == [("FINISHED",)] * 3
+    assert len(parents) == 1
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failure_elsewhere_is_the_command_s(here: Path, launcher: str):
+    (here / "runs").write_text("in the way")  # of every run folder: no job can begin
+    ended = trained(here, "-m", "seed=0,1", f"hydra/launcher={launcher}")
+    assert ended.returncode == 2, ended.stderr
+    assert not list(here.glob(".softmod-failed*"))
