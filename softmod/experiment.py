@@ -15,7 +15,7 @@ import psutil
 import torch
 from omegaconf import OmegaConf
 
-from softmod import checkpoint, machine, tracking
+from softmod import checkpoint, machine, signals, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.whole import whole_update
 from softmod.clock import Clock, Schedule
@@ -116,8 +116,10 @@ def _train(
     chosen = choose(cfg, suite, found)
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
+        signals.leave_if_told()
         plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
+        signals.leave_if_told()
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
         clock = Clock()

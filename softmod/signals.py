@@ -27,8 +27,11 @@ class StoppedError(KeyboardInterrupt):
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Within this, signals are treated as above; only the main thread gets any."""
+def heeded(to_the_end: bool = False) -> Iterator[None]:
+    """Within this, signals are treated as above; only the main thread gets any.
+
+    `to_the_end`: the process ends after this, and those that ask it to are not heard any more.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -38,7 +41,7 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_the_end and number in STOPS else handler)
         _interrupted.clear()
         _stop.clear()
 
@@ -63,6 +66,18 @@ def check() -> None:
     """
     if _interrupted.is_set():
         raise KeyboardInterrupt
+
+
+def leave_if_told() -> None:
+    """Before training goes on, when there is nothing new to save.
+
+    Raises:
+        StoppedError: the run was told to stop.
+        KeyboardInterrupt: there was one, and it got lost.
+    """
+    check()
+    if stopping():
+        raise StoppedError("stopped before training went on")
 
 
 def stopping() -> bool:

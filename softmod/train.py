@@ -37,7 +37,7 @@ MAIN = "SOFTMOD_MAIN"  # the process that was called, where a launcher runs jobs
 def main() -> None:
     """The command; exits with the codes of docs/exit_codes.md."""
     try:
-        code = run(sys.argv[1:])
+        code = run(sys.argv[1:], ends=True)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,8 +45,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Check the command line, run its jobs; the exit code."""
+def run(arguments: list[str], ends: bool = False) -> int:
+    """Check the command line, run its jobs; the exit code. `ends`: the process does so after this."""
     if {"-h", "--help"} & set(arguments):
         from softmod import help
 
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     try:
         flags, overrides, folder = split(arguments)
         os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
-        with signals.heeded():
+        with signals.heeded(ends):
             return to_the_end([*flags, *overrides])
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -238,6 +238,7 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
         from softmod.experiment import run_experiment
 
+        signals.leave_if_told()
         run_experiment(cfg, resolved, overrides, sweep)
     except Exception as error:
         line = " ".join(overrides)

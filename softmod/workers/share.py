@@ -162,7 +162,7 @@ def start_forkserver() -> None:
 
     Signals do not reach it: while it imports, one would end it, with a traceback.
     """
-    forkserver.set_forkserver_preload(["softmod.workers.worker"])
+    forkserver.set_forkserver_preload(["softmod.workers.preload"])
     resource_tracker.ensure_running()  # else the next line does, and that lets SIGINT and SIGTERM through
     with signals.kept_from_children():
         forkserver.ensure_running()

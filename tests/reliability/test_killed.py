@@ -134,9 +134,17 @@ def finish(folder: Path, line: list[str], seed: int = 0) -> dict[str, str]:
 
 def gone(pids: list[int]) -> bool:
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(map(psutil.pid_exists, pids)):
+    while time.monotonic() < deadline and any(map(runs, pids)):
         time.sleep(0.05)
-    return not any(map(psutil.pid_exists, pids))
+    return not any(map(runs, pids))
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has asked for its code yet has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.bar(3)

@@ -37,11 +37,17 @@ def run_of(folder: Path) -> Path:
     return next(folder.glob("runs/*/seed_*"))
 
 
-def wait_for_step(folder: Path, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
-    """Until the run has begun to write its journal's metrics."""
+def sessions(folder: Path) -> int:
+    """How often a process has taken over the run."""
+    return sum(path.read_text().count('"kind":"session"') for path in folder.glob("runs/*/seed_0/journal.jsonl"))
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen[bytes], earlier: int = 0, seconds: float = 60.0) -> None:
+    """Until the run has taken over, after so many earlier ones, and its journal has metrics."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        if any('"metrics"' in path.read_text() for path in folder.glob("runs/*/seed_0/journal.jsonl")):
+        journals = folder.glob("runs/*/seed_0/journal.jsonl")
+        if sessions(folder) > earlier and any('"metrics"' in path.read_text() for path in journals):
             return
         time.sleep(0.02)
 
@@ -80,8 +86,9 @@ def test_stopped_at_random_moments(case, tmp_path, record_property):
     folder, draws = folder_of(tmp_path, "stopped"), random.Random(1)
     codes, slowest = [], 0.0
     for number in range(8):
+        earlier = sessions(folder)
         process = command(folder, line)
-        wait_for_step(folder, process)
+        wait_for_step(folder, process, earlier)
         time.sleep(draws.uniform(0.0, 1.5))
         family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         asked = time.monotonic()
@@ -321,7 +328,7 @@ def watched(folder: Path, line: list[str]) -> list[tuple[int, float, int, int, i
             continue
         time.sleep(0.5)
     assert process.returncode == 0, (folder / "log").read_text()[-2000:]
-    return [entry for entry in seen if entry[0] > 0]
+    return [entry for entry in seen if 0 < entry[0] < seen[-1][0]]  # before the end is begun
 
 
 def slope(seen: list[tuple[int, float, int, int, int]]) -> float:
