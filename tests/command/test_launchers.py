@@ -15,7 +15,7 @@ from tests.reliability.test_files import trained
 __all__ = ["here"]
 
 SWEEP = ("-m", "seed=0,1", "tracking=mlflow")
-LAUNCHERS = ("joblib", "submitit_local")
+LAUNCHERS = ("joblib", pytest.param("submitit_local", marks=pytest.mark.reliability))
 
 
 def results(folder: Path) -> dict[tuple[str, str, int], Any]:
