@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from softmod.report import statistics
 from softmod.report.statistics import by_seed, improvement, interval, iqm, mean, resampled, steps_to_reach
 
 scores = arrays(np.float64, st.tuples(st.integers(2, 7), st.integers(1, 6)), elements=st.floats(0, 1))
@@ -102,9 +101,3 @@ def test_steps_to_reach_a_level():
     assert steps_to_reach(steps, curve, 0.0) == 0.0
     assert math.isnan(steps_to_reach(steps, curve, 0.9))
     assert steps_to_reach(np.array([50]), np.array([1.0]), 0.9) == 50.0
-
-
-def test_seen_failing_an_iqm_that_cuts_nothing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(statistics, "iqm", lambda values: values.mean((-2, -1)))
-    with pytest.raises(AssertionError):
-        assert statistics.iqm(np.array([[0.0], [0.0], [0.0], [8.0]])) == 0.0
