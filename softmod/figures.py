@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
+from softmod.record import Routes
 from softmod.tracking import SUCCESS_MEAN, success_rate
 
 # Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
 STYLES = ("-", "--", ":")
 MAX_LEGEND = 12  # tasks; with more of them the lines show the spread
+
+
+Image = NDArray[np.uint8]
 
 
 class HasHistory(Protocol):
@@ -46,6 +53,27 @@ def success_figure(journal: HasHistory, path: Path) -> None:
     else:
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path)
+
+
+def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> Image:
+    """How each task uses the modules at a step, `[height, width, 3]`: a panel per layer, probabilities in colours."""
+    figure = Figure(figsize=(2.2 + 1.9 * len(layers), 1.6 + 0.24 * len(tasks)), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    for number, (axes, layer) in enumerate(zip(panels, layers, strict=True), 1):
+        values = np.asarray(layer)
+        _, targets, sources = values.shape
+        shown = axes.imshow(values.reshape(len(tasks), -1), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for target in range(1, targets):
+            axes.axvline(target * sources - 0.5, color="white", linewidth=2)
+        axes.set_xticks([])
+        axes.set_xlabel(f"{targets} x {sources}")
+        axes.set_title(f"layer {number}", fontsize=9)
+    panels[0].set_yticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks], fontsize=8)
+    figure.colorbar(shown, ax=panels, label="probability")
+    figure.suptitle(f"routing at {step:,} env steps: task by (target, source)", fontsize=9)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _line(axes: Axes, history: list[tuple[int, float]], label: str, **look: object) -> None:

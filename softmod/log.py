@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,13 +79,15 @@ class Log:
         self._clear()
         check_numbers(values)
 
-    def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
-        """Write an evaluation, and show it."""
+    def evaluation(self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()) -> None:
+        """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the scores."""
         values = {tracking.success_rate(score.task): score.success_rate for score in scores}
         values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
         values[tracking.SUCCESS_MEAN] = sum(score.success_rate for score in scores) / len(scores)
         values[tracking.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
+        if routes:
+            self.journal.routes(self.spec.tasks, [layer.tolist() for layer in routes], clock.env_steps)
         self.progress.evaluation(clock, scores)
 
     def state(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def train(
         StoppedError: a signal asked for it; what was begun and not finished is saved too.
     """
     total = run.steps_per_task * replay.spec.num_tasks
-    evaluation = Evaluation(clock, agent, workers, log, saver)
+    evaluation = Evaluation(clock, agent, workers, replay, log, saver)
     clock.start()
     begun = saver.begun
     if begun.evaluation:
@@ -87,6 +87,7 @@ class Evaluation:
     clock: Clock
     agent: Any
     workers: Workers
+    replay: Replay
     log: Log
     saver: Saver
 
@@ -96,7 +97,7 @@ class Evaluation:
             scores = self.workers.evaluate(self.agent.policy(), goals)
         except signals.StoppedError:
             self.saver.stop(self.clock, self.log, self.workers.state(), begun)
-        self.log.evaluation(self.clock, scores)
+        self.log.evaluation(self.clock, scores, self.agent.routes(self.replay))
         self.saver.keep_best(self.clock, scores)
         return scores
 

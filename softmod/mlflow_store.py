@@ -26,6 +26,7 @@ PARENT_TAG = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the dashboard opens with runs, not with chat traces
 MAX_NAME = 250  # characters of a metric, param or tag
 SQLITE = "sqlite:///"
+ROUTING = "routing"  # the key of images
 
 
 def prepare_environment() -> None:
@@ -165,6 +166,13 @@ def _search(client: MlflowClient, experiment: str, tag: str, value: str, deleted
     view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", run_view_type=view)
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def image_steps(client: MlflowClient, run: str, key: str) -> set[int]:
+    """The steps at which a run has an image under this key whole: the small copy, named by step, is written last."""
+    names = [posixpath.basename(file.path) for file in client.list_artifacts(run, "images")]
+    found = [re.match(rf"{re.escape(key)}\+step\+(\d+)\+.*\+compressed", name) for name in names]
+    return {int(match[1]) for match in found if match}
 
 
 # --- what it accepts --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ SCHEMA = 1
 LARGEST = 10**300  # of whole numbers, so that they are floats too
 
 Line = dict[str, Any]
+Routes = list[list[list[float]]]  # of a layer: task, target, source
 
 
 def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
@@ -37,6 +38,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "params": {"values": dict},
     "tags": {"values": dict},
     "metrics": {"step": int, "values": dict},
+    "routes": {"step": int, "tasks": list, "layers": list},
     "artifact": {"path": str, "under": str},
     "status": {"status": str},
 }
@@ -63,6 +65,7 @@ class Record:
     params: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[int, float]] = field(default_factory=dict)
+    routes: set[int] = field(default_factory=set)  # steps
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -96,6 +99,8 @@ class Record:
             case "metrics":
                 for name, value in line["values"].items():
                     self.values.setdefault(name, {}).setdefault(line["step"], float(value))
+            case "routes":
+                self.routes.add(line["step"])
             case "status":
                 self.status = line["status"]
 

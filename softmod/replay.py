@@ -59,6 +59,11 @@ class Replay:
         self.rows[:, : packed.shape[1] - head] = packed[:, head:]
         self.written = first + packed.shape[1]
 
+    def newest(self, count: int) -> Float[Tensor, "task count obs"]:
+        """The last observations of each task, the newest last; fewer where there are fewer."""
+        slots = torch.arange(self.written - min(count, self.size), self.written) % self.capacity
+        return self.rows[:, slots.to(self.rows.device), : self.spec.obs_dim]
+
     def sample(self, batch: int, generator: torch.Generator) -> Batch:
         """`batch` transitions of each task, drawn with a generator of the replay's device.
 

@@ -24,7 +24,7 @@ from typing import Any
 from softmod.errors import ConfigError, SaveError
 from softmod.machine import environment_tags as environment_tags
 from softmod.machine import system_metrics as system_metrics
-from softmod.record import JOURNAL, SCHEMA, Record
+from softmod.record import JOURNAL, SCHEMA, Record, Routes
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,12 @@ class Journal:
         new = {name: float(value) for name, value in values.items() if self._is_new(name, float(value), step)}
         if new:
             self._append("metrics", step=int(step), values={name: _encoded(value) for name, value in new.items()})
+
+    def routes(self, tasks: Sequence[str], layers: Sequence[Routes], step: int) -> None:
+        """How the modules are used at a step: per layer the probabilities `[task][target][source]`, kept once."""
+        if step not in self.record.routes:
+            rounded = [[[[round(p, 4) for p in row] for row in task] for task in layer] for layer in layers]
+            self._append("routes", step=int(step), tasks=list(tasks), layers=rounded)
 
     def artifact(self, path: Path, under: str = "") -> None:
         """A file or folder of the run's folder, as it is when it comes to be uploaded."""

@@ -8,7 +8,9 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -63,7 +65,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         flags, overrides, folder = split(arguments)
         os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
         with signals.heeded(ends):
-            return to_the_end([*flags, *overrides])
+            return to_the_end(partial(hand_over, [*flags, *overrides]))
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -71,18 +73,15 @@ def run(arguments: list[str], ends: bool = False) -> int:
         return tell(error)
 
 
-def to_the_end(arguments: list[str]) -> int:
+def to_the_end(work: Callable[[], int]) -> int:
     """Run the job or jobs, unless a scheduler takes the machine back; the exit code."""
     try:
-        hand_over(arguments)
+        return work()
     except signals.StoppedError as stop:
         job = signals.requeue()
         queued = f"; job {job} is queued again" if job else ""
         print(f"softmod: {stop}; the same command goes on from there{queued}", file=sys.stderr)
         return signals.STOPPED
-    finally:
-        failures.extend(failures_elsewhere())
-    return failures[0] if failures else 0
 
 
 def failed_path() -> Path:
@@ -192,22 +191,27 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     return with_hydra
 
 
-def sweep_identity(fixed: list[Override], swept: list[str]) -> dict[str, str]:
+def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[str, str]:
     """The same for the same question: what is fixed and what is varied, whatever the values gone through."""
     lines = sorted(str(override.input_line) for override in fixed)
-    digest = hashlib.sha256(json.dumps([lines, sorted(swept)]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
     chosen = {override.get_key_element(): str(override.value()) for override in fixed}
     subject = chosen.get("experiment", "quickstart")
-    return {"id": digest, "name": f"{subject}: {', '.join(sorted(swept)) or chosen.get('sweep', 'sweep')}"}
+    varied = ", ".join(sorted(swept)) or chosen.get("sweep", "sweep")
+    return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
 
 
-def hand_over(arguments: list[str]) -> None:
-    """Let Hydra run the job or jobs."""
+def hand_over(arguments: list[str]) -> int:
+    """Let Hydra run the job or jobs; the code of the first that failed, or 0."""
     import hydra
 
     config.register()
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(job)()
+    finally:
+        failures.extend(failures_elsewhere())
+    return failures[0] if failures else 0
 
 
 def job(composed: DictConfig) -> None:

@@ -130,6 +130,7 @@ class Cursor:
     status_time: int = 0
     status_sent: bool = True
     artifacts: list[list[str]] = field(default_factory=list)  # path and folder, of those that are still to be sent
+    pictures: list[Line] = field(default_factory=list)  # what the journal says of routes, still to be drawn and sent
 
 
 @dataclass
@@ -176,6 +177,7 @@ class Sender:
         if not self.cursor.status_sent:
             self._send_status()
         self._send_artifacts()
+        self._send_pictures()
 
     def end(self) -> None:
         """Nobody trains any more: where the journal has no end, say so; then see that the run is there once."""
@@ -223,6 +225,8 @@ class Sender:
             case "artifact":
                 if (artifact := [line["path"], line["under"]]) not in self.cursor.artifacts:
                     self.cursor.artifacts.append(artifact)
+            case "routes":
+                self.cursor.pictures.append({name: line[name] for name in ("step", "tasks", "layers")})
             case "status":
                 self.cursor.status, self.cursor.status_time, self.cursor.status_sent = (
                     line["status"],
@@ -292,6 +296,25 @@ class Sender:
             self.artifacts_sent += 1
         else:
             logger.warning("%s is not in the run's folder; not uploaded", path)
+
+    def _send_pictures(self) -> None:
+        """What routes look like at a step, as an image with a slider; one that is there stays."""
+        if not self.cursor.pictures:
+            return
+        from softmod.figures import routes_figure
+
+        there = store.image_steps(self.client, self.run, store.ROUTING)
+        while self.cursor.pictures:
+            told = self.cursor.pictures[0]
+            if told["step"] not in there:
+                try:
+                    image = routes_figure(told["step"], told["tasks"], told["layers"])
+                except (ValueError, TypeError) as error:
+                    logger.warning("routes at step %d: cannot be drawn (%s)", told["step"], error)
+                else:
+                    self.client.log_image(self.run, image, key=store.ROUTING, step=told["step"], synchronous=True)
+            del self.cursor.pictures[0]
+            self._save_cursor()
 
     def _load_cursor(self, uri: str) -> Cursor:
         """Where an earlier process stopped, if that was with the same run in the same store."""

@@ -54,6 +54,15 @@ def test_rows_stay_whole_and_tasks_apart():
     assert set((key[0]).tolist()) == set(range(38, 45))  # the newest seven, all of them
 
 
+@pytest.mark.parametrize(("count", "expected"), [(3, [42, 43, 44]), (9, range(38, 45))])
+def test_the_newest_observations_in_order(count, expected):
+    replay = Replay(SPEC, 7)
+    assert replay.newest(3).shape == (3, 0, 2)
+    for start in range(0, 45, 9):
+        replay.extend(rollout(start, 3, 3))
+    assert replay.newest(count)[1, :, 0].tolist() == [1000.0 + place for place in expected]
+
+
 def test_draws_of_tasks_are_independent_and_uniform():
     replay = Replay(SPEC, 50)
     replay.extend(rollout(0, 1, 50))

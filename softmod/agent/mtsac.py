@@ -24,6 +24,7 @@ from softmod.types import EnvSpec
 Metrics = dict[str, Tensor]
 ALL = slice(None)  # tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+RECENT = 200  # states of each task that routes are averaged over
 LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
@@ -348,6 +349,16 @@ class MTSAC(L.LightningModule):
         """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that do not route."""
         routes = self.actor.routing(obs)
         return {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
+
+    @torch.no_grad()
+    def routes(self, replay: Replay) -> list[Float[Tensor, "task target source"]]:
+        """The actor's routing probabilities per layer, a mean over each task's newest states; empty where none."""
+        if not replay.size:
+            return []
+        training = self.actor.training
+        routes = self.actor.eval().routing(replay.newest(RECENT))
+        self.actor.train(training)
+        return [route[0].mean(1) for route in routes]
 
     def gradient_agreement(self) -> Metrics:
         """How the tasks' gradients agree on the last batch, of "actor" and "critic" (softmod.agent.conflicts).

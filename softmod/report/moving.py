@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from softmod.errors import WorkerError
-from softmod.figures import PALETTE
+from softmod.figures import PALETTE, Image
 from softmod.policy import TrainedPolicy
 from softmod.report.figures import name_of
 from softmod.report.routing import Layer, draw_graph
 from softmod.video import AFTER_SUCCESS, EVERY, FRAMES_PER_SECOND
 
-Image = NDArray[np.uint8]
 INCHES = 4.8  # of the graph, at 100 dots
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
+from softmod.networks.hard_routing import HardRouting
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import split, squash
 from softmod.networks.soft_modular import SoftModular
@@ -271,6 +272,20 @@ def test_metrics_of_a_round():
     assert (metrics["routing_entropy"] <= np.log(2) + 1e-6).all()
     assert make().learn(replay(), 0) == {}
     assert "routing_entropy" not in make(MLP).learn(replay(), 1)
+
+
+@pytest.mark.parametrize("network", [SoftModular, HardRouting])
+def test_routes_are_means_over_each_tasks_newest_states(network):
+    agent, held = make(network), replay()
+    layers = agent.routes(held)
+    assert [layer.shape for layer in layers] == [(3, 2, 2), (3, 1, 2)]
+    for layer in layers:
+        torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
+    states = held.newest(mtsac.RECENT)
+    agent.actor.eval()
+    expected = [sum(agent.actor.routing(states[:, [i]])[1][0, :, 0] for i in range(states.shape[1])) / states.shape[1]]
+    torch.testing.assert_close(layers[1:], expected)
+    assert agent.routes(Replay(SPEC, 10)) == make(MLP).routes(held) == []
 
 
 def test_entropy_of_known_distributions():

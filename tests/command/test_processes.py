@@ -85,6 +85,8 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
         kept = swept / "mlartifacts" / run.info.run_id / "artifacts"
         for name in ("config.yaml", "success.png", "evaluation.json", "checkpoints/best/manifest.json"):
             assert (kept / name).is_file(), name
+        routed = store.image_steps(client, run.info.run_id, store.ROUTING)
+        assert bool(routed) == (run.data.params["method"] == "soft_modular_small")
 
 
 def test_the_same_sweep_again_does_nothing_and_says_why(swept: Path, environment: dict[str, str]) -> None:

@@ -147,6 +147,23 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     assert only_run().data.tags["softmod.changed.run.steps"] == "20"
 
 
+def test_routes_become_images_with_a_slider(journal: Journal) -> None:
+    """One for each step, also where the cursor is lost; what cannot be drawn is passed over."""
+    folder, tasks = journal.folder, ["reach-v3", "push-v3"]
+    for step in (100, 200, 200):
+        journal.routes(tasks, [[[[0.25, 0.75], [1.0, 0.0]]] * 2, [[[0.5, 0.5]]] * 2], step)
+    journal._append("routes", step=300, tasks=tasks, layers=[[["no number"]]])
+    sender = Sender(folder)
+    sender.send()
+    assert sender.cursor.pictures == []
+    assert store.image_steps(client(), sender.run, store.ROUTING) == {100, 200}
+    (folder / CURSOR).unlink()
+    Sender(folder).send()
+    images = [file.path for file in client().list_artifacts(sender.run, "images")]
+    assert sorted(Path(image).suffix for image in images) == [".png", ".png", ".webp", ".webp"]
+    assert only_run().data.tags["mlflow.loggedImages"] == "True"
+
+
 @pytest.mark.bar(18)
 def test_nothing_is_sent_twice(journal: Journal) -> None:
     """Neither without the cursor, nor where a process died between sending and noting it, nor with other times."""

@@ -179,12 +179,12 @@ def test_evaluation_ends_an_episode_at_success():
         ("build", r"worker of toy-opposite \(seed 0\) could not start: RuntimeError: this environment cannot be built"),
         ("raise-7", r"worker of toy-opposite \(seed 0\): RuntimeError: the simulation broke"),
         ("die-7", r"worker of toy-opposite \(seed 0\) \(pid \d+\) died: exit code 9"),
-        ("hang-7", r"worker of toy-opposite \(seed 0\) did not answer within 3 s \(workers.timeout\)"),
+        ("hang-7", r"worker of toy-opposite \(seed 0\) did not answer within 8 s \(workers.timeout\)"),
     ],
 )
 def test_failures_are_named_and_leave_no_process(fault, told):
     suite = Faulty(TASKS, horizon=20, name=fault)
-    workers = Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0, restarts=0)
+    workers = Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0, restarts=0)
     began = time.monotonic()
     with workers, pytest.raises(WorkerError, match=told):
         rounds(workers, 2)
@@ -217,7 +217,7 @@ def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path
         score = workers.evaluate(weights(), 3)
     suite = Faulty(TASKS, horizon=20, name=fault)
     suite.marker = tmp_path / "marker"
-    with Workers(plan(suite), 3, timeout=3.0 if "hang" in fault else 60.0) as workers:
+    with Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0) as workers:
         before = {share.process.pid for share in workers.shares}
         for mine, theirs in zip(rounds(workers, 5), expected, strict=True):
             same(mine, theirs)

@@ -1,0 +1,102 @@
+"""A search with Optuna: what it asks of its space, its trials as runs under one parent, its end and going on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from softmod import experiment, search, signals
+from softmod.errors import NumericalError
+from tests.command.test_train import SMALL, here
+
+optuna = pytest.importorskip("optuna")
+__all__ = ["here"]
+
+SPACE = ["optimizer.actor.lr=tag(log,interval(1e-4,1e-2))", "actor.num_modules=2,3", "run.round_steps=int(interval(5,10))",
+         "algorithm.discount=interval(0.9,0.95)", "run.batch_per_task=range(4,13,4)"]  # fmt: skip
+BRIEF = [*SMALL, "run.steps_per_task=60", "run.save_every=30"]
+
+
+def trials(state: str = "COMPLETE") -> list:
+    (study,) = optuna.study.get_all_study_summaries("sqlite:///optuna.db")
+    found = optuna.load_study(study_name=study.study_name, storage="sqlite:///optuna.db").trials
+    return [trial for trial in found if trial.state.name == state]
+
+
+def without(keys: list[str]) -> list[str]:
+    return [line for line in BRIEF if line.partition("=")[0] not in {key.partition("=")[0] for key in keys}]
+
+
+def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, capsys):
+    line = [*without(SPACE), *SPACE]
+    assert search.run(["trials=3", *line]) == 0
+    told = capsys.readouterr().out
+    made = trials()
+    assert len(made) == len(list(here.glob("runs/*/seed_0/result.json"))) == 3
+    for trial in made:
+        assert 1e-4 <= trial.params["optimizer.actor.lr"] <= 1e-2
+        assert trial.params["actor.num_modules"] in ("2", "3")
+        assert trial.params["run.round_steps"] in range(5, 11)
+        assert trial.params["run.batch_per_task"] in (4, 8, 12)
+    results = [json.loads(path.read_text()) for path in here.glob("runs/*/seed_0/result.json")]
+    assert sorted(trial.value for trial in made) == sorted(result["success_rate"] for result in results)
+    best = max(made, key=lambda trial: trial.value)
+    assert f"best of 3: success {best.value:.3f}" in told
+    assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", told)
+    assert search.run(["trials=3", *line]) == 0
+    assert search.run(["trials=4", *line]) == 0
+    assert len(trials()) == 4
+
+
+def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(here: Path, monkeypatch, capsys):
+    train, moments = experiment.run_experiment, iter(["fail", "stop", "go", "go"])
+
+    def faulty(*given):
+        match next(moments):
+            case "fail":
+                raise NumericalError("made up")
+            case "stop":
+                raise signals.StoppedError("told to stop")
+        return train(*given)
+
+    monkeypatch.setattr(experiment, "run_experiment", faulty)
+    line = ["trials=2", *without(SPACE[:1]), SPACE[0]]
+    assert search.run(line) == signals.STOPPED
+    assert "softmod: made up [optimizer.actor.lr=" in capsys.readouterr().err
+    (failed, stopped) = trials("FAIL")
+    assert search.run(line) == 0
+    assert trials()[0].params == stopped.params != failed.params
+    assert len(trials()) == 2
+
+
+def test_one_parent_in_mlflow(here: Path, monkeypatch):
+    given = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda *args: given.append(args[3]) or (_ for _ in ()).throw(KeyboardInterrupt))
+    line = ["trials=2", *without(SPACE[:1]), SPACE[0]]
+    assert [search.run(line), search.run(line)] == [130, 130]
+    assert given[0] == given[1]
+    assert given[0]["name"] == "toy: search optimizer.actor.lr"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ([], "no space given: nothing to search"),
+        (["trials=none", SPACE[0]], "trials=none: must be a whole number"),
+        (["algorithm.discount=interval(0.9,1.5)"], "algorithm.discount=1.5: must be in"),
+        (["algorithm.discont=interval(0.9,1)"], "algorithm.discount"),
+        (["method=soft_modular,mt_sack"], "mt_sac"),
+        (["algorithm.discount=tag(log,interval(0,1))"], "no space to search"),
+        (["storage=sqlite:////nowhere/at/all.db", SPACE[0]], "storage=sqlite:////nowhere/at/all.db: cannot be used"),
+        (["-m", SPACE[0]], "-m: unknown flag"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(here: Path, capsys, arguments: list[str], answer: str):
+    assert search.run([*without(SPACE), *arguments]) == 2
+    told = capsys.readouterr().err
+    assert answer in told
+    assert told.count("\n") == 1
+    assert list(here.iterdir()) == []
