@@ -24,8 +24,8 @@ train: setup ## train (ARGS: overrides; without any: the quickstart, a quarter o
 evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 	$(RUN) softmod.evaluate $(ARGS)
 
-test: setup ## all tests
-	$(RUN) pytest $(ARGS)
+test: setup ## all tests, on all cores
+	$(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; half an hour
 	$(RUN) pytest -m "bar or control" --table docs/reliability.md $(ARGS)

@@ -1,12 +1,13 @@
-"""`python -m softmod.search`: hyper-parameters by Optuna, each trial a run like any other, under one parent in MLflow."""
+"""`python -m softmod.search`: hyper-parameters by Optuna; each trial is a run as any, under one parent in MLflow."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -20,6 +21,7 @@ from softmod.train import MAIN, sweep_identity, tell, to_the_end
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 OWN = {"trials": "20", "storage": "sqlite:///optuna.db"}
 HEARTBEAT = 60  # seconds; a trial whose process is silent for longer than two of them is taken for dead
@@ -86,7 +88,9 @@ def read(arguments: list[str]) -> Search:
     fixed = [override for override in parsed if not override.is_sweep_override()]
     space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
     if not space:
-        raise ConfigError("no space given: nothing to search; --help shows how, as in algorithm.discount=interval(0.9,1)")
+        raise ConfigError(
+            "no space given: nothing to search; --help shows how, as in algorithm.discount=interval(0.9,1)"
+        )
     search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]), own["storage"],
                     sweep_identity(fixed, list(space), "search"))  # fmt: skip
     first = {key: ends(one)[0] for key, one in space.items()}
@@ -126,6 +130,15 @@ def ends(space: Any) -> list[Any]:
     return list(space.choices) if hasattr(space, "choices") else [space.low, space.high]
 
 
+def draw(trial: Trial, key: str, space: Any) -> Any:
+    """A value for a trial."""
+    if hasattr(space, "choices"):
+        return trial.suggest_categorical(key, space.choices)
+    if isinstance(space.low, int):
+        return trial.suggest_int(key, space.low, space.high, step=space.step, log=space.log)
+    return trial.suggest_float(key, space.low, space.high, log=space.log)
+
+
 @dataclass
 class Search:
     """A study: what its trials share, what they differ in, how many there are to be."""
@@ -135,6 +148,7 @@ class Search:
     trials: int
     storage: str
     sweep: dict[str, str]
+    codes: list[int] = field(default_factory=list)  # of the trials that failed
 
     def compose(self, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
         """A trial's configuration, typed and plain, and its overrides.
@@ -148,39 +162,40 @@ class Search:
 
     def make(self) -> int:
         """Make what is missing of the trials; the code of the first failure among them, or 0."""
-        import optuna
+        from optuna.study import MaxTrialsCallback
+        from optuna.trial import TrialState
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study, codes = self.study(), list[int]()
-        while (done := len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))) < self.trials:
-            signals.check()
-            trial = study.ask(self.space)
-            print(f"trial {trial.number} ({done} of {self.trials} done): {told(trial.params)}", flush=True)
-            try:
-                value = self.one(trial)
-            except SoftmodError as error:
-                codes.append(tell(error, told(trial.params)))
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                if len(codes) > self.trials:
-                    return codes[0]
-            except BaseException:  # told to stop: these values come first next time, and their run goes on
-                study.enqueue_trial(trial.params)
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                raise
-            else:
-                study.tell(trial, value)
-        best = study.best_trial
-        print(f"best of {done}: success {best.value:.3f} in trial {best.number}")
-        print("  python -m softmod.train " + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())]))
-        return codes[0] if codes else 0
+        study, done = self.study(), (TrialState.COMPLETE,)
+        if len(study.get_trials(states=done)) < self.trials:
+            enough = MaxTrialsCallback(self.trials, states=done)
+            study.optimize(self.one, callbacks=[enough, self.give_up], catch=SoftmodError)
+        if study.get_trials(states=done):
+            best = study.best_trial
+            print(f"best of {len(study.get_trials(states=done))}: success {best.value:.3f} in trial {best.number}")
+            print("  python -m softmod.train " + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())]))
+        return self.codes[0] if self.codes else 0
 
     def one(self, trial: Trial) -> float:
         """The mean success of a trial's last evaluation; its run is found in MLflow like any other."""
         from softmod.experiment import run_experiment
 
-        cfg, resolved, overrides = self.compose(trial.params)
-        scores = run_experiment(cfg, resolved, overrides, self.sweep)
+        signals.check()
+        cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
+        print(f"trial {trial.number}: {told(trial.params)}", flush=True)
+        try:
+            scores = run_experiment(cfg, resolved, overrides, self.sweep)
+        except SoftmodError as error:
+            self.codes.append(tell(error, told(trial.params)))
+            raise
+        except BaseException:  # told to stop: these values come first next time, and their run goes on
+            trial.study.enqueue_trial(trial.params)
+            raise
         return sum(score.success_rate for score in scores) / len(scores)
+
+    def give_up(self, study: Study, _: FrozenTrial) -> None:
+        """Not every trial can fail."""
+        if len(self.codes) > self.trials:
+            study.stop()
 
     def study(self) -> Study:
         """The study, new or as it was left; trials whose process died are tried again.
@@ -190,24 +205,29 @@ class Search:
         """
         import optuna
 
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by this program
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
         try:
-            again = optuna.storages.RetryFailedTrialCallback(max_retry=ATTEMPTS)
+            again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=ATTEMPTS)
             storage = optuna.storages.RDBStorage(
-                self.storage, heartbeat_interval=HEARTBEAT, failed_trial_callback=again
+                self.storage, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=again
             )
             study = optuna.create_study(
                 storage=storage, study_name=self.sweep["id"], direction="maximize", load_if_exists=True
             )
             study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
             study.set_user_attr("question", json.dumps([self.lines, sorted(self.space)]))
-            optuna.storages.fail_stale_trials(study)
         except Exception as error:  # of the database, which has its own
-            raise ConfigError(f"storage={self.storage}: cannot be used ({' '.join(str(error).split())})"[:300]) from error
+            raise ConfigError(
+                f"storage={self.storage}: cannot be used ({' '.join(str(error).split())})"[:300]
+            ) from error
         return study
 
 
 def told(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )
 
 
 if __name__ == "__main__":

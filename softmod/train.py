@@ -63,9 +63,11 @@ def run(arguments: list[str], ends: bool = False) -> int:
     os.environ[MAIN] = str(os.getpid())
     try:
         flags, overrides, folder = split(arguments)
-        os.environ[SWEEP] = json.dumps(check(flags, overrides, folder))
+        composed, sweep = check(flags, overrides, folder)
+        os.environ[SWEEP] = json.dumps(sweep)
+        alone = sweep is None and not {"--cfg", "-c"} & set(flags)
         with signals.heeded(ends):
-            return to_the_end(partial(hand_over, [*flags, *overrides]))
+            return to_the_end(partial(single, composed) if alone else partial(hand_over, [*flags, *overrides]))
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -99,8 +101,8 @@ def failures_elsewhere() -> list[int]:
     return codes
 
 
-def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[str, str] | None:
-    """Check every job of a command line before any starts; the sweep's id and name, if it is one.
+def check(flags: list[str], overrides: list[str], folder: str | None) -> tuple[DictConfig, dict[str, str] | None]:
+    """Check every job of a command line before any starts; the first one's configuration, the sweep's id and name.
 
     Raises:
         ConfigError: what is wrong, in one line.
@@ -115,12 +117,12 @@ def check(flags: list[str], overrides: list[str], folder: str | None) -> dict[st
         if swept:
             raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
         checked(composed)
-        return None
+        return composed, None
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         checked(config.compose(lines + job, config_dir=folder, hydra=True))
-    return sweep_identity(fixed, list(swept))
+    return composed, sweep_identity(fixed, list(swept))
 
 
 def checked(composed: DictConfig) -> None:
@@ -201,8 +203,17 @@ def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[
     return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
 
 
+def single(composed: DictConfig) -> int:
+    """The one job of a command line; Hydra would compose it twice more. The code of its failure, or 0."""
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(composed)
+    codes = one_run(_without_hydra(composed), list(composed.hydra.overrides.task))
+    return codes[0] if codes else 0
+
+
 def hand_over(arguments: list[str]) -> int:
-    """Let Hydra run the job or jobs; the code of the first that failed, or 0."""
+    """Let Hydra run the jobs of a sweep, or show a configuration; the code of the first that failed, or 0."""
     import hydra
 
     config.register()

@@ -26,6 +26,14 @@ from tests.reliability.table import pytest_addoption, pytest_runtest_makereport,
 __all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 
+LONGEST = ("test_processes.py", "test_workers.py", "test_train.py", "test_killed.py", "test_launchers.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: in parallel, a process takes whole files, and none should be left for the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")

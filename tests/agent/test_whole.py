@@ -107,7 +107,8 @@ def test_only_a_fused_optimizer_can_be_captured():
 COMPILED = """
 import torch
 from tests.agent.test_whole import batches, make
-eager, compiled = make("eager"), make("compiled")
+from softmod.networks.mlp import MLP
+eager, compiled = make("eager", MLP), make("compiled", MLP)
 for given in batches(3):
     ours, theirs = compiled.run(*given), eager.run(*given)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.command.test_train import here
+from tests.command.test_train import here, run
 from tests.reliability.test_files import trained
 
 __all__ = ["here"]
@@ -31,10 +31,11 @@ def results(folder: Path) -> dict[tuple[str, str, int], Any]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: str):
+def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: str, monkeypatch: pytest.MonkeyPatch):
     (here / "one").mkdir()
     (here / "other").mkdir()
-    assert trained(here / "one", *SWEEP).returncode == 0
+    monkeypatch.chdir(here / "one")
+    assert run(*SWEEP) == 0
     assert trained(here / "other", *SWEEP, f"hydra/launcher={launcher}").returncode == 0
     assert results(here / "one") == results(here / "other")
     assert len({seed for seed, _, _ in results(here / "other")}) == 2
@@ -45,6 +46,8 @@ def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: s
     assert len(parents) == 1
 
 
+@pytest.mark.reliability
+@pytest.mark.bar(20)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_failure_elsewhere_is_the_command_s(here: Path, launcher: str):
     (here / "runs").write_text("in the way")  # of every run folder: no job can begin

@@ -15,8 +15,9 @@ from tests.command.test_train import SMALL, here
 optuna = pytest.importorskip("optuna")
 __all__ = ["here"]
 
-SPACE = ["optimizer.actor.lr=tag(log,interval(1e-4,1e-2))", "actor.num_modules=2,3", "run.round_steps=int(interval(5,10))",
-         "algorithm.discount=interval(0.9,0.95)", "run.batch_per_task=range(4,13,4)"]  # fmt: skip
+SPACE = ["optimizer.actor.lr=tag(log,interval(1e-4,1e-2))", "actor.num_modules=2,3",
+         "run.eval_goals=int(interval(1,3))", "algorithm.discount=interval(0.9,0.95)",
+         "run.batch_per_task=range(4,13,4)"]  # fmt: skip
 BRIEF = [*SMALL, "run.steps_per_task=60", "run.save_every=30"]
 
 
@@ -39,7 +40,7 @@ def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, 
     for trial in made:
         assert 1e-4 <= trial.params["optimizer.actor.lr"] <= 1e-2
         assert trial.params["actor.num_modules"] in ("2", "3")
-        assert trial.params["run.round_steps"] in range(5, 11)
+        assert trial.params["run.eval_goals"] in (1, 2, 3)
         assert trial.params["run.batch_per_task"] in (4, 8, 12)
     results = [json.loads(path.read_text()) for path in here.glob("runs/*/seed_0/result.json")]
     assert sorted(trial.value for trial in made) == sorted(result["success_rate"] for result in results)
@@ -74,7 +75,12 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(here: P
 
 def test_one_parent_in_mlflow(here: Path, monkeypatch):
     given = []
-    monkeypatch.setattr(experiment, "run_experiment", lambda *args: given.append(args[3]) or (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupted(*args):
+        given.append(args[3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run_experiment", interrupted)
     line = ["trials=2", *without(SPACE[:1]), SPACE[0]]
     assert [search.run(line), search.run(line)] == [130, 130]
     assert given[0] == given[1]

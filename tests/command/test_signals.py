@@ -30,6 +30,7 @@ MOMENTS = {  # what is interrupted, at which of its calls
     "within the last evaluation": (ToyEnv, "step", -50),  # before the end
     "the last round": (Workers, "start", 20),
 }
+FULL = {"first update", "the last update of a round", "the beginning of an evaluation", "the last round"}
 
 
 def send_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, number: int = signal.SIGTERM) -> None:
@@ -62,7 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.bar(2)
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.reliability] * (m in FULL)) for m in MOMENTS])
 def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, undisturbed):
     expected, at_the_end, steps = undisturbed
     owner, name, at = MOMENTS[moment]

@@ -58,7 +58,7 @@ def test_second_call_is_read_and_quick() -> None:
     first = benchmark_goals("mt10", 0)
     start = time.monotonic()
     second = benchmark_goals("mt10", 0)
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 1.0
     assert equal(first, second)
     with pytest.raises(ValueError, match="read-only"):
         second["reach-v3"][0, 0] = 1

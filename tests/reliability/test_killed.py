@@ -34,6 +34,12 @@ POINTS = {  # and their turns: a save writes five groups of arrays, and one of t
     "checkpoint.renamed": (1, 3, 5),
     "checkpoint.pruned": (1, 3),
 }
+QUICK = ("checkpoint.renamed", "archive.renamed")  # points whose every turn is tried in the quick tests
+MOMENTS = [
+    pytest.param(point, turn, marks=[pytest.mark.reliability] * (turn > 1 and point not in QUICK))
+    for point, turns in POINTS.items()
+    for turn in turns
+]
 
 
 class Killed(BaseException):
@@ -62,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.bar(4)
 @pytest.mark.bar(6)
-@pytest.mark.parametrize(("point", "turn"), [(point, turn) for point, turns in POINTS.items() for turn in turns])
+@pytest.mark.parametrize(("point", "turn"), MOMENTS)
 def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: int):
     def die() -> None:
         raise Killed
