@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 5000
 ARGS ?=
 RUN = .venv/bin/python -m
+PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
+OUTCOMES = build/reliability.jsonl
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate test test-reliability lint format types check bench ui notebooks wheel clean
@@ -25,10 +27,13 @@ evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 	$(RUN) softmod.evaluate $(ARGS)
 
 test: setup ## all tests, on all cores
-	$(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) pytest $(PARALLEL) $(ARGS)
 
 test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; half an hour
-	$(RUN) pytest -m "bar or control" --table docs/reliability.md $(ARGS)
+	rm -f $(OUTCOMES)
+	-$(RUN) pytest $(PARALLEL) -m "(bar or control) and not timed" --outcomes $(OUTCOMES) $(ARGS)
+	-$(RUN) pytest -m "(bar or control) and timed" --outcomes $(OUTCOMES) $(ARGS)
+	$(RUN) tests.reliability.table $(OUTCOMES) docs/reliability.md
 
 lint: setup ## the linter, and whether the formatter would change anything
 	$(RUN) ruff check .

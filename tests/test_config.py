@@ -212,14 +212,14 @@ def test_folder_of_a_run():
 
 
 def test_identity_of_a_sweep_is_its_question():
-    first = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac"]))
-    more = check(*split(["-m", "method=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))
-    other = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac", "run=smoke"]))
+    first = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac"]))[1]
+    more = check(*split(["-m", "method=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))[1]
+    other = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac", "run=smoke"]))[1]
     assert first == more
     assert first["id"] != other["id"]
     assert first["name"] == "toy: method, seed"
-    assert check(*split(["experiment=toy"])) is None
-    assert check(*split(["sweep=seeds", "experiment=toy"]))["name"] == "toy: seed"
+    assert check(*split(["experiment=toy"]))[1] is None
+    assert check(*split(["sweep=seeds", "experiment=toy"]))[1]["name"] == "toy: seed"
     assert sweep_identity([], ["seed"]) != sweep_identity([], ["method"])
 
 

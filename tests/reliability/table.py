@@ -1,12 +1,16 @@
 """The table of promises: every test marked `bar(number)` is an attempt at one, every `control(number)` breaks one.
 
-`make test-reliability` runs them all, the minutes-long ones too, and writes the table (`--table FILE`).
+`make test-reliability` runs them all, the minutes-long ones too: first those that may run side by side, then those that
+look at the clock (`timed`), one by one. Each run of pytest adds its outcomes to a file (`--outcomes FILE`), and
+`python -m tests.reliability.table OUTCOMES TABLE` makes the table of it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -45,7 +49,7 @@ Outcomes = dict[int, list[Any]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--table", help="write the table of promises to this file")
+    parser.addoption("--outcomes", help="add what became of attempts and controls to this file of JSON lines")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,25 +62,43 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    path = config.getoption("--table", None)
+    path = config.getoption("--outcomes", None)
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         reports = [
             report for kind in ("passed", "failed", "skipped", "error") for report in terminalreporter.getreports(kind)
         ]
-        text = "\n".join(lines(reports))
-        Path(path).write_text(text + "\n")
-        terminalreporter.write_line(text)
+        with Path(path).open("a") as file:
+            file.writelines(json.dumps(outcome) + "\n" for outcome in map(outcome_of, reports) if outcome)
 
 
-def lines(reports: list[Any]) -> Iterator[str]:
+def outcome_of(report: Any) -> dict[str, Any] | None:
+    """What a report says of a promise; None where it says nothing."""
+    marks = getattr(report, "marks", ())
+    if not marks or (report.when != "call" and report.outcome == "passed"):
+        return None
+    told = [f"{name}: {value}" for name, value in report.user_properties]
+    return {"test": report.nodeid, "marks": marks, "outcome": report.outcome, "told": told, "took": report.duration}
+
+
+def main() -> None:
+    """The table, and whether everything held."""
+    outcomes = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    text = "\n".join(lines(outcomes))
+    Path(sys.argv[2]).write_text(text + "\n")
+    print(text)
+    failed = [outcome["test"] for outcome in outcomes if outcome["outcome"] != "passed"]
+    sys.exit("\n".join(["did not hold:", *failed]) if failed else 0)
+
+
+def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
     """The table in Markdown."""
     tried: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     told: dict[int, list[str]] = defaultdict(list)
-    for report in reports:
-        for kind, number in getattr(report, "marks", ()):
-            if report.when == "call" or report.outcome != "passed":
-                tried[kind, number][report.outcome] += 1
-                told[number] += [f"{name}: {value}" for name, value in report.user_properties]
+    for outcome in outcomes:
+        for kind, number in outcome["marks"]:
+            tried[kind, number][outcome["outcome"]] += 1
+            told[number] += outcome["told"]
     yield "# The 24 promises, tried\n"
     yield "Written by `make test-reliability`. An attempt is a test with its own runs or data; many try more than once,"
     yield "which the last column tells. A control breaks what keeps the promise, and sees the same check fail.\n"
@@ -90,3 +112,7 @@ def lines(reports: list[Any]) -> Iterator[str]:
         held = "yes" if bar["passed"] == bar.total() else f"**{bar['passed']} of {bar.total()}**"
         seen = f"{control['passed']} of {control.total()}" if control else "-"
         yield f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} | {'; '.join(told[number])} |"
+
+
+if __name__ == "__main__":
+    main()

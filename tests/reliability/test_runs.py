@@ -76,6 +76,7 @@ def test_two_runs_with_one_configuration_have_equal_hashes(case, tmp_path, recor
 # --- 2 and 9: told to stop --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.bar(2)
 @pytest.mark.bar(9)
 @pytest.mark.parametrize("case", ["toy", "Meta-World"])
@@ -219,6 +220,7 @@ def test_a_replacement_that_is_not_brought_to_where_the_other_was(monkeypatch):
             same(workers.finish(), expected[2])
 
 
+@pytest.mark.timed
 @pytest.mark.bar(12)
 def test_a_stopped_worker_is_replaced_at_its_time_out(tmp_path, undisturbed, record_property):
     """SIGSTOP: it neither dies nor answers, and would answer later."""
@@ -281,6 +283,7 @@ def killed_learner(folder: Path, line: list[str], seconds: float) -> list[int]:
     return family
 
 
+@pytest.mark.timed
 @pytest.mark.bar(13)
 def test_nothing_outlives_a_killed_learner(tmp_path, record_property):
     before, draws = set(os.listdir("/dev/shm")), random.Random(3)

@@ -129,6 +129,7 @@ def frugal(told: dict[str, float]) -> bool:
     return max(told["second bytes"], told["third bytes"]) <= 3.0 * told["delta bytes"] + told["model bytes"]
 
 
+@pytest.mark.timed
 @pytest.mark.reliability
 @pytest.mark.bar(8)
 @pytest.mark.parametrize("transitions", [1_000_000, 10_000_000])

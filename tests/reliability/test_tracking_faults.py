@@ -194,6 +194,7 @@ def interrupt(here: Path, environment: Environment, moment: str, script: str = "
     return took, wrong
 
 
+@pytest.mark.timed
 @pytest.mark.reliability
 @pytest.mark.bar(10)
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -341,6 +342,7 @@ def longest_pause(folder: Path) -> float:
     return max(after - before for before, after in itertools.pairwise(times))
 
 
+@pytest.mark.timed
 @pytest.mark.reliability
 @pytest.mark.bar(18)
 @pytest.mark.parametrize("fault", FAULTS)
