@@ -332,12 +332,21 @@ def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
     try:
         known = keys(tuple(overrides), config_name)
     except ConfigError:  # more than one override is wrong
-        known = keys((), config_name)
+        known = keys_of_groups(overrides, config_name)
     parent, _, name = key.rpartition(".")
     names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
     if close := near(name, names):
         return close.replace("did you mean ", f"did you mean {parent}.")
     return f"; {parent} has {', '.join(n for n in names if n != '_target_')}" if names else near(key, known)
+
+
+def keys_of_groups(overrides: list[str], config_name: str) -> tuple[str, ...]:
+    """The keys that there are by the groups among the overrides, as far as these are valid."""
+    chosen = tuple(override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS)
+    try:
+        return keys(chosen, config_name)
+    except ConfigError:
+        return keys((), config_name)
 
 
 @cache

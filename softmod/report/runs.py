@@ -133,14 +133,20 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
     """The id of a sweep's parent run, and the runs under it; `sweep` is the parent's id or name, or the sweep's id.
 
     Raises:
-        ConfigError: there is no such sweep, or it has no runs.
+        ConfigError: the store cannot be read, there is no such sweep, or it has no runs.
     """
+    from softmod.mlflow_store import PARENT_TAG, SWEEP_TAG, database
+
+    path = database(uri)
+    if path is not None and not path.exists():  # MLflow would make one
+        raise ConfigError(f"sweep={sweep}: there is no MLflow store at {path}; uri=... says where it is")
     from mlflow.tracking import MlflowClient
 
-    from softmod.mlflow_store import PARENT_TAG, SWEEP_TAG
-
-    client = MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    try:
+        client = MlflowClient(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    except Exception as error:  # MLflow's own, and those of the database or the network below
+        raise ConfigError(f"sweep={sweep}: {uri} cannot be read ({str(error).splitlines()[0]})"[:300]) from error
     parents = [run for run in _pages(client, experiments, "") if SWEEP_TAG in run.data.tags]
     names = {run.info.run_id: (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG]) for run in parents}
     matching = [identifier for identifier, known in names.items() if sweep in known]

@@ -1,0 +1,105 @@
+"""`python -m softmod.report`: what it answers to faulty lines, what it draws of routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from softmod.report import moving, routing
+from softmod.report.__main__ import run
+from softmod.report.routing import Rollouts
+from softmod.train import run as train
+from softmod.video import AFTER_SUCCESS, EVERY
+from tests.command.test_train import SMALL, here
+
+__all__ = ["here"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        ([], 2, "sweep, runs, checkpoint: give one of them"),
+        (["sweep=a: b, c", "runs=[runs]"], 2, "give one of them"),
+        (["--video", "checkpoint=runs"], 2, "--video: unknown flag"),
+        (["chekpoint=runs"], 2, "did you mean checkpoint"),
+        (["level=2", "runs=[runs]"], 2, "level=2"),
+        (["runs=[nowhere]"], 2, "nowhere"),
+        (["checkpoint=nowhere"], 3, "nowhere"),
+        (["sweep=no such sweep"], 2, "sweep=no such sweep: there is no MLflow store at"),
+        (["sweep=any", "uri=sqlite:////proc/version"], 2, "sweep=any: sqlite:////proc/version cannot be read"),
+    ],
+)
+def test_a_faulty_line_gets_one_line(here: Path, capsys, arguments: list[str], code: int, answer: str):
+    assert run(arguments) == code
+    told = capsys.readouterr().err
+    assert answer in told
+    assert told.count("\n") == 1
+    assert not (here / "report").exists()
+
+
+def test_a_policy_that_does_not_route_and_a_run_that_is_not_over(here: Path, capsys):
+    assert train([*(word for word in SMALL if word[:5] not in ("actor", "criti")), "method=mt_sac_small"]) == 0
+    (folder,) = here.glob("runs/*/seed_0")
+    assert run([f"checkpoint={folder}"]) == 2
+    assert "its network does not route" in capsys.readouterr().err
+    (folder / "journal.jsonl").write_text((folder / "journal.jsonl").read_text().replace("FINISHED", "KILLED"))
+    assert run(["runs=[runs]"]) == 2
+    assert "finished" in capsys.readouterr().err
+    assert not (here / "report").exists()
+
+
+def test_tasks_share_what_their_routes_have_in_common():
+    """One layer for two targets: equal, half equal, nothing in common."""
+
+    def task(first: list[float], second: list[float]) -> Rollouts:
+        return Rollouts("t", [np.tile(np.array([first, second]), (5, 1, 1))], 1, 1)
+
+    rollouts = [task([1, 0], [1, 0]), task([1, 0], [0, 1]), task([0, 1], [0, 1])]
+    np.testing.assert_allclose(routing.similarity(rollouts), [[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]])
+    assert rollouts[0].vectors().shape == (5, 4)
+
+
+class Env:
+    """Twenty steps to success; its pictures tell the step."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.closed = False
+
+    def reset(self, goal: Any) -> np.ndarray:
+        self.steps = 0
+        return np.zeros(3)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool]:
+        self.steps += 1
+        return np.zeros(3), 0.0, self.steps == 20
+
+    def render(self) -> np.ndarray:
+        return np.full((100, 100, 3), self.steps, np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_routes_move_beside_the_robot_until_a_moment_after_success(tmp_path: Path):
+    env = Env()
+    suite = SimpleNamespace(make=lambda task, render: env, spec=SimpleNamespace(horizon=500), goals=lambda task: [0])
+    routes = [np.array([[[[0.9, 0.1], [0.5, 0.5]]]])[0], np.array([[[[1.0, 0.0]]]])[0]]
+    policy: Any = SimpleNamespace(
+        suite=suite, tasks=["reach-v3"], routing=lambda obs, task: [layer[0] for layer in routes],
+        act=lambda obs, task: np.zeros(4),
+    )  # fmt: skip
+    frames = list(moving.play(policy, 0, 0))
+    assert env.closed
+    assert [int(frame[0, 0, 0]) for frame in frames] == list(range(0, 20 + AFTER_SUCCESS, EVERY))
+    height, width, _ = frames[0].shape
+    assert width == 100 + 480
+    assert height == 480
+    assert (frames[0][100:, :100] == 255).all()
+    (written,) = moving.videos(policy, tmp_path)
+    assert written.name == "routes_reach-v3.mp4"
+    assert written.stat().st_size > 1_000
