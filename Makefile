@@ -31,8 +31,8 @@ test: setup ## all tests, on all cores
 
 test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; half an hour
 	rm -f $(OUTCOMES)
-	-$(RUN) pytest $(PARALLEL) -m "(bar or control) and not timed" --outcomes $(OUTCOMES) $(ARGS)
-	-$(RUN) pytest -m "(bar or control) and timed" --outcomes $(OUTCOMES) $(ARGS)
+	-$(RUN) pytest $(PARALLEL) -m "(bar or control) and not timed" --outcomes=$(OUTCOMES) $(ARGS)
+	-$(RUN) pytest -m "(bar or control) and timed" --outcomes=$(OUTCOMES) $(ARGS)
 	$(RUN) tests.reliability.table $(OUTCOMES) docs/reliability.md
 
 lint: setup ## the linter, and whether the formatter would change anything

@@ -77,11 +77,12 @@ def run_experiment(
         return scores
     check_device(cfg)
     parts = assemble(cfg)
-    resume_point(cfg, folder)  # what is wrong with it shows before anything is written
+    there, found = checkpoint.all_in(folder), resume_point(cfg, folder)  # what is wrong shows before anything is written
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
-        found = resume_point(cfg, folder)
+        if checkpoint.all_in(folder) != there:  # another process went on with the run, and is gone now
+            found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.status("RUNNING")
         uploader = None

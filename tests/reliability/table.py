@@ -63,7 +63,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     path = config.getoption("--outcomes", None)
-    if path:
+    if path and not hasattr(config, "workerinput"):  # of a process of pytest-xdist, whose reports come here too
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         reports = [
             report for kind in ("passed", "failed", "skipped", "error") for report in terminalreporter.getreports(kind)

@@ -184,6 +184,8 @@ def test_evaluation_ends_an_episode_at_success():
 )
 def test_failures_are_named_and_leave_no_process(fault, told):
     suite = Faulty(TASKS, horizon=20, name=fault)
+    with Workers(plan(), 1):  # the process that they are forked from is there; it takes seconds to come
+        pass
     workers = Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0, restarts=0)
     began = time.monotonic()
     with workers, pytest.raises(WorkerError, match=told):
