@@ -77,7 +77,7 @@ def run_experiment(
         return scores
     check_device(cfg)
     parts = assemble(cfg)
-    there, found = checkpoint.all_in(folder), resume_point(cfg, folder)  # what is wrong shows before anything is written
+    there, found = checkpoint.all_in(folder), resume_point(cfg, folder)  # what is wrong shows before a write
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
