@@ -14,7 +14,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -108,7 +111,7 @@ def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, 
 
 METAWORLD = [
     "experiment=quickstart", "env.tasks=[reach-v3,push-v3]", "env.horizon=50", "run.max_minutes=null",
-    "run.steps_per_task=1500", "run.warmup_per_task=100", "run.batch_per_task=16", "run.round_steps=10",
+    "run.steps_per_task=2500", "run.warmup_per_task=100", "run.batch_per_task=16", "run.round_steps=10",
     "run.eval_every=1000", "run.eval_goals=2", "run.final_eval_goals=2", "run.save_every=200", "run.log_every=100",
     "workers.processes=1", "fabric.threads=1",
 ]  # fmt: skip
@@ -117,7 +120,7 @@ CASES = {
         *SMALL[:1],
         "workers.processes=2",
         *SMALL[2:],
-        "run.steps_per_task=8000",
+        "run.steps_per_task=12000",
         "run.save_every=900",
         "run.eval_every=3000",
     ],
@@ -156,35 +159,43 @@ def runs(pid: int) -> bool:
 @pytest.mark.bar(3)
 @pytest.mark.reliability
 @pytest.mark.parametrize("case", list(CASES))
-def test_killed_twenty_times(case: str, tmp_path: Path):
+def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
     """At random moments and at points of a save, each time from the beginning of the same run's next session."""
     line = [word for word in CASES[case] if word != "tracking=journal"] + ["tracking.drain_seconds=30"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     expected = finish(tmp_path / "whole", line)
     draws = random.Random(0)
-    moments = [f"{point}:1" for point in POINTS] + ["upload.batch:1", "upload.batch:2"] + [""] * 12
+    moments = (
+        [f"{point}:1" for point in POINTS] + ["upload.batch:1", "upload.batch:2"] + ["start-up"] * 3 + ["training"] * 9
+    )
     draws.shuffle(moments)
-    told = []
-    for fault in moments:
-        process = command(tmp_path / "killed", line, fault)
-        if not fault or fault.startswith("upload"):
-            seconds = draws.uniform(3.0, 6.0)
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
+    killed = Counter[str]()
+    for moment in moments:
+        begun = metrics_lines(tmp_path / "killed")
+        process = command(tmp_path / "killed", line, moment if ":" in moment else "")
+        if not moment.startswith(("checkpoint", "archive")):
+            while moment != "start-up" and process.poll() is None and metrics_lines(tmp_path / "killed") == begun:
+                time.sleep(0.02)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(draws.uniform(0.0, 5.0 if moment == "start-up" else 1.0))
+            if process.poll() is None:
                 family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
                 os.kill(process.pid, signal.SIGKILL)
                 assert gone(family)
-        code = process.wait(120)
-        told.append((fault or "random", code))
+        killed[moment.partition(".")[0]] += process.wait(120) == -signal.SIGKILL
     hashed = finish(tmp_path / "killed", line)
-    print(case, told)
-    assert sum(code == -signal.SIGKILL for _, code in told) >= 15
+    assert killed.total() == len(moments), killed
+    record_property("tried", f"{case}: kill -9 " + ", ".join(f"{count} x {what}" for what, count in killed.items()))
     assert hashed == expected
     folder = next((tmp_path / "killed").glob("runs/*/seed_0"))
     assert leftovers(folder) == []
     assert mlflow_holds_each_metric_once(tmp_path / "killed", folder)
+
+
+def metrics_lines(root: Path) -> int:
+    """How many lines of metrics the journals there have."""
+    return sum(path.read_text().count('"kind":"metrics"') for path in root.glob("runs/*/seed_0/journal.jsonl"))
 
 
 def mlflow_holds_each_metric_once(root: Path, folder: Path) -> bool:
