@@ -29,7 +29,7 @@ evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 test: setup ## all tests, on all cores
 	$(RUN) pytest $(PARALLEL) $(ARGS)
 
-test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; half an hour
+test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; most of an hour
 	rm -f $(OUTCOMES)
 	-$(RUN) pytest $(PARALLEL) -m "(bar or control) and not timed" --outcomes=$(OUTCOMES) $(ARGS)
 	-$(RUN) pytest -m "(bar or control) and timed" --outcomes=$(OUTCOMES) $(ARGS)

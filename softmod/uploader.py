@@ -309,10 +309,11 @@ class Sender:
             if told["step"] not in there:
                 try:
                     image = routes_figure(told["step"], told["tasks"], told["layers"])
-                except (ValueError, TypeError) as error:
+                except (ValueError, TypeError, AttributeError) as error:  # of a damaged line
                     logger.warning("routes at step %d: cannot be drawn (%s)", told["step"], error)
                 else:
                     self.client.log_image(self.run, image, key=store.ROUTING, step=told["step"], synchronous=True)
+                    there.add(told["step"])
             del self.cursor.pictures[0]
             self._save_cursor()
 
