@@ -15,8 +15,8 @@ from softmod.clock import Clock
 from softmod.config import compose, typed
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import Toy
-from softmod.experiment import make_agent, make_fabric, networks
 from softmod.log import Log
+from softmod.parts import make_agent, make_fabric, networks
 from softmod.progress import Progress
 from softmod.replay import Replay
 from softmod.saver import Saver

@@ -19,7 +19,7 @@ from benchmarks.pairing import Figure, Rate, alternate
 from softmod.config import compose, typed
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.tasks import SETS
-from softmod.experiment import networks
+from softmod.parts import networks
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 

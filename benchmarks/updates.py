@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
-from softmod.config import build, compose, options, typed
+from softmod.config import compose, options, typed
 from softmod.cpu import allow_onednn, fast_products
-from softmod.experiment import choose, make_agent, make_fabric, networks, set_up
+from softmod.parts import choose, make_agent, make_fabric, networks, set_up
 from softmod.replay import Batch, Replay
 from softmod.report import cost
 from softmod.report.cost import Cost
+from softmod.targets import build
 from softmod.types import EnvSpec
 
 PRODUCT = "plain matrix product"
@@ -151,7 +152,7 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
 def learning_rate(experiment: str) -> float:
     """Env steps per second that updates alone would allow, with as many threads as training takes."""
     update, _, spec, cfg = ours(experiment, [])
-    torch.set_num_threads(choose(cfg, build(cfg.env), None).threads)
+    torch.set_num_threads(choose(cfg, build(cfg.env)).threads)
     return per_second(update, LONG) / cfg.run.update_ratio * spec.num_tasks
 
 

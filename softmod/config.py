@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import importlib
-import inspect
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -27,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from softmod import schema
-from softmod.errors import ConfigError
+from softmod.errors import ConfigError, listed, near
+from softmod.rules import check_fields, check_rules
 
 GROUPS = (
     "env",
@@ -43,11 +40,6 @@ GROUPS = (
     "experiment",
     "sweep",
 )
-PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
-PLACES = {  # and where the classes of each part lie: others could do harm when they are built
-    "env": "softmod.envs", "actor": "softmod.networks", "critic": "softmod.networks", "algorithm": "softmod.agent",
-    "optimizer": "torch.optim",
-}  # fmt: skip
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
     "env": ("fast",),
@@ -56,9 +48,6 @@ NOT_RESULTS = {
     "workers": ("processes", "timeout"),
     "fabric": ("accelerator", "threads", "compile", "deterministic"),
 }  # fmt: skip
-
-
-LISTED = 12  # names, at most, in the answer to a faulty line
 
 
 def conf_folder() -> Path:
@@ -157,119 +146,6 @@ def typed(config: DictConfig) -> Any:
     if isinstance(cfg, schema.TrainConfig):
         check_rules(cfg)
     return cfg
-
-
-# --- checks ---------------------------------------------------------------------------------------
-
-
-def check_fields(node: Any, key: str) -> None:
-    """Ranges and choices of a dataclass and of those within it."""
-    if not dataclasses.is_dataclass(node):
-        return
-    for field in dataclasses.fields(node):
-        value, name = getattr(node, field.name), f"{key}.{field.name}".lstrip(".")
-        if value == "???":
-            raise ConfigError(f"{name}: no value given")
-        check_fields(value, name)
-        check_choice(name, value, field.metadata.get("choices"))
-        if value is not None and "low" in field.metadata:
-            check_range(name, value, **field.metadata)
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
-    if choices is not None and value not in choices:
-        raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}")
-
-
-def check_range(name: str, value: float, low: float | None, high: float | None, open_low: bool) -> None:
-    too_low = low is not None and (value < low or (open_low and value == low))
-    if too_low or (high is not None and value > high) or not math.isfinite(value):
-        above = "finite" if low is None else f"above {low:g}" if open_low else f"at least {low:g}"
-        above += " and finite" if value == math.inf and low is not None else ""
-        allowed = f"in {'(' if open_low else '['}{low:g}, {high:g}]" if high is not None else above
-        raise ConfigError(f"{name}={value}: must be {allowed}")
-
-
-def check_rules(cfg: schema.TrainConfig) -> None:
-    """What holds across fields."""
-    check_env(cfg)
-    run = cfg.run
-    if run.batch_per_task > run.replay_per_task:
-        raise ConfigError(
-            f"run.batch_per_task={run.batch_per_task}: larger than run.replay_per_task={run.replay_per_task}"
-        )
-    if run.warmup_per_task > run.replay_per_task:
-        raise ConfigError(
-            f"run.warmup_per_task={run.warmup_per_task}: larger than run.replay_per_task={run.replay_per_task}"
-        )
-    if cfg.env.horizon % run.round_steps:
-        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.horizon={cfg.env.horizon}")
-    if not plain(cfg.name):
-        shown = cfg.name if cfg.name.isprintable() else ascii(cfg.name)
-        raise ConfigError(f"name={shown:.100}: must be a plain folder name, of at most 200 bytes")
-    check_targets(cfg)
-    for name in ("actor", "critic", "temperature"):
-        betas = getattr(getattr(cfg.optimizer, name), "betas", [0.0, 0.0])
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ConfigError(f"optimizer.{name}.betas={betas}: must be two numbers in [0, 1)")
-
-
-def plain(name: str) -> bool:
-    """Whether a folder can have this name anywhere."""
-    return 0 < len(name.encode(errors="replace")) <= 200 and name.isprintable() and not set(name) & set("/\\")
-
-
-def check_env(cfg: schema.TrainConfig) -> None:
-    from softmod.envs.tasks import MT50, TOY_TASKS, check_tasks
-
-    known = {"softmod.envs.metaworld.MetaWorld": MT50, "softmod.envs.toy.Toy": TOY_TASKS}.get(cfg.env._target_)
-    if not cfg.env.name:
-        raise ConfigError("env.name=: must not be empty")
-    if not cfg.env.tasks:
-        raise ConfigError("env.tasks=[]: name at least one task (python -m softmod.envs lists them)")
-    if known is not None:
-        check_tasks(cfg.env.tasks, known)
-    if known is TOY_TASKS and cfg.env.reward != "v2":
-        raise ConfigError(f"env.reward={cfg.env.reward}: the toy tasks have only v2")
-
-
-def check_targets(cfg: schema.TrainConfig) -> None:
-    nodes = {"env": cfg.env, "actor": cfg.actor, "critic": cfg.critic, "algorithm": cfg.algorithm}
-    nodes |= {f"optimizer.{name}": getattr(cfg.optimizer, name) for name in ("actor", "critic", "temperature")}
-    for key, node in nodes.items():
-        path = target_of(node)
-        if not path:
-            raise ConfigError(f"{key}._target_: no value given; it names the class to build")
-        if not allowed(path, cfg.allow):
-            packages = ", ".join([*PACKAGES, *cfg.allow])
-            raise ConfigError(f"{key}._target_={path}: must lie in {packages} (allow=[package])")
-        if not re.fullmatch(r"([a-z_]\w*\.)+[A-Z]\w*", path):
-            raise ConfigError(f"{key}._target_={path}: must name a class, as in package.module.Class")
-        within(key, path, cfg.allow)
-
-
-def within(part: str, path: str, allow: Iterable[str]) -> None:
-    """
-    Raises:
-        ConfigError: the class lies neither where those of this part do nor in a package of the user's own.
-    """
-    places = (PLACES[part.split(".")[0]], *allow)
-    if not lies_in(path, places):
-        raise ConfigError(f"{part}._target_={path}: must lie in {', '.join(places)} (allow=[package])")
-
-
-def listed(names: list[str], word: str = "") -> str:
-    """Names in a line: all of them, or of many those that are most like `word`, and how many more there are."""
-    if len(names) <= LISTED:
-        return ", ".join(names)
-    close = difflib.get_close_matches(word, names, LISTED, 0.0)
-    return f"{', '.join(close)} and {len(names) - LISTED} more (--help)"
-
-
-def near(word: str, names: Iterable[str]) -> str:
-    """The nearest valid name, if one is near."""
-    close = difflib.get_close_matches(word, list(names), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 # --- what Hydra and OmegaConf say, in one line ----------------------------------------------------
@@ -390,74 +266,3 @@ def identity(cfg: schema.TrainConfig) -> str:
 def run_folder(cfg: schema.TrainConfig) -> Path:
     """`runs/<name>-<identity>/seed_<seed>`"""
     return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"
-
-
-# --- building what a configuration names ----------------------------------------------------------
-
-
-def target_of(node: Any) -> str:
-    return str(node.get("_target_", "") if isinstance(node, Mapping) else getattr(node, "_target_", ""))
-
-
-def allowed(module: str, allow: Iterable[str]) -> bool:
-    return lies_in(module, (*PACKAGES, *allow))
-
-
-def lies_in(module: str, packages: Iterable[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
-
-
-def resolve_target(path: str, allow: Iterable[str] = (), part: str = "") -> type:
-    """The class that a `_target_` names, judged by what it resolves to and not by its spelling.
-
-    Raises:
-        ConfigError: not there, not a class, or its own module lies elsewhere, or where this `part` (see PLACES)
-            has none.
-    """
-    module, _, name = path.rpartition(".")
-    line = f"{part}._target_={path}".lstrip(".")
-    if not allowed(path, allow):
-        raise ConfigError(f"{line}: must lie in {', '.join([*PACKAGES, *allow])} (allow=[package])")
-    found: Any = None
-    try:
-        found = importlib.import_module(module)
-        found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{line}: not found ({error}){near(name, classes(found))}") from error
-    if not isinstance(found, type) or not allowed(found.__module__, allow):
-        raise ConfigError(f"{line}: must be a class of {', '.join([*PACKAGES, *allow])}{near(name, classes(found))}")
-    if part:
-        within(part, f"{found.__module__}.{found.__qualname__}", allow)
-    return found
-
-
-def classes(module: Any) -> list[str]:
-    """The names of the classes in a module."""
-    return [name for name, value in vars(module).items() if isinstance(value, type)] if inspect.ismodule(module) else []
-
-
-def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) -> Any:
-    """An object of the class that `node._target_` names, made from the node's other fields and `extra`.
-
-    Raises:
-        ConfigError: the class is not allowed, is none of this `part`'s (see PLACES), or refuses the fields.
-    """
-    values = (
-        dict(node) if isinstance(node, Mapping) else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    )
-    path = values.pop("_target_")
-    target, line = resolve_target(path, allow, part), f"{part}._target_={path}".lstrip(".")
-    try:
-        inspect.signature(target).bind(**extra, **values)
-    except TypeError as error:
-        raise ConfigError(f"{line}: {error}") from error
-    try:
-        return target(**extra, **values)
-    except (ValueError, TypeError, IndexError) as error:
-        raise ConfigError(f"{line}: {error}") from error
-    except (ArithmeticError, RuntimeError, MemoryError) as error:  # of numbers beyond what memory or PyTorch can hold
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        numbers = {name: value for name, value in values.items() if isinstance(value, int)}
-        most = max(numbers, key=lambda name: numbers[name], default="")
-        largest = f"; {part}.{most}={numbers[most]} is the largest of its numbers" if most else ""
-        raise ConfigError(f"{line}: cannot be built ({told}){largest}") from error

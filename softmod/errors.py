@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+LISTED = 12  # names, at most, in the answer to a faulty line
+
 
 class SoftmodError(Exception):
     """A failure that is told in one line."""
@@ -47,3 +52,20 @@ class NumericalError(SoftmodError):
 
 class UpdateError(NumericalError):
     """Updates stayed non-finite: there is one to be looked at."""
+
+
+# --- the nearest valid name -------------------------------------------------------------------------------------------
+
+
+def listed(names: list[str], word: str = "") -> str:
+    """Names in a line: all of them, or of many those that are most like `word`, and how many more there are."""
+    if len(names) <= LISTED:
+        return ", ".join(names)
+    close = difflib.get_close_matches(word, names, LISTED, 0.0)
+    return f"{', '.join(close)} and {len(names) - LISTED} more (--help)"
+
+
+def near(word: str, names: Iterable[str]) -> str:
+    """The nearest valid name, if one is near."""
+    close = difflib.get_close_matches(word, list(names), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""

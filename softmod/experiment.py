@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import psutil
 import torch
 from omegaconf import OmegaConf
 
 from softmod import checkpoint, machine, signals, tracking
 from softmod.agent.mtsac import MTSAC
-from softmod.agent.whole import whole_update
 from softmod.clock import Clock, Schedule
-from softmod.config import build, flat, identity, of_results, resolve_target, run_folder
-from softmod.cores import (
-    MEASURED_ROUNDS,
-    MEASURED_TASKS,
-    Chosen,
-    Costs,
-    Round,
-    best,
-    remembered,
-    thread_counts,
-    timed,
-)
-from softmod.cpu import fast_products, keep_memory, product_library
-from softmod.envs.goals import cache_folder
+from softmod.config import flat, identity, of_results, run_folder
+from softmod.cores import Chosen
+from softmod.cpu import product_library
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError, UpdateError
 from softmod.folder import nearest_run, refuse_links
 from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
+from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, set_up
 from softmod.progress import Progress, print_table
-from softmod.randomness import Purpose, sequence
 from softmod.replay import Replay
 from softmod.saver import Saver
 from softmod.schema import TrainConfig
-from softmod.types import EnvSpec, TaskScore, TaskSuite
+from softmod.types import TaskScore, TaskSuite
 from softmod.uploader import LAST_WORDS, Uploader, start_uploader
 from softmod.workers.pool import Workers
-from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
 
 Found = tuple[Path, dict[str, Any]]
@@ -114,7 +99,7 @@ def _train(
     spec = suite.spec
     fabric = make_fabric(cfg)
     set_up(cfg, fabric.device)
-    chosen = choose(cfg, suite, found)
+    chosen = choose(cfg, suite, found[1] if found else {})
     torch.set_num_threads(chosen.threads)
     with ExitStack() as stack:
         signals.leave_if_told()
@@ -205,147 +190,6 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
     if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
         raise CheckpointError(f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}")
     return found
-
-
-# --- what a run is built of -------------------------------------------------------------------------------------------
-
-
-def choose(cfg: TrainConfig, suite: TaskSuite, found: Found | None) -> Chosen:
-    """What was asked for, else what the run had before (equal states need equal numbers), else what measures best."""
-    before = found[1] if found else {}
-    processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
-    threads = cfg.fabric.threads or before.get("threads")
-    if processes is not None and threads:
-        return Chosen(processes, threads)
-    steps, environments = cfg.run.round_steps * cfg.workers.copies, suite.spec.num_tasks * cfg.workers.copies
-    wanted = Round(steps * cfg.run.update_ratio, steps * suite.spec.num_tasks, environments)
-    question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
-        "torch": torch.__version__,
-        "products": product_library(),
-    }
-    return remembered(
-        cache_folder(),
-        question,
-        lambda: measure(cfg, suite, processes, threads),
-        lambda costs: best(costs, wanted, processes, threads),
-    )
-
-
-def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None) -> Costs:
-    """An update's seconds by threads, with an agent of its own, and an environment step's, in a worker of its own.
-
-    Raises:
-        WorkerError: the environments cannot be built or stepped.
-    """
-    agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg))
-    replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
-    replay.append(torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths)))
-    update: dict[int, float] = {}
-    for count in [threads] if threads else thread_counts():
-        torch.set_num_threads(count)
-        update[count] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
-    torch.set_num_threads(1)
-    plan, tasks = Plan(suite, agent.actor.cpu(), cfg.seed), list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
-    with closing(share_of(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)) as share:
-        seconds = []
-        for _ in range(MEASURED_ROUNDS):
-            share.ask("collect", cfg.run.round_steps)
-            seconds.append(share.answer().seconds)
-    step = min(seconds) / (cfg.run.round_steps * len(tasks))
-    return Costs(update, step)
-
-
-def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
-    """The task set, its goals drawn, and the networks: what can be wrong with a configuration shows here.
-
-    Raises:
-        ConfigError: a class is not where `_target_` says, is none of those allowed, or does not take the options.
-    """
-    suite: TaskSuite = build(cfg.env, cfg.allow, "env")
-    for task in range(suite.spec.num_tasks):
-        suite.goals(task)  # now, so that no worker draws them anew
-    actor, critic = networks(cfg, suite.spec)
-    check_memory(cfg, suite.spec)
-    for name in ("actor", "critic", "temperature"):
-        build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=[torch.zeros(1, requires_grad=True)])
-    resolve_target(cfg.algorithm._target_, cfg.allow)
-    return suite, actor, critic
-
-
-def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
-    """Actor and twin critics, their start values drawn from the run's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
-        sizes = {"num_tasks": spec.num_tasks}
-        actor: Network = build(
-            cfg.actor, cfg.allow, "actor", in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes
-        )
-        critic: Network = build(
-            cfg.critic, cfg.allow, "critic", in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
-        )
-    return actor, critic
-
-
-def set_up(cfg: TrainConfig, device: torch.device) -> None:
-    """What lies under the learner: the C library, the library of matrix products and its precision."""
-    keep_memory()
-    if device.type == "cpu":
-        fast_products()
-        return
-    torch.set_float32_matmul_precision("high" if cfg.fabric.precision == "tf32" else "highest")
-    if cfg.fabric.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
-def make_fabric(cfg: TrainConfig) -> L.Fabric:
-    precision: Any = "32-true" if cfg.fabric.precision == "tf32" else cfg.fabric.precision
-    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
-
-
-def make_agent(
-    cfg: TrainConfig, spec: EnvSpec, actor: Network, critic: Network, fabric: L.Fabric
-) -> tuple[MTSAC, list[Any]]:
-    """The agent on the learner's device, and its optimizers."""
-
-    def maker(name: str) -> Any:
-        return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=parameters)
-
-    optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
-    agent: MTSAC = build(
-        cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic, optimizers=optimizers,
-        batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,
-    )  # fmt: skip
-    fabric.to_device(agent)
-    inner = agent.configure_optimizers()
-    agent.run = whole_update(agent, inner, cfg.fabric.compile)
-    _, *wrapped = fabric.setup(agent, *inner)
-    return agent, wrapped
-
-
-def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
-    """
-    Raises:
-        ConfigError: the replay does not fit into the memory of the learner's device.
-    """
-    size = 4 * spec.num_tasks * cfg.run.replay_per_task * (2 * spec.obs_dim + spec.action_dim + 1)
-    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
-    if size > there:
-        gib, most = 2**30, cfg.run.replay_per_task * there // size
-        raise ConfigError(
-            f"run.replay_per_task={cfg.run.replay_per_task}: takes {size / gib:,.0f} GiB of {there / gib:,.0f}; "
-            f"must be at most {most:,} here"
-        )
-
-
-def check_device(cfg: TrainConfig) -> None:
-    """
-    Raises:
-        ConfigError: CUDA is asked for and is not there.
-    """
-    if cfg.fabric.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("fabric.accelerator=cuda: no CUDA device is available here (cpu, auto)")
 
 
 # --- what a run tells -------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from softmod.config import lies_in
 from softmod.errors import ConfigError
+from softmod.targets import lies_in
 
 PACKAGES = ("hydra", "hydra_plugins", "logging", "colorlog")  # whose classes may be named
 CLASS_KEYS = ("_target_", "class", "()")

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmod import checkpoint
-from softmod.config import build
 from softmod.errors import CheckpointError, ConfigError
 from softmod.networks.network import Network
 from softmod.networks.policy import Policy
+from softmod.targets import build
 from softmod.types import EnvSpec, Floats, TaskSuite
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.experiment import make_agent, networks
+from softmod.parts import make_agent, networks
 from softmod.policy import spec_of
 from softmod.replay import Batch
 from softmod.schema import TrainConfig

@@ -1,8 +1,9 @@
 """What a run does when it is told to end.
 
 Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that comes up in a
-destructor or callback is ignored. SIGTERM and SIGUSR1, which schedulers send, only set a flag: the loop saves between
-two updates and ends with `StoppedError`. A job that was warned with SIGUSR1 by SLURM asks to be queued again.
+destructor, in a callback or within the import of compiled code can get lost. SIGTERM and SIGUSR1, which schedulers
+send, only set a flag: the loop saves between two updates and ends with `StoppedError`. A job that was warned with
+SIGUSR1 by SLURM asks to be queued again.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def kept_from_children() -> Iterator[None]:
 
 
 def check() -> None:
-    """
+    """To be asked each round, and of every failure: an import that an interrupt fell into fails in its own way, later.
+
     Raises:
         KeyboardInterrupt: there was one, and it got lost.
     """

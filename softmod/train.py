@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from softmod import config, signals
-from softmod.errors import ConfigError, SoftmodError
+from softmod.errors import ConfigError, SoftmodError, near
 from softmod.guard import check_hydra
 from softmod.tracking import redacted, without_passwords
 
@@ -84,6 +84,9 @@ def to_the_end(work: Callable[[], int]) -> int:
         queued = f"; job {job} is queued again" if job else ""
         print(f"softmod: {stop}; the same command goes on from there{queued}", file=sys.stderr)
         return signals.STOPPED
+    except Exception:
+        signals.check()
+        raise
 
 
 def failed_path() -> Path:
@@ -149,7 +152,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
             continue
         flag, _, value = argument.partition("=")
         if flag not in FLAGS:
-            raise ConfigError(f"{argument}: unknown flag{config.near(flag, FLAGS)}; --help lists what there is")
+            raise ConfigError(f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is")
         flags.append(flag)
         if FLAGS[flag]:
             value = value or next(rest, "")
@@ -157,7 +160,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
                 raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
             flags.append(value)
         if flag in ("--cfg", "-c") and value not in CFG:
-            raise ConfigError(f"{flag}={value}: must be one of {', '.join(CFG)}{config.near(value, CFG)}")
+            raise ConfigError(f"{flag}={value}: must be one of {', '.join(CFG)}{near(value, CFG)}")
         if flag in ("--config-dir", "-cd"):
             folder = value
             if not os.path.isdir(folder):
@@ -256,6 +259,7 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
         signals.leave_if_told()
         run_experiment(cfg, resolved, overrides, sweep)
     except Exception as error:
+        signals.check()
         line = " ".join(overrides)
         return [tell(error, line if sweep else "")]
     return []

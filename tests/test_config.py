@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from softmod.config import build, compose, conf_folder, identity, options, resolve_target, run_folder, typed
+from softmod.config import compose, conf_folder, identity, options, run_folder, typed
 from softmod.errors import ConfigError
+from softmod.targets import build, resolve_target
 from softmod.train import check, split, sweep_identity
 
 
@@ -232,7 +233,7 @@ def test_identity_of_a_sweep_is_its_question():
     "path",
     ["os.system", "softmod.train.os.system", "softmod.config.Path", "softmod.config.importlib.import_module",
      "torch.optim.adam.torch.nn.Linear", "torch.optim.Nothing", "softmod.nowhere.Thing", "softmodx.Thing",
-     "subprocess.Popen", "softmod.config.build", "builtins.eval", "", "Popen"],
+     "subprocess.Popen", "softmod.targets.build", "builtins.eval", "", "Popen"],
 )  # fmt: skip
 def test_targets_are_judged_by_what_they_resolve_to(path):
     with pytest.raises(ConfigError):

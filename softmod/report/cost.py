@@ -10,13 +10,13 @@ import lightning as L
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from softmod.config import build
 from softmod.errors import SoftmodError
-from softmod.experiment import make_agent, networks
+from softmod.parts import make_agent, networks
 from softmod.replay import Batch
 from softmod.replay_fault import configuration
 from softmod.report.runs import Run
 from softmod.schema import TrainConfig
+from softmod.targets import build
 from softmod.types import EnvSpec, TaskSuite
 
 logger = logging.getLogger(__name__)

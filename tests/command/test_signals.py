@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmod import loop, signals
+from softmod import experiment, loop, signals
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import all_in, newest
 from softmod.envs.toy import ToyEnv
@@ -171,3 +171,25 @@ def test_a_machine_without_scontrol_is_no_failure(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(signals, "_stop", [signal.SIGUSR1])
     assert signals.requeue({"SLURM_JOB_ID": "7"}) is None
+
+
+def swallow(*_):
+    """As when it falls into the import of numpy, which torch tries and forgives: the next import of numpy fails."""
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    raise ImportError("cannot load module more than once per process")
+
+
+@pytest.mark.bar(10)
+def test_an_interrupt_that_comes_out_as_another_error(here, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "run_experiment", swallow)
+    assert run() == 130
+    assert capsys.readouterr().err == "softmod: interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.control(10)
+def test_seen_failing_an_interrupt_that_nobody_remembers(here, capsys, monkeypatch):
+    monkeypatch.setattr(experiment, "run_experiment", swallow)
+    monkeypatch.setattr(signals, "check", lambda: None)
+    assert run() == 1
+    assert "Traceback" in capsys.readouterr().err

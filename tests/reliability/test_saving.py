@@ -53,8 +53,8 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
     from softmod.clock import Clock
     from softmod.config import compose, typed
     from softmod.envs.toy import Toy
-    from softmod.experiment import make_agent, make_fabric, networks
     from softmod.log import Log
+    from softmod.parts import make_agent, make_fabric, networks
     from softmod.progress import Progress
     from softmod.saver import Saver
     from softmod.tracking import Journal
