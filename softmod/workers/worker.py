@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing import parent_process
@@ -244,17 +245,18 @@ def serve(
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    try:
-        collector = Collector(plan, tasks, copies, training, np.frombuffer(weights, np.float32))
-    except Exception as error:
-        connection.send((0, "error", describe(error)))
-        return
-    gc.freeze()  # what was imported and built stays; looking it all through takes a fifth of a second each time
-    connection.send((0, "ready", None))
-    try:
-        _answer(collector, connection)
-    finally:
-        collector.close()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the learner is gone
+        try:
+            collector = Collector(plan, tasks, copies, training, np.frombuffer(weights, np.float32))
+        except Exception as error:
+            connection.send((0, "error", describe(error)))
+            return
+        gc.freeze()  # what was imported and built stays; looking it all through takes a fifth of a second each time
+        try:
+            connection.send((0, "ready", None))
+            _answer(collector, connection)
+        finally:
+            collector.close()
 
 
 def _answer(collector: Collector, connection: Connection) -> None:

@@ -76,7 +76,6 @@ def test_two_runs_with_one_configuration_have_equal_hashes(case, tmp_path, recor
 # --- 2 and 9: told to stop --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timed
 @pytest.mark.bar(2)
 @pytest.mark.bar(9)
 @pytest.mark.parametrize("case", ["toy", "Meta-World"])
@@ -283,7 +282,6 @@ def killed_learner(folder: Path, line: list[str], seconds: float) -> list[int]:
     return family
 
 
-@pytest.mark.timed
 @pytest.mark.bar(13)
 def test_nothing_outlives_a_killed_learner(tmp_path, record_property):
     before, draws = set(os.listdir("/dev/shm")), random.Random(3)

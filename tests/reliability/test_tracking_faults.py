@@ -323,11 +323,11 @@ def train_beside(
     return run_of(here)
 
 
-def rounds(folder: Path) -> list[tuple[float, int]]:
-    """When, in seconds, which environment steps of training were in the journal."""
+def rounds(folder: Path, needed: str = "time/env_steps_per_second") -> list[tuple[float, int]]:
+    """When, in seconds, which environment steps of training were in the journal, where they have this metric."""
     entries = map(json.loads, (folder / JOURNAL).read_text().splitlines())
     metrics = [entry for entry in entries if entry["kind"] == "metrics"]
-    return [(m["time"] / 1000, m["step"]) for m in metrics if "time/env_steps_per_second" in m["values"]]
+    return [(m["time"] / 1000, m["step"]) for m in metrics if needed in m["values"]]
 
 
 def speed(folder: Path) -> float:
@@ -337,11 +337,11 @@ def speed(folder: Path) -> float:
 
 
 def longest_pause(folder: Path) -> float:
-    """Seconds between two entries of the journal that training made, from the second on.
+    """Seconds between two entries of the journal that training made, from its first losses on.
 
-    After the first the update is captured, which takes half a second beside a healthy server too.
+    Before them the update is captured, which takes half a second beside a healthy server too.
     """
-    times = [time for time, _ in rounds(folder)][1:]
+    times = [time for time, _ in rounds(folder, "train/critic_loss")]
     return max(after - before for before, after in itertools.pairwise(times))
 
 

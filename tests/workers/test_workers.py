@@ -22,7 +22,8 @@ from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
-from softmod.workers.worker import Plan
+from softmod.workers.share import share_of
+from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
 
 TASKS = ["toy-reach", "toy-opposite", "toy-touch"]
@@ -352,3 +353,22 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
     assert all(np.isfinite(getattr(rollout, name)).all() for name in ("obs", "action", "reward", "next_obs"))
     np.testing.assert_array_equal(rollout.obs[0, :, :4], expected.obs[0, :, :4])
     np.testing.assert_array_equal(rollout.next_obs[1], expected.next_obs[1])
+
+
+@pytest.mark.bar(10)
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
+    share_of(plan(), [0], [0], True, 10.0).close()  # the fork server runs
+    ours, theirs = multiprocessing.Pipe()
+    flat = np.concatenate([tensor.numpy().ravel() for tensor in weights().values()])
+    arguments = (plan(), [0], [0], True, flat, theirs)
+    process = multiprocessing.get_context("forkserver").Process(target=serve, args=arguments, daemon=True)
+    if not asked:
+        ours.close()
+    process.start()
+    theirs.close()
+    if asked:
+        assert ours.recv()[1] == "ready"
+        ours.close()
+    process.join(20)
+    assert process.exitcode == 0
