@@ -72,7 +72,7 @@ def methods(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
     for method in options("method"):
         if method.endswith(("_wide", "_small", "_balanced")):
             continue
-        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"])
+        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"], count=False)
         rates[method], costs[method] = partial(per_second, update), cost.of(cfg, spec)
     return alternate(rates, "updates/s", turns), costs
 
@@ -124,8 +124,9 @@ def ways(experiment: str, precision: str, turns: int) -> list[Figure]:
     return alternate(rates, "updates/s", turns)
 
 
-def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
-    """A call that makes one update, its floating point operations, and what it was made for."""
+def ours(experiment: str, overrides: list[str], count: bool = True) -> tuple[Any, int, EnvSpec, Any]:
+    """A call that makes one update, its floating point operations (0 where they are not to be counted: PyTorch's
+    counter refuses gradient surgery), and what it was made for."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
@@ -140,10 +141,12 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
         agent.training_step(replay.sample(cfg.run.batch_per_task, draws), 0)
 
     update()
-    chosen, agent.run = agent.run, agent.update
-    with FlopCounterMode(display=False) as counter:
-        update()
-    agent.run = chosen
+    counter = FlopCounterMode(display=False)
+    if count:
+        chosen, agent.run = agent.run, agent.update
+        with counter:
+            update()
+        agent.run = chosen
     for _ in range(2):  # what is captured is compared in its second call
         update()
     return update, counter.get_total_flops(), spec, cfg

@@ -403,7 +403,7 @@ def test_seen_failing_sending_from_the_loop(here: Path, environment: Environment
     proxy.switch("silent")
     impatient = environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     script = WAITING.replace("URI", repr(f"http://127.0.0.1:{proxy.port}"))
-    line = [*STEADY, "tracking=journal", "run.max_minutes=0.05"]
+    line = [*STEADY, "tracking=journal", "run.max_minutes=0.15"]
     assert start(here, impatient, *line, script=script).wait(120) == 0, told(here)
     assert longest_pause(run_of(here)) > 0.5
 

@@ -358,7 +358,7 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
 @pytest.mark.bar(10)
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
-    share_of(plan(), [0], [0], True, 10.0).close()  # the fork server runs
+    share_of(plan(), [0], [0], True, 10.0, inline=False).close()  # the fork server runs
     ours, theirs = multiprocessing.Pipe()
     flat = np.concatenate([tensor.numpy().ravel() for tensor in weights().values()])
     arguments = (plan(), [0], [0], True, flat, theirs)
