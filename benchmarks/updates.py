@@ -10,7 +10,6 @@ from shutil import which
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
@@ -72,7 +71,7 @@ def methods(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
     for method in options("method"):
         if method.endswith(("_wide", "_small", "_balanced")):
             continue
-        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"], count=False)
+        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"])
         rates[method], costs[method] = partial(per_second, update), cost.of(cfg, spec)
     return alternate(rates, "updates/s", turns), costs
 
@@ -124,9 +123,8 @@ def ways(experiment: str, precision: str, turns: int) -> list[Figure]:
     return alternate(rates, "updates/s", turns)
 
 
-def ours(experiment: str, overrides: list[str], count: bool = True) -> tuple[Any, int, EnvSpec, Any]:
-    """A call that makes one update, its floating point operations (0 where they are not to be counted: PyTorch's
-    counter refuses gradient surgery), and what it was made for."""
+def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
+    """A call that makes one update, its floating point operations, and what it was made for."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
@@ -141,15 +139,13 @@ def ours(experiment: str, overrides: list[str], count: bool = True) -> tuple[Any
         agent.training_step(replay.sample(cfg.run.batch_per_task, draws), 0)
 
     update()
-    counter = FlopCounterMode(display=False)
-    if count:
-        chosen, agent.run = agent.run, agent.update
-        with counter:
-            update()
-        agent.run = chosen
+    chosen, agent.run = agent.run, agent.update
+    with cost.Counter() as counter:
+        update()
+    agent.run = chosen
     for _ in range(2):  # what is captured is compared in its second call
         update()
-    return update, counter.get_total_flops(), spec, cfg
+    return update, counter.flop, spec, cfg
 
 
 def learning_rate(experiment: str) -> float:

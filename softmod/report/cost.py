@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from softmod.errors import SoftmodError
 from softmod.parts import make_agent, networks
@@ -49,9 +50,26 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)
-    with FlopCounterMode(display=False) as counter:
+    with Counter() as counter:
         agent.update(Batch(obs, action.tanh(), torch.randn(rows), next_obs), noise, next_noise)
-    return Cost(agent.actor.num_parameters(), agent.critic.num_parameters(), counter.get_total_flops() / 1e9)
+    return Cost(agent.actor.num_parameters(), agent.critic.num_parameters(), counter.flop / 1e9)
+
+
+class Counter(TorchDispatchMode):
+    """Counts floating point operations by PyTorch's formulas (products; what is done to single numbers is left out).
+
+    PyTorch's own `FlopCounterMode` also follows modules, and refuses `torch.autograd.grad` of their parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flop += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

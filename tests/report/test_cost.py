@@ -1,0 +1,41 @@
+"""What a method costs: counted for every one of them, and against a count by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softmod.config import compose, options, typed
+from softmod.report import cost
+from softmod.types import EnvSpec
+
+SPEC = EnvSpec(("toy-reach", "toy-opposite", "toy-touch"), 9, 2, 50)
+
+
+def of(*overrides: str) -> cost.Cost:
+    return cost.of(typed(compose(["experiment=toy", "fabric=cpu", "run.batch_per_task=4", *overrides])), SPEC)
+
+
+@pytest.mark.parametrize("method", [name for name in options("method") if not name.endswith("_wide")])
+def test_every_method_is_counted(method):
+    counted = of(f"method={method}")
+    assert min(counted) > 0
+
+
+def test_of_a_product_and_its_gradients_by_hand():
+    weight = torch.randn(5, 7, requires_grad=True)
+    with cost.Counter() as counter:
+        (torch.randn(3, 5) @ weight).sum().backward()
+    assert counter.flop == 2 * 3 * 5 * 7 * 2  # forward, and the weight's gradient
+
+
+def test_of_a_gradient_that_is_asked_for():
+    layer = torch.nn.Linear(5, 7)
+    with cost.Counter() as counter:
+        torch.autograd.grad(layer(torch.randn(3, 5)).sum(), list(layer.parameters()))
+    assert counter.flop == 2 * 3 * 5 * 7 * 2
+
+
+def test_surgery_costs_more_than_the_same_network_without():
+    assert of("method=pcgrad").gflop > of("method=mt_sac").gflop
+    assert of("method=pcgrad")[:2] == of("method=mt_sac")[:2]
