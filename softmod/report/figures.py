@@ -19,20 +19,31 @@ from softmod.report.statistics import by_seed, improvement, interval, iqm
 
 METHODS = ("soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
            "soft_modular_deep", "care", "paco", "moore", "film", "pcgrad", "soft_modular_paper")  # fmt: skip
-LOOKS = [(color, style) for style in STYLES for color in PALETTE]
+MARKERS = ("o", "s", "^")
+LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
 POINTS = 200  # of a curve
+MARKED = 40  # points from one marker of a curve to the next
 
-Look = tuple[str, str]  # colour and line style
+Look = tuple[str, str, str]  # colour, line style, marker
 
 
 def looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """Each label's colour and line style: a known method's own, where two share a method the next free one."""
+    """Each label's look: a known method's own; where two share a method, a free one, if there is in a free colour."""
+    names = {group.label: _known(group.method) for group in groups}
     made: dict[str, Look] = {}
-    for group in groups:
-        known = next((name for name in (group.method, group.method.removesuffix("_small")) if name in METHODS), None)
-        order = LOOKS if known is None else [LOOKS[METHODS.index(known)], *LOOKS[len(METHODS) :], *LOOKS]
-        made[group.label] = next((look for look in order if look not in made.values()), order[0])
+    for label, name in names.items():
+        if name is not None and LOOKS[METHODS.index(name)] not in made.values():
+            made[label] = LOOKS[METHODS.index(name)]
+    for label in names:
+        if label not in made:
+            free = [look for look in LOOKS if look not in made.values()] or LOOKS
+            taken = {color for color, _, _ in made.values()}
+            made[label] = next((look for look in free if look[0] not in taken), free[-1])
     return made
+
+
+def _known(method: str) -> str | None:
+    return next((name for name in (method, method.removesuffix("_small")) if name in METHODS), None)
 
 
 # --- on a sheet of paper ----------------------------------------------------------------------------------------------
@@ -65,7 +76,7 @@ def intervals(comparison: Comparison, path: Path) -> Path:
         axes.plot([estimate.value] * 2, [place - 0.28, place + 0.28], color=color, linewidth=2.5)
         axes.plot(by_seed(group.scores())[:, 0], [place] * len(group.runs), "o", color=color, markersize=3.5)
     axes.set_yticks(range(len(groups)), [group.label for group in reversed(groups)])
-    axes.set_xlabel("success, IQM over seeds of the task mean, 95 % interval; dots are seeds")
+    axes.set_xlabel("success: IQM over seeds of the task mean,\n95 % interval; dots are seeds")
     axes.set_xlim(-0.02, 1.02)
     axes.grid(axis="x", alpha=0.25)
     return save(figure, path)
@@ -121,9 +132,11 @@ def name_of(task: str) -> str:
 
 
 def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
-    """Mean success over environment steps or over hours of training: IQM over seeds, 95 % bootstrap bands."""
+    """Mean success over environment steps or over time of training: IQM over seeds, 95 % bootstrap bands."""
     longest = max((run.curve_over_time()[-1:] or [(0.0, 0.0)])[0][0] for g in comparison.groups for run in g.runs)
-    unit, scale = ("hours", 1 / 3600) if longest >= 2 * 3600 else ("minutes", 1 / 60)
+    unit, scale = "hours", 1 / 3600
+    if longest < 2 * 3600:
+        unit, scale = ("minutes", 1 / 60) if longest >= 120 else ("seconds", 1.0)
     x_label = f"training time in {unit}" if over_time else "environment steps, all tasks"
 
     def curves(group: Group) -> list[Curve]:
@@ -147,7 +160,11 @@ def metric_curves(
             if len(grid):
                 drawn = True
                 title = f"{group.label}, {what}" if what else group.label
-                axes.plot(grid, values.mean(0), color=colors[group.label][0], linestyle=style, label=title)
+                color, _, marker = colors[group.label]
+                axes.plot(
+                    grid, values.mean(0), color=color, linestyle=style, marker=marker, markevery=MARKED, markersize=4,
+                    label=title,
+                )  # fmt: skip
     if not drawn:
         return None
     if mark is not None:
@@ -172,20 +189,21 @@ def bands(
     colors = looks(groups)
     for group in groups:
         grid, values = on_a_grid(curves(group))
-        color, style = colors[group.label]
+        color, style, dot = colors[group.label]
         if len(grid) == 0:
             continue
         drawn = np.stack([iqm(part.T[..., None]) for part in resampled_seeds(values)])
         low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
         axes.fill_between(grid * scale, low, high, color=color, alpha=0.15, linewidth=0)
         label = f"{group.label} ({len(group.runs)})"
-        marker = "o" if len(grid) == 1 else ""
+        marker = dot if len(grid) == 1 else ""
         axes.plot(grid * scale, iqm(values.T[..., None]), color=color, linestyle=style, marker=marker, label=label)
     axes.set_xlabel(x_label)
     axes.set_ylabel("success rate, mean of tasks")
     axes.set_xlim(left=0)
     axes.set_ylim(-0.02, 1.02)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    if scale == 1.0:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="method (seeds)")
     return save(figure, path)
@@ -220,9 +238,10 @@ def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> 
     colors = looks(comparison.groups)
     for group in comparison.groups:
         if group.label in parameters:
-            estimate, color, x = interval(iqm, by_seed(group.scores())), colors[group.label][0], parameters[group.label]
+            estimate, x = interval(iqm, by_seed(group.scores())), parameters[group.label]
+            color, _, marker = colors[group.label]
             axes.plot([x, x], [estimate.low, estimate.high], color=color, alpha=0.4, linewidth=4)
-            axes.plot([x], [estimate.value], "o", color=color, label=group.label)
+            axes.plot([x], [estimate.value], marker, color=color, linestyle="", label=group.label)
     axes.set_xscale("log")
     axes.set_xlabel("parameters, actor and critics")
     axes.set_ylabel("success, IQM over seeds of the task mean")

@@ -8,6 +8,7 @@ from pathlib import Path
 from softmod.report.runs import PROTOCOL, Comparison
 from softmod.report.tables import Table
 
+LONG = 30  # rows of a table
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem } caption { text-align: left; padding: .3rem 0 }
@@ -34,8 +35,12 @@ class Page:
         self._parts.append(f'<p class="note">{html.escape(text)}</p>')
 
     def table(self, table: Table) -> None:
+        """A table, and the links to its files; a long one is folded."""
         table.write(self.folder)
-        self._parts.append(table.as_html())
+        shown = table.as_html()
+        if len(table.rows) > LONG:
+            shown = f"<details><summary>{html.escape(table.caption)}: {len(table.rows)} rows</summary>{shown}</details>"
+        self._parts.append(shown)
         links = " · ".join(f'<a href="{table.name}.{kind}">{kind.upper()}</a>' for kind in ("csv", "tex"))
         self._parts.append(f"<p>{links}</p>")
 

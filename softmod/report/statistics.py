@@ -5,6 +5,7 @@ As recommended by Agarwal et al., *Deep Reinforcement Learning at the Edge of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate, and the bounds of its confidence interval."""
+    """An estimate, and the bounds of its confidence interval; NaN where a single seed tells nothing of its spread."""
 
     value: float
     low: float
@@ -50,6 +51,8 @@ def interval(statistic: Statistic, scores: Scores, seed: int = 0, resamples: int
     Each task's seeds are drawn anew, with replacement and independently of the other tasks' (the strata).
     """
     scores = np.asarray(scores, np.float64)
+    if len(scores) == 1:
+        return Interval(float(statistic(scores)), math.nan, math.nan)
     drawn = statistic(resampled(scores, np.random.default_rng(seed), resamples))
     return Interval(float(statistic(scores)), *_bounds(drawn))
 
@@ -67,6 +70,8 @@ def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = RE
     `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if len(ours) == len(theirs) == 1:
+        return Interval(float(_better(ours, theirs)), math.nan, math.nan)
     rng = np.random.default_rng(seed)
     drawn = _better(resampled(ours, rng, resamples), resampled(theirs, rng, resamples))
     return Interval(float(_better(ours, theirs)), *_bounds(drawn))

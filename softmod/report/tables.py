@@ -46,7 +46,7 @@ class Table:
             cells: list[object] = []
             for cell, split in zip(row, wide, strict=True):
                 cells += [*cell] if isinstance(cell, Interval) else [cell, "", ""] if split else [cell]
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            writer.writerow([*map(_csv, cells)])
         return out.getvalue()
 
     def as_latex(self) -> str:
@@ -66,6 +66,8 @@ class Table:
 
 def shown(cell: Cell) -> str:
     """A cell as people read it."""
+    if isinstance(cell, Interval) and math.isnan(cell.low):
+        return f"{cell.value:.3f}"
     if isinstance(cell, Interval):
         return f"{cell.value:.3f} ({cell.low:.3f} to {cell.high:.3f})"
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -73,6 +75,10 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _csv(cell: object) -> object:
+    return "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell
 
 
 def _tex(text: str) -> str:
@@ -95,7 +101,7 @@ def success(comparison: Comparison) -> Table:
         )  # fmt: skip
     caption = "Success of the last evaluation, with 95 % stratified bootstrap intervals"
     if min(len(group.runs) for group in comparison.groups) < 5:
-        caption += "; of fewer than five seeds an interval says little"
+        caption += "; of fewer than five seeds an interval says little, a single one has none"
     columns = ["method", "seeds", "mean", "IQM over seeds of the task mean", "IQM over seeds and tasks"]
     return Table("success", caption, columns, rows)
 
