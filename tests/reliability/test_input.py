@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import softmod
-from softmod import config, evaluate, replay_fault, state, train
+from softmod import evaluate, replay_fault, rules, state, train
 from softmod.checkpoint import all_in, digest
 from softmod.errors import ConfigError, SoftmodError
 from softmod.tracking import Journal
@@ -188,7 +188,7 @@ def test_ten_of_them_by_the_command_line(here, record_property):
 @pytest.mark.control(21)
 def test_seen_failing_a_check_that_is_switched_off(here, capsys, monkeypatch):
     refused("algorithm.discount=1.5", FAULTY["algorithm.discount=1.5"], capsys)
-    monkeypatch.setattr(config, "check_range", lambda *_, **__: None)
+    monkeypatch.setattr(rules, "check_range", lambda *_, **__: None)
     with pytest.raises(AssertionError):
         refused("algorithm.discount=1.5 run.steps_per_task=20", FAULTY["algorithm.discount=1.5"], capsys)
 
