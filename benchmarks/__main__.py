@@ -79,7 +79,7 @@ def updates(chosen: argparse.Namespace) -> Rows:
 
 
 def ways(chosen: argparse.Namespace) -> Rows:
-    """One update run eagerly, with compiled networks, and captured: on CUDA if there is a device, else on the CPU."""
+    """One update run eagerly and captured, MT10's with compiled networks too; on CUDA if there is a device."""
     import torch
 
     from benchmarks import updates as section
@@ -87,7 +87,8 @@ def ways(chosen: argparse.Namespace) -> Rows:
     rows: Rows = []
     for experiment in ("mt10_soft", "mt10_soft_deep", "mt50_soft", "quickstart"):
         for precision in ("32-true", "tf32", "bf16-mixed") if torch.cuda.is_available() else ("32-true",):
-            figures = section.ways(experiment, precision, chosen.turns)
+            compiled = experiment == "mt10_soft"  # half a minute each time
+            figures = section.ways(experiment, precision, chosen.turns, compiled)
             rows += [row | {"what": f"{experiment} {precision}: {row['what']}"} for row in compare(figures, ["eager"])]
     return rows
 

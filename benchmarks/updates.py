@@ -28,7 +28,7 @@ SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
 LONG = 10.0  # seconds; as long as a run is measured, since a core is not equally fast from one second to the next
-WAYS = ("eager", "compiled", "captured")
+WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("mt10_soft", [], True),
     ("mt10_soft_deep", [], True),
@@ -113,11 +113,11 @@ def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
     return calls / (time.perf_counter() - began)
 
 
-def ways(experiment: str, precision: str, turns: int) -> list[Figure]:
+def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Figure]:
     """Rates of one configuration's update in each way to run it, on CUDA where that is available."""
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     rates: dict[str, Rate] = {}
-    for how in WAYS if torch.cuda.is_available() or which("g++") else WAYS[::2]:
+    for how in WAYS if compiled and which("g++") else WAYS[:2]:
         line = [f"fabric.accelerator={accelerator}", f"fabric.precision={precision}", f"fabric.compile={how}"]
         rates[how] = partial(per_second, ours(experiment, line)[0])
     return alternate(rates, "updates/s", turns)

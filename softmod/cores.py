@@ -39,11 +39,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class Round:
-    """What a round asks for: updates, environment steps, and environments that processes can share out."""
+    """What a round asks for: updates, environment steps, and environments that processes can share out.
+
+    `evaluated` are the steps of evaluations that come to a round, in which nothing is learned.
+    """
 
     updates: float
     env_steps: int
     environments: int
+    evaluated: float = 0.0
 
 
 def available() -> int:
@@ -66,7 +70,7 @@ def best(
     choices = [
         Chosen(p, t)
         for p in ([processes] if processes is not None else range(1, most + 1))
-        for t in ([threads] if threads else thread_counts(cores))
+        for t in ([threads] if threads else [count for count in costs.update if count <= cores])
     ]
     return min(
         choices, key=lambda choice: (round(seconds(costs, wanted, choice, cores), 6), choice.threads, choice.processes)
@@ -81,12 +85,13 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:
-        return learn + wanted.env_steps * costs.step
+        return learn + (wanted.env_steps + wanted.evaluated) * costs.step
     collect = wanted.env_steps * costs.step / choice.processes
+    evaluate = wanted.evaluated * costs.step / choice.processes
     if choice.threads == 1:
-        return max(learn, collect, (learn + wanted.env_steps * costs.step) / cores)
+        return max(learn, collect, (learn + wanted.env_steps * costs.step) / cores) + evaluate
     on_a_core = -(-(choice.threads + choice.processes) // cores)
-    return max(learn, collect) + (on_a_core - 1) * min(learn, collect)
+    return max(learn, collect) + (on_a_core - 1) * min(learn, collect) + evaluate
 
 
 # --- remembering ------------------------------------------------------------------------------------------------------

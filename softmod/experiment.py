@@ -225,9 +225,11 @@ def drain(uploader: Uploader, seconds: float, folder: Path) -> None:
 def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
     size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
-    device = f"{fabric.device} ({product_library()})" if fabric.device.type == "cpu" else str(fabric.device)
+    on_cpu = fabric.device.type == "cpu"
+    by = product_library() if on_cpu else f"{torch.cuda.get_device_name(fabric.device)}, {cfg.fabric.precision}"
+    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by})"
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
-    return f"{folder}: {len(cfg.env.tasks)} tasks, {where}, {chosen.threads} threads on {device}, {size}{begin}"
+    return f"{folder}: {len(cfg.env.tasks)} tasks, {how}, {size}{begin}"
 
 
 def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import closing
@@ -84,6 +85,7 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
 
 def make_fabric(cfg: TrainConfig) -> L.Fabric:
     precision: Any = "32-true" if cfg.fabric.precision == "tf32" else cfg.fabric.precision
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # advice on a precision that the user has chosen
     return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
 
 
@@ -142,7 +144,9 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
     if processes is not None and threads:
         return Chosen(processes, threads)
     steps, environments = cfg.run.round_steps * cfg.workers.copies, suite.spec.num_tasks * cfg.workers.copies
-    wanted = Round(steps * cfg.run.update_ratio, steps * suite.spec.num_tasks, environments)
+    env_steps, episodes = steps * suite.spec.num_tasks, cfg.run.eval_goals * suite.spec.num_tasks
+    evaluated = env_steps * episodes * suite.spec.horizon / cfg.run.eval_every
+    wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
     question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
         "torch": torch.__version__,
         "products": product_library(),
@@ -158,6 +162,8 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
 def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None) -> Costs:
     """An update's seconds by threads, with an agent of its own, and an environment step's, in a worker of its own.
 
+    On a GPU, one thread is all that the learner needs.
+
     Raises:
         WorkerError: the environments cannot be built or stepped.
     """
@@ -165,7 +171,7 @@ def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: 
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
     replay.append(torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths)))
     update: dict[int, float] = {}
-    for count in [threads] if threads else thread_counts():
+    for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:
         torch.set_num_threads(count)
         update[count] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"], "beartype.beartype"):
@@ -31,6 +32,10 @@ LONGEST = ("test_processes.py", "test_workers.py", "test_train.py", "test_killed
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first: in parallel, a process takes whole files, and none should be left for the end."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
@@ -48,8 +53,6 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def threads() -> Iterator[None]:
     """Small products are fastest on one thread, and a test's figures do not depend on the cores at hand."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

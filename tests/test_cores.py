@@ -53,6 +53,16 @@ def test_a_round_takes_its_longer_half_or_all_the_work():
     assert seconds(HEAVY, ROUND, Chosen(2, 2), cores=2) == pytest.approx(50 * 0.2 + 0.25)
 
 
+def test_evaluations_get_the_cores_that_learning_leaves():
+    """On a GPU an update takes milliseconds of no core, and one process would do for collecting."""
+    costs = Costs({1: 0.004}, step=0.0003)
+    assert best(costs, Round(50, 500, environments=10), cores=16) == Chosen(1, 1)
+    assert best(costs, Round(50, 500, environments=10, evaluated=250.0), cores=16) == Chosen(10, 1)
+    often = Round(50, 500, 10, 250.0)
+    assert seconds(costs, often, Chosen(0, 1), cores=16) == pytest.approx(0.2 + 0.15 + 0.075)
+    assert seconds(costs, often, Chosen(2, 1), cores=16) == pytest.approx(0.2 + 0.0375)
+
+
 def test_a_choice_is_measured_once_per_question(tmp_path: Path):
     asked = []
 

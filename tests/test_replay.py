@@ -82,6 +82,21 @@ def test_same_generator_same_batch():
     assert not torch.equal(first.obs, other.obs)
 
 
+@pytest.mark.cuda
+def test_on_cuda_it_holds_the_same_and_draws_what_it_holds():
+    here, there = Replay(SPEC, 7), Replay(SPEC, 7, "cuda")
+    for start in range(0, 45, 9):
+        for replay in (here, there):
+            replay.extend(rollout(start, 3, 3))
+    assert torch.equal(there.rows.cpu(), here.rows)
+    assert torch.equal(there.newest(5).cpu(), here.newest(5))
+    batch = there.sample(200, torch.Generator("cuda").manual_seed(0))
+    key = batch.obs[..., 0].cpu()
+    assert torch.equal((key // 1000).long(), torch.arange(3)[:, None].expand(3, 200))
+    assert set(key[0].tolist()) == set(range(38, 45))
+    torch.testing.assert_close(batch.next_obs[..., 1].cpu(), key + 0.875)
+
+
 def test_nothing_can_be_drawn_from_an_empty_one():
     with pytest.raises(ValueError, match="empty"):
         Replay(SPEC, 5).sample(1, torch.Generator())

@@ -60,7 +60,9 @@ def set_gradient(network: Network, gradient: Float[Tensor, "stack parameter"]) -
     parameters = list(network.parameters())
     parts = gradient.split([parameter.numel() // network.stack for parameter in parameters], 1)
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.reshape(parameter.shape)
+        parameter.grad = (
+            part.contiguous().view(-1).view(parameter.shape)
+        )  # with the parameter's strides: optimizers ask
 
 
 @torch.no_grad()

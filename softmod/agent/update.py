@@ -29,7 +29,7 @@ def clip_stacked(parameters: Sequence[Tensor], stack: int, max_norm: float) -> F
 
 def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
     """One flag on the device: losses and gradient norms are all numbers."""
-    return torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all()
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).isfinite().all()
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
@@ -75,8 +75,26 @@ class Rollback:
             if not finite:
                 self.restore()
             return
-        for live, copy in zip(self.live, self.copies, strict=True):
-            live.copy_(torch.where(finite, live, copy))
+        choose(self.live, self.copies, finite.float())
+
+
+@torch.no_grad()
+def choose(live: list[Tensor], copies: list[Tensor], keep: Float[Tensor, ""]) -> None:
+    """Leave the live tensors where `keep` is 1, make them their copies where it is 0, without waiting for it.
+
+    The copies are used up. In few launches: what runs on each tensor by itself is what an update on a GPU waits for.
+    """
+    torch._foreach_mul_(live, keep)
+    torch._foreach_mul_(copies, 1.0 - keep)
+    torch._foreach_add_(live, copies)
+
+
+@torch.no_grad()
+def drift(targets: list[Tensor], sources: list[Tensor], share: Float[Tensor, ""]) -> None:
+    """`target += share (source - target)`, without waiting for the share, in few launches."""
+    way = torch._foreach_sub(sources, targets)
+    torch._foreach_mul_(way, share)
+    torch._foreach_add_(targets, way)
 
 
 def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
@@ -100,4 +118,4 @@ def move_targets(
         if finite:
             torch._foreach_lerp_(targets, sources, smoothing)
         return
-    torch._foreach_lerp_(targets, sources, [torch.where(finite, smoothing, 0.0)] * len(targets))
+    drift(targets, sources, smoothing * finite.float())

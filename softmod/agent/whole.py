@@ -1,4 +1,4 @@
-"""How the whole update runs: eagerly, with compiled networks, or captured as one graph; results differ by rounding.
+"""How the whole update runs: eagerly, as one graph, or that with compiled networks; results differ by rounding.
 
 On a CPU, where PyTorch has no graphs, what is captured are its operations (`softmod.agent.cpu_graph`).
 """
@@ -23,9 +23,9 @@ WARM_UPS = 3  # before a capture; libraries set themselves up in their first cal
 
 
 def whole_update(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Update:
-    """The agent's update as it comes ("eager"), with its networks "compiled", or "captured" as one graph.
+    """The agent's update as it comes ("eager"), "captured" as one graph, or with its networks "compiled".
 
-    "auto" captures where the optimizers can be captured.
+    "auto" captures where the optimizers can be captured; on a GPU, an update with compiled networks is captured too.
 
     Raises:
         ConfigError: an optimizer cannot be captured.
@@ -35,7 +35,8 @@ def whole_update(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
             network.compile()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     fused = all(group.get("fused") for group in groups)
-    if how not in ("captured", "auto") or (how == "auto" and not fused):
+    capture = how in ("captured", "auto") or (how == "compiled" and agent.device.type == "cuda")
+    if not capture or (how != "captured" and not fused):
         return agent.update
     if not fused:
         raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")

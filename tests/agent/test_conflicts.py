@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softmod.agent.conflicts import agreement, cosines, pcgrad
+from softmod.agent.conflicts import agreement, cosines, pcgrad, set_gradient
 from softmod.agent.mtsac import ALL, MTSAC
 from softmod.networks.mlp import MLP
 from softmod.networks.multi_head import MultiHead
@@ -51,6 +51,17 @@ def test_what_does_not_conflict_stays():
     torch.testing.assert_close(pcgrad(gradients, torch.rand(4, 4)), gradients.mean(1))
     nothing = torch.zeros(1, 3, 5)
     assert torch.equal(pcgrad(nothing, torch.rand(3, 3)), nothing[:, 0])
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_a_gradient_lies_as_its_parameter_does(stack: int):
+    """Fused optimizers on a GPU compare strides, of axes of size 1 too."""
+    network = MLP(3, 2, 4, stack, num_layers=1, width=5)
+    flat = torch.arange(float(sum(p.numel() for p in network.parameters()))).view(stack, -1)
+    set_gradient(network, flat)
+    parameters = list(network.parameters())
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
+    assert torch.equal(torch.cat([p.grad.view(stack, -1) for p in parameters if p.grad is not None], 1), flat)
 
 
 def test_cosines_and_what_is_told_of_them():

@@ -47,8 +47,13 @@ def batch(seed: int = 0, size: int = 6) -> Batch:
 
 def everything(agent: MTSAC) -> list[torch.Tensor]:
     """Parameters, targets, temperatures and the optimizers' state."""
+    return [tensor.detach().clone() for tensor in live(agent)]
+
+
+def live(agent: MTSAC) -> list[torch.Tensor]:
+    """What `everything` copies, itself."""
     states = [value for opt in agent.optimizers() for state in opt.state.values() for value in state.values()]
-    return [tensor.detach().clone() for tensor in [*agent.state_dict().values(), *states]]
+    return [*agent.state_dict().values(), *states]
 
 
 class Plain:
