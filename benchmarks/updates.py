@@ -119,6 +119,7 @@ def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Fi
     rates: dict[str, Rate] = {}
     for how in WAYS if compiled and which("g++") else WAYS[:2]:
         line = [f"fabric.accelerator={accelerator}", f"fabric.precision={precision}", f"fabric.compile={how}"]
+        torch._dynamo.reset()  # it stops compiling a function that it has seen in too many forms
         rates[how] = partial(per_second, ours(experiment, line)[0])
     return alternate(rates, "updates/s", turns)
 

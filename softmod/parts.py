@@ -85,7 +85,8 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
 
 def make_fabric(cfg: TrainConfig) -> L.Fabric:
     precision: Any = "32-true" if cfg.fabric.precision == "tf32" else cfg.fabric.precision
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # advice on a precision that the user has chosen
+    for name in ("lightning.fabric", "lightning.pytorch"):  # advice on a precision that the user has chosen
+        logging.getLogger(name).setLevel(logging.WARNING)
     return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
 
 
