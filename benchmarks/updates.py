@@ -69,7 +69,7 @@ def methods(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
     rates: dict[str, Rate] = {}
     costs: dict[str, Cost] = {}
     for method in options("method"):
-        if method.endswith(("_wide", "_small", "_balanced")):
+        if method.endswith(("_wide", "_small", "_balanced", "_mt50")):
             continue
         update, _, spec, cfg = ours("mt10_soft", [f"method={method}"])
         rates[method], costs[method] = partial(per_second, update), cost.of(cfg, spec)

@@ -31,7 +31,7 @@ from softmod.replay import Replay
 from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import TaskScore, TaskSuite
-from softmod.uploader import LAST_WORDS, Uploader, start_uploader
+from softmod.uploader import LAST_WORDS, Uploader, belongs, start_uploader
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 
@@ -58,6 +58,12 @@ def run_experiment(
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
         env_steps, scores = result
+        if cfg.tracking.mlflow and sweep and not belongs(folder, sweep):  # it is one of this sweep's runs too
+            drain(
+                start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)),
+                cfg.tracking.drain_seconds,
+                folder,
+            )
         print_table(scores, f"{folder}: finished already, {env_steps:,} env steps; nothing to do")
         return scores
     check_device(cfg)

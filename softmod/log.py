@@ -90,6 +90,10 @@ class Log:
             self.journal.routes(self.spec.tasks, [layer.tolist() for layer in routes], clock.env_steps)
         self.progress.evaluation(clock, scores)
 
+    def evaluated(self, clock: Clock) -> bool:
+        """Whether there was an evaluation at this step."""
+        return clock.env_steps in self.journal.record.values.get(tracking.SUCCESS_MEAN, {})
+
     def state(self) -> dict[str, Any]:
         """What is still to be written."""
         return {

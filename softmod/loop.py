@@ -27,6 +27,8 @@ def train(
 ) -> list[TaskScore]:
     """Train until `run.steps_per_task` or `run.max_minutes`; the scores of the last evaluation.
 
+    Where the time ends within an evaluation, one more round follows: no two evaluations at one step.
+
     Raises:
         StoppedError: a signal asked for it; what was begun and not finished is saved too.
     """
@@ -37,7 +39,7 @@ def train(
     if begun.evaluation:
         evaluation.make(run.eval_goals, Begun(evaluation=True))
 
-    while clock.env_steps < total and not out_of_time(run, clock):
+    while clock.env_steps < total and (not out_of_time(run, clock) or log.evaluated(clock)):
         signals.check()
         log.begin()
 

@@ -215,7 +215,7 @@ class Search:
             study = optuna.create_study(
                 storage=storage, study_name=self.sweep["id"], direction="maximize", load_if_exists=True
             )
-            study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+            study.sampler = optuna.samplers.TPESampler(constant_liar=True)  # searches side by side draw apart
             study.set_user_attr("question", json.dumps([self.lines, sorted(self.space)]))
         except Exception as error:  # of the database, which has its own
             raise ConfigError(

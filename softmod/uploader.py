@@ -99,6 +99,14 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
     return Uploader(process)
 
 
+def belongs(folder: Path, sweep: Mapping[str, str]) -> bool:
+    """Whether a run was last made, or asked for, by this sweep."""
+    try:
+        return bool(json.loads((folder / ABOUT).read_text())["sweep"] == sweep)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def _say_goodbye(process: subprocess.Popen[bytes], drain_seconds: float) -> None:
     """An end of the pipe without a word means that training is dead."""
     if process.stdin is None or process.stdin.closed:
@@ -165,6 +173,7 @@ class Sender:
         self.run, new = store.ensure_run(self.client, self.experiment, self.identity, record.started, about["run_name"])
         if parent:
             self.client.set_tag(self.run, store.PARENT_TAG, parent)
+            self.client.set_tag(self.run, store.MEMBER_TAG + parent, "member")
         self.cursor = self._load_cursor(redacted(about["uri"]))
         self.known: dict[str, set[int]] | None = None if new or self.cursor.offset else {}
         self.overruled = False

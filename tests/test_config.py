@@ -54,6 +54,14 @@ def test_experiments_only_select():
         assert all(line.startswith("  - override /") for line in lines[1:]), path
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_a_method_that_is_typed_is_the_one_that_runs(experiment):
+    """Networks chosen by the experiment itself would beat those of the method."""
+    config = cfg(f"experiment={experiment}", "method=mt_sac")
+    assert config.name.endswith("-mt_sac")
+    assert {config.actor._target_, config.critic._target_} == {"softmod.networks.mlp.MLP"}
+
+
 def test_the_protocol_of_today():
     for name in ("mt10_soft", "mt10_mt_sac", "mt50_soft"):
         config = cfg(f"experiment={name}")

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from softmod.figures import PALETTE, STYLES
+from softmod.figures import LAYERS, PALETTE, STYLES
 from softmod.report.runs import Comparison, Curve, Group
 from softmod.report.statistics import by_seed, improvement, interval, iqm
+from softmod.report.tables import Table
 
 METHODS = ("soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
            "soft_modular_deep", "care", "paco", "moore", "film", "pcgrad", "soft_modular_paper")  # fmt: skip
@@ -89,6 +90,14 @@ def heat_map(comparison: Comparison, path: Path) -> Path:
     return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
 
 
+def task_sets(table: Table, path: Path) -> Path:
+    """Success per task as the set of tasks changes (tables.task_sets)."""
+    values = np.array([[np.nan if cell is None else cell for cell in row[2:]] for row in table.rows], float)
+    rows = [f"{label}, {count} {'task' if count == 1 else 'tasks'}" for label, count, *_ in table.rows]
+    columns = [name_of(column) for column in table.columns[2:]]
+    return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
+
+
 def improvement_matrix(comparison: Comparison, path: Path) -> Path:
     """The probability that the row's method does better than the column's."""
     groups = comparison.groups
@@ -116,6 +125,8 @@ def matrix(
     if values.size <= 300:
         for row, column in np.ndindex(*values.shape):
             value = values[row, column]
+            if np.isnan(value):
+                continue
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             color = "white" if dark else "black"
@@ -150,14 +161,14 @@ def metric_curves(
 ) -> Path | None:
     """Metrics over environment steps, one line per group and metric (`names`: metric -> what to call it).
 
-    None where no run has them.
+    None where no run has them, or all are zero.
     """
     figure, axes = sheet()
     colors, drawn = looks(comparison.groups), False
     for group in comparison.groups:
-        for (metric, what), style in zip(names(group).items(), itertools.cycle(STYLES), strict=False):
+        for (metric, what), style in zip(names(group).items(), itertools.cycle(LAYERS), strict=False):
             grid, values = on_a_grid([run.curve(metric) for run in group.runs])
-            if len(grid):
+            if len(grid) and values.any():  # routes that are hard have no entropy
                 drawn = True
                 title = f"{group.label}, {what}" if what else group.label
                 color, _, marker = colors[group.label]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from softmod.report.runs import PROTOCOL, Comparison
+from softmod.report.runs import PROTOCOL, Comparison, Group
 from softmod.report.tables import Table
 
 LONG = 30  # rows of a table
@@ -79,3 +79,11 @@ def budget_line(comparison: Comparison) -> str:
     if len(steps) == 1:
         return f"Every run trained {steps.pop():,} environment steps."
     return f"Runs trained between {min(steps):,} and {max(steps):,} environment steps: not an equal budget in steps."
+
+
+def unequal_line(group: Group) -> str | None:
+    """That the seeds of a method did not train equally long; None where they did, to a twentieth."""
+    steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
+    if not steps or steps[-1] <= 1.05 * steps[0]:
+        return None
+    return f"{group.label}: its seeds trained between {steps[0]:,} and {steps[-1]:,} environment steps."

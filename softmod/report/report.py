@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from softmod import checkpoint
 from softmod.errors import ConfigError
 from softmod.mlflow_store import prepare_environment, store_uri
 from softmod.report import cost, figures, routing, tables
-from softmod.report.page import Page, budget_line, protocol_line
+from softmod.report.page import Page, budget_line, protocol_line, unequal_line
 from softmod.report.runs import Comparison, Group, Run, comparisons, from_folders, from_mlflow
 from softmod.schema import ReportConfig
 from softmod.tracking import routing_entropy
@@ -27,7 +28,7 @@ def report(cfg: ReportConfig, output: Path) -> Path:
     Raises:
         ConfigError: no such sweep or folder, no finished run, or the output cannot be written.
     """
-    parent = None
+    parent, began = None, time.time()
     if cfg.checkpoint:
         return report_routing(cfg, cfg.checkpoint, output)
     if cfg.parent:
@@ -43,7 +44,11 @@ def report(cfg: ReportConfig, output: Path) -> Path:
     if parent:
         from mlflow.tracking import MlflowClient
 
-        MlflowClient(uri).log_artifacts(parent, str(output), "report")
+        client = MlflowClient(uri)
+        for path in sorted(output.rglob("*")):
+            if path.is_file() and path.stat().st_mtime >= began - 1:  # not what another report left there
+                below = path.parent.relative_to(output).as_posix()
+                client.log_artifact(parent, str(path), f"report/{below}".removesuffix("/."))
     return page
 
 
@@ -93,10 +98,20 @@ def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], o
             page.heading(f"Protocol {number}")
             page.text(protocol_line(comparison))
             page.link(part.write(), f"{len(comparison.groups)} methods")
+    if len(found) > 1 and only_tasks_differ(found):
+        page.heading("Tasks, set by set")
+        table = tables.task_sets(found)
+        page.table(table)
+        page.picture(figures.task_sets(table, output / "task_sets.png"), table.caption)
     page.heading("Published figures")
     page.note("Measured by others, under other protocols: to be stood beside, not compared with to the point.")
     page.table(tables.published(yaml.safe_load(PUBLISHED.read_text())))
     return page.write()
+
+
+def only_tasks_differ(found: Sequence[Comparison]) -> bool:
+    """Whether protocols are the same but for their tasks: then a task can be followed from set to set."""
+    return len({frozenset((k, v) for k, v in one.protocol.items() if k != "env.tasks") for one in found}) == 1
 
 
 def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
@@ -105,6 +120,9 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     page.heading("Protocol")
     page.text(protocol_line(comparison))
     page.text(budget_line(comparison))
+    for group in comparison.groups:
+        if unequal := unequal_line(group):
+            page.note(unequal)
     for line in comparison.left_out:
         page.note(f"Left out: {line}")
     page.heading("Success")

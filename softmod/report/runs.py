@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softmod.config import NOT_RESULTS
 from softmod.errors import ConfigError
 from softmod.record import JOURNAL, Record
 from softmod.tracking import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
 
 PROTOCOL = {  # what makes success rates comparable, as people call it
+    "env._target_": "environments",
     "env.tasks": "tasks",
     "env.goals": "goals",
     "env.goal_seed": "goal seed",
@@ -26,9 +28,8 @@ PROTOCOL = {  # what makes success rates comparable, as people call it
     "env.horizon": "horizon",
     "run.final_eval_goals": "evaluation goals per task",
 }
-NOT_METHOD = ("seed", "name", "allow", "tracking.", "env.", "workers.", "fabric.", "run.folder", "run.resume",
-              "run.steps_per_task", "run.max_minutes", "run.eval_", "run.final_eval_goals", "run.save_every",
-              "run.log_every", "network.", "sweep.")  # fmt: skip
+UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
+NOT_METHOD = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin that make no method
 FINISHED = "FINISHED"
 
 Curve = list[tuple[float, float]]
@@ -135,7 +136,7 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
     Raises:
         ConfigError: the store cannot be read, there is no such sweep, or it has no runs.
     """
-    from softmod.mlflow_store import PARENT_TAG, SWEEP_TAG, database
+    from softmod.mlflow_store import MEMBER_TAG, PARENT_TAG, SWEEP_TAG, database
 
     path = database(uri)
     if path is not None and not path.exists():  # MLflow would make one
@@ -154,10 +155,12 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
         there = "; ".join(f"{run.info.run_name} ({run.info.run_id})" for run in parents) or "no sweep at all"
         what = "no such sweep" if not matching else "more than one sweep of this name: take its id"
         raise ConfigError(f"sweep={sweep}: {what}; in {uri} there is {there}")
-    children = _pages(client, experiments, f"tags.`{PARENT_TAG}` = '{matching[0]}'")
+    members = _pages(client, experiments, f"tags.`{MEMBER_TAG}{matching[0]}` = 'member'")
+    shown = _pages(client, experiments, f"tags.`{PARENT_TAG}` = '{matching[0]}'")
+    children = {run.info.run_id: run for run in [*members, *shown]}
     if not children:
         raise ConfigError(f"sweep={sweep}: it has no runs")
-    return matching[0], [_from_mlflow(client, run) for run in children]
+    return matching[0], [_from_mlflow(client, run) for run in children.values()]
 
 
 def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
@@ -194,12 +197,18 @@ def _value(text: str) -> Any:
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     """Runs by protocol and, within it, by everything but the seed; those that have not finished are left out.
 
+    What cannot be told under a protocol of its own, since nothing finished there, is told with the first.
+
     Raises:
         ConfigError: no run has finished.
     """
     by_protocol: dict[Any, list[Run]] = defaultdict(list)
+    lost = []  # runs that no comparison tells of
     for run in runs:
-        by_protocol[run.protocol].append(run)
+        if {"seed", "method", "env.tasks"} <= run.config.keys():
+            by_protocol[run.protocol].append(run)
+        else:
+            lost.append(f"{run.source}: ended before it told its configuration")
     made = []
     for protocol, members in by_protocol.items():
         finished, left_out = [], []
@@ -215,9 +224,12 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
                 finished.append(run)
         if finished:
             made.append(Comparison(dict(protocol), _groups(finished), left_out))
+        else:
+            lost += [f"{line} (another protocol: {', '.join(members[0].tasks)})" for line in left_out]
     if not made:
         states = ", ".join(f"{run.source}: {run.status or 'no status'}" for run in runs[:5])
         raise ConfigError(f"no run has finished ({states})")
+    made[0].left_out += lost
     return made
 
 
@@ -240,18 +252,23 @@ def _groups(runs: list[Run]) -> list[Group]:
 
 
 def _differences(run: Run, rivals: list[Run]) -> list[str]:
-    """In which options a run differs from others of its method; an option of actor and critic alike is said once."""
+    """In which options a run differs from most others of its method; what actor and critic share is said once."""
     own = method_of(run)
     others = [method_of(rival) for rival in rivals]
-    varied = sorted(key for key in own if any(_frozen(other.get(key)) != _frozen(own[key]) for other in others))
-    told = {}
-    for key in varied:
+    told: dict[str, str] = {}  # by key
+    for key in sorted(own):
         part, _, name = key.partition(".")
-        twin = f"actor.{name}"
-        if part == "critic" and twin in varied and own[twin] == own[key]:
+        values = [_frozen(other.get(key)) for other in others]
+        common = 2 * values.count(_frozen(own[key])) > len(values)
+        if part == "critic" and f"actor.{name}" in told:  # which says it of both, unless
+            common = own[f"actor.{name}"] == own[key]
+        if common:
             continue
-        told[name if part in ("actor", "algorithm") else key] = own[key]
-    return [f"{name}={value}" for name, value in told.items() if not name.endswith("_target_")]
+        if name == "_target_":
+            told[key] = f"{part}={str(own[key]).rpartition('.')[2]}"
+        else:
+            told[key] = f"{name if part in ('actor', 'algorithm') else key}={own[key]}"
+    return list(told.values())
 
 
 def _frozen(value: Any) -> Any:

@@ -112,6 +112,21 @@ def per_task(comparison: Comparison) -> Table:
     return Table("tasks", "Success per task, mean over seeds", ["method", *comparison.tasks], rows)
 
 
+def task_sets(found: Sequence[Comparison]) -> Table:
+    """Mean success over seeds, per task, in one row for each method and set of tasks."""
+    tasks = list(dict.fromkeys(task for comparison in found for task in comparison.tasks))
+    rows: list[list[Cell]] = []
+    for comparison in sorted(found, key=lambda one: len(one.tasks)):
+        for group in comparison.groups:
+            known = dict(zip(comparison.tasks, map(float, group.scores().mean(0)), strict=True))
+            rows.append([group.label, len(comparison.tasks), *(known.get(task) for task in tasks)])
+    caption = (
+        "Success per task, mean over seeds, as the set of tasks changes; "
+        "goals are those of MT10 or MT25 for these very sets, of MT50 for others"
+    )
+    return Table("task_sets", caption, ["method", "tasks in the set", *tasks], rows)
+
+
 def improvements(comparison: Comparison) -> Table:
     """For every pair, the probability that the first does better."""
     rows: list[list[Cell]] = [
@@ -152,8 +167,9 @@ def _average(group: Group, name: str) -> float:
 
 def published(rows: Sequence[dict[str, object]]) -> Table:
     """Figures of others, with their protocol."""
-    columns = ["benchmark", "method", "success", "statistic", "protocol", "source"]
-    cells: list[list[Cell]] = [[_plain(row.get(column)) for column in columns] for row in rows]
+    keys = ["benchmark", "method", "success", "statistic", "protocol", "source"]
+    columns = ["success, %" if key == "success" else key for key in keys]
+    cells: list[list[Cell]] = [[_plain(row.get(key)) for key in keys] for row in rows]
     return Table("published", "Published figures; their protocols are not those of the runs above", columns, cells)
 
 

@@ -20,6 +20,7 @@ import pytest
 from softmod import mlflow_store as store
 from softmod.record import Record
 from softmod.report.__main__ import run as run_report
+from softmod.report.runs import from_mlflow
 
 ROOT = Path(__file__).parents[2]
 BRIEF = [
@@ -141,6 +142,19 @@ def test_a_report_on_it(swept: Path, environment: dict[str, str], monkeypatch: p
 def test_notebooks_are_light() -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), path.name
+
+
+def test_a_finished_run_is_one_of_another_sweep_too(swept: Path, environment: dict[str, str]) -> None:
+    """The last to use the sweep above: it moves two of its runs under another parent."""
+    told = done([*SWEEP[:-1], "method=mt_mh_sac", "seed=0,1"], swept, environment)
+    assert told.count("nothing to do") == 2
+    parents = {run.info.run_name: run.info.run_id for run in runs(swept) if store.SWEEP_TAG in run.data.tags}
+    assert set(parents) == {"toy: method, seed", "toy: seed"}
+    uri = f"sqlite:///{swept / 'mlflow.db'}"
+    members = {name: {run.source for run in from_mlflow(uri, name)[1]} for name in parents}
+    assert [len(members[name]) for name in sorted(members)] == [4, 2]
+    assert members["toy: seed"] < members["toy: method, seed"]
+    assert len(runs(swept)) == 6
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

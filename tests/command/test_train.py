@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import softmod
-from softmod import archive, evaluate, replay_fault, train
+from softmod import archive, evaluate, loop, replay_fault, train
 from softmod.checkpoint import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
 
@@ -101,6 +101,17 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
     out = capsys.readouterr().out
     assert "toy-opposite" in out
     assert sorted(path.name for path in here.iterdir()) == ["runs"]
+
+
+def test_no_two_evaluations_at_one_step(here, monkeypatch):
+    """Time that runs out within an evaluation: the last one, of more goals, comes a round later."""
+    monkeypatch.setattr(loop, "out_of_time", lambda _, clock: clock.env_steps >= 150)
+    assert run() == 0
+    values, result = metrics(only(here)), json.loads((only(here) / "result.json").read_text())
+    assert sorted(step for name, step in values if name == "eval/success_rate/mean") == [150, 180]
+    assert result["env_steps"] == 180
+    assert {score["episodes"] for score in result["scores"]} == {4}
+    assert values["eval/success_rate/mean", 180] == pytest.approx(result["success_rate"])
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(here):

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from softmod.errors import ConfigError
+from softmod.report import figures
 from softmod.report import runs as module
+from softmod.report.page import unequal_line
+from softmod.report.report import only_tasks_differ
 from softmod.report.runs import Run, comparisons, from_folders
+from softmod.report.tables import task_sets
 
 BASE: dict[str, Any] = {
     "seed": 0, "name": "toy-a", "method": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
@@ -60,11 +64,70 @@ def test_what_differs_within_a_method_stands_in_the_label():
     one = run(actor__width=16, critic__width=8)
     (comparison,) = comparisons([*weights, both, one])
     assert [group.label for group in comparison.groups] == [
-        "a width=16 task_weights=none",
-        "a width=16 task_weights=none critic.width=8",
-        "a width=8 task_weights=none",
+        "a width=16",
+        "a width=16 critic.width=8",
+        "a width=8",
         "a width=8 task_weights=paper",
     ]
+
+
+def test_of_changes_made_one_at_a_time_a_label_tells_its_own():
+    changed = [run(), run(actor__width=9, critic__width=9), run(algorithm__clip_norm=0.0), run(run__batch_per_task=32)]
+    for one in changed[:2] + changed[3:]:
+        one.config["algorithm.clip_norm"] = 1.0
+    (comparison,) = comparisons(changed)
+    assert [group.label for group in comparison.groups] == [
+        "a",
+        "a clip_norm=0.0",
+        "a run.batch_per_task=32",
+        "a width=9",
+    ]
+
+
+def test_networks_of_one_shape_are_told_apart_by_their_class():
+    other = run(critic___target_="m.B")
+    assert "critic._target_" in other.config
+    (comparison,) = comparisons([run(), other, run(actor___target_="m.C", critic___target_="m.C")])
+    assert [group.label for group in comparison.groups] == ["a actor=C", "a critic=A", "a critic=B"]
+
+
+@pytest.mark.parametrize("changes", [{"fabric__precision": "tf32"}, {"workers__copies": 2}], ids=str)
+def test_what_changes_results_makes_another_method(changes: dict[str, Any]):
+    (comparison,) = comparisons([run(), run(seed=1, **changes)])
+    assert [len(group.runs) for group in comparison.groups] == [1, 1]
+
+
+@pytest.mark.parametrize("changes", [{"fabric__accelerator": "cuda"}, {"run__save_every": 7}], ids=str)
+def test_what_does_not_is_the_same_method(changes: dict[str, Any]):
+    (comparison,) = comparisons([run(), run(seed=1, **changes)])
+    assert [len(group.runs) for group in comparison.groups] == [2]
+
+
+def test_nothing_disappears_without_a_word():
+    """A protocol in which nothing finished, and a run that was killed before it told anything."""
+    nameless = Run("dead", "FAILED", {}, {})
+    (comparison,) = comparisons([run(), run(status="FAILED", seed=3, env__tasks=["z"]), nameless])
+    assert comparison.left_out == [
+        "dead: ended before it told its configuration", "run a 3: FAILED (another protocol: z)"
+    ]  # fmt: skip
+
+
+def test_seeds_of_unequal_length_are_told():
+    longer = run(seed=1)
+    longer.values = {name: values | {400: 0.5} for name, values in longer.values.items()}
+    (comparison,) = comparisons([run(), longer])
+    assert unequal_line(comparison.groups[0]) == "a: its seeds trained between 200 and 400 environment steps."
+    assert unequal_line(comparisons([run(), run(seed=1)])[0].groups[0]) is None
+
+
+def test_a_task_is_followed_from_set_to_set(tmp_path: Path):
+    found = comparisons([run(), run(seed=1, success=(0.0, 0.5)), run(env__tasks=["x"], success=(0.75, 0.0))])
+    assert only_tasks_differ(found)
+    table = task_sets(found)
+    assert table.columns[2:] == ["x", "y"]
+    assert table.rows == [["a", 1, 0.75, None], ["a", 2, 0.5, 0.5]]
+    assert figures.task_sets(table, tmp_path / "sets.png").stat().st_size > 5000
+    assert not only_tasks_differ(comparisons([run(), run(env__tasks=["x"], env__reward="v1")]))
 
 
 def test_what_has_not_finished_is_left_out_and_told():
