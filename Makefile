@@ -26,12 +26,12 @@ train: setup ## train (ARGS: overrides; without any: the quickstart, a quarter o
 evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")
 	$(RUN) softmod.evaluate $(ARGS)
 
-test: setup ## all tests, on all cores
+test: setup ## the tests, on all cores (the minutes-long ones: make test-reliability)
 	$(RUN) pytest $(PARALLEL) $(ARGS)
 
 test-reliability: setup ## try all promises of docs/reliability.md in full and write them down there; most of an hour
 	rm -f $(OUTCOMES)
-	-$(RUN) pytest $(PARALLEL) -m "(bar or control) and not timed" --outcomes=$(OUTCOMES) $(ARGS)
+	-$(RUN) pytest $(PARALLEL) -m "(bar or control or reliability) and not timed" --outcomes=$(OUTCOMES) $(ARGS)
 	-$(RUN) pytest -m "(bar or control) and timed" --outcomes=$(OUTCOMES) $(ARGS)
 	$(RUN) tests.reliability.table $(OUTCOMES) docs/reliability.md
 

@@ -26,7 +26,7 @@ ABOUT = {
     "method": "a network for actor and critic with its options: the axis to sweep",
     "variant": "one difference between the paper and its released code, over any method",
     "run": "how long: steps, batch, replay, cadences",
-    "experiment": "a row of the results table; without one: quickstart",
+    "experiment": "task set, method and protocol; without one: quickstart",
     "sweep": "ablations: several runs under one parent",
 }
 
@@ -55,7 +55,7 @@ def text() -> str:
             *(line for prefix, kind in SECTIONS.items() for line in _keys(prefix, kind)),
             "",
             "Exit codes: 0 done, 2 configuration, 3 no valid checkpoint, 4 cannot save, 5 environment failure,",
-            "6 numerical failure, 130 Ctrl-C.",
+            "6 numerical failure, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.",
         ]
     )
 

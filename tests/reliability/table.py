@@ -27,7 +27,7 @@ BARS = {
     5: "a damaged checkpoint is detected and the one before it used, with one warning",
     6: "killed at every point of a save: a valid checkpoint exists; nothing is written elsewhere",
     7: "disk full, file-size limit, folder gone: loud, exit 4 after three, the old one intact",
-    8: "a checkpoint writes only what is new, pauses at most 1 s, adds at most 10 % memory",
+    8: "a checkpoint after a session's first writes only what is new, pauses at most 1 s, adds at most 10 % memory",
     9: "SIGTERM, SIGUSR1: saved, exit 143, a second one is safe, one requeue",
     10: "Ctrl-C: exit 130, few lines, no orphans, KILLED",
     11: "a worker dies: seen, named, replaced up to 3 times; the same run",
