@@ -180,6 +180,11 @@ def all_in(run: Path) -> list[Path]:
     return [path for _, path in sorted((aside | whole).items())]
 
 
+def versions(run: Path) -> dict[Path, str]:
+    """The whole checkpoints of a run's folder, each with a hash that a new one in its place would change."""
+    return {path: digest(path / "manifest.json") for path in all_in(run) if (path / "manifest.json").is_file()}
+
+
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest valid checkpoint and its facts; None if there never was one.
 
@@ -199,9 +204,10 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def prune(run: Path) -> None:
-    """Keep the newest ones only."""
-    for folder in all_in(run)[:-KEPT]:
+def prune(run: Path, saved: Path) -> None:
+    """Keep the one that was just saved, and those before it; what is newer was found damaged when the run went on."""
+    older = [folder for folder in all_in(run) if folder.name <= saved.name]
+    for folder in set(all_in(run)) - set(older[-KEPT:]):
         shutil.rmtree(folder, ignore_errors=True)
     for leftover in (run / "checkpoints").glob(".*"):  # of a save that a kill cut short
         shutil.rmtree(leftover, ignore_errors=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -27,11 +29,12 @@ from softmod.loop import train
 from softmod.networks.network import Network
 from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, set_up
 from softmod.progress import Progress, print_table
+from softmod.record import Record
 from softmod.replay import Replay
 from softmod.saver import Saver
 from softmod.schema import TrainConfig
 from softmod.types import TaskScore, TaskSuite
-from softmod.uploader import LAST_WORDS, Uploader, belongs, start_uploader
+from softmod.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 
@@ -58,21 +61,19 @@ def run_experiment(
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
         env_steps, scores = result
-        if cfg.tracking.mlflow and sweep and not belongs(folder, sweep):  # it is one of this sweep's runs too
-            drain(
-                start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep)),
-                cfg.tracking.drain_seconds,
-                folder,
-            )
+        news = settle(folder, env_steps)
+        if cfg.tracking.mlflow and (news or not belongs(folder, cfg.tracking, sweep)):  # one of this sweep's runs too
+            about = about_run(cfg, overrides, sweep)
+            drain(start_uploader(folder, cfg.tracking, about), cfg.tracking.drain_seconds, folder, cfg, sweep)
         print_table(scores, f"{folder}: finished already, {env_steps:,} env steps; nothing to do")
         return scores
     check_device(cfg)
     parts = assemble(cfg)
-    there, found = checkpoint.all_in(folder), resume_point(cfg, folder)  # what is wrong shows before a write
+    there, found = checkpoint.versions(folder), resume_point(cfg, folder)  # what is wrong shows before a write
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
-        if checkpoint.all_in(folder) != there:  # another process went on with the run, and is gone now
+        if checkpoint.versions(folder) != there:  # another process went on with the run, and is gone now
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.status("RUNNING")
@@ -89,7 +90,7 @@ def run_experiment(
             journal.status(status)
             if uploader is not None:
                 seconds = cfg.tracking.drain_seconds
-                drain(uploader, min(LAST_WORDS, seconds) if status == "KILLED" else seconds, folder)
+                drain(uploader, min(LAST_WORDS, seconds) if status == "KILLED" else seconds, folder, cfg, sweep)
     return scores
 
 
@@ -150,14 +151,17 @@ def _train(
 
 
 def place(cfg: TrainConfig) -> Path:
-    """The run's folder; with `run.resume=never` a fresh one beside those that exist."""
+    """The run's folder; with `run.resume=never` a fresh one beside those that exist.
+
+    A job that SLURM has queued again goes on with the newest of them instead.
+    """
     folder = run_folder(cfg)
     if cfg.run.resume != "never":
         return folder
-    taken = 0
+    newest, taken = folder, 0
     while (fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))).exists():
-        taken += 1
-    return fresh
+        newest, taken = fresh, taken + 1
+    return newest if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else fresh
 
 
 def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | None:
@@ -176,6 +180,18 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
     enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
     out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
     return (env_steps, scores) if enough or out_of_time else None
+
+
+def settle(folder: Path, env_steps: int) -> bool:
+    """A finished run that was ended before it could say so says so now; whether that was news."""
+    record = Record.read(folder)
+    last = max(record.values.get(tracking.SUCCESS_MEAN, {}), default=-1)
+    if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
+        return False
+    journal = tracking.Journal(folder)
+    journal.status("FINISHED")
+    journal.close()
+    return True
 
 
 def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
@@ -219,10 +235,11 @@ def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, 
     journal.artifact(folder / "config.yaml")
 
 
-def drain(uploader: Uploader, seconds: float, folder: Path) -> None:
+def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sweep: Mapping[str, str] | None) -> None:
     """Let the rest be uploaded, and say what to do where it could not be, also when Ctrl-C ends the waiting."""
     try:
-        uploader.close(seconds)
+        if uploader.close(seconds):
+            remember(folder, cfg.tracking, sweep)
     finally:
         if not uploader.complete:
             Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")

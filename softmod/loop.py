@@ -27,7 +27,7 @@ def train(
 ) -> list[TaskScore]:
     """Train until `run.steps_per_task` or `run.max_minutes`; the scores of the last evaluation.
 
-    Where the time ends within an evaluation, one more round follows: no two evaluations at one step.
+    Where the time ends within an evaluation, one more round comes before the last: no two evaluations at one step.
 
     Raises:
         StoppedError: a signal asked for it; what was begun and not finished is saved too.
@@ -67,7 +67,7 @@ def train(
             log.write(clock)
 
         # Evaluate.
-        if clock.passed(run.eval_every) and clock.env_steps < total:
+        if clock.passed(run.eval_every) and clock.env_steps < total and not out_of_time(run, clock):
             evaluation.make(run.eval_goals, Begun(evaluation=True))
 
         # Save.

@@ -52,7 +52,9 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
     actor, critic = networks(cfg, suite.spec)
     check_memory(cfg, suite.spec)
     for name in ("actor", "critic", "temperature"):
-        build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=[torch.zeros(1, requires_grad=True)])
+        key, params = f"optimizer.{name}", [torch.zeros(1, requires_grad=True)]
+        check_capture(cfg, build(getattr(cfg.optimizer, name), cfg.allow, key, params=params), key)
+    check_surgery(cfg, actor, critic)
     resolve_target(cfg.algorithm._target_, cfg.allow)
     return suite, actor, critic
 
@@ -126,6 +128,27 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
         )
 
 
+def check_capture(cfg: TrainConfig, optimizer: torch.optim.Optimizer, key: str) -> None:
+    """
+    Raises:
+        ConfigError: an update with this optimizer cannot be captured, which is asked for.
+    """
+    if cfg.fabric.compile == "captured" and not all(group.get("fused") for group in optimizer.param_groups):
+        raise ConfigError(f"fabric.compile=captured: only with a fused optimizer ({key}.fused=true), or eager")
+
+
+def check_surgery(cfg: TrainConfig, actor: Network, critic: Network) -> None:
+    """
+    Raises:
+        ConfigError: there is nothing for gradient surgery to do.
+    """
+    surgery = getattr(cfg.algorithm, "gradient_surgery", "none")
+    for name, network in (("actor", actor), ("critic", critic)):
+        if surgery != "none" and network.independent:
+            alone = type(network).__name__
+            raise ConfigError(f"algorithm.gradient_surgery={surgery}: tasks share no weights in {name} ({alone}); none")
+
+
 def check_device(cfg: TrainConfig) -> None:
     """
     Raises:
@@ -149,6 +172,8 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
     evaluated = env_steps * episodes * suite.spec.horizon / cfg.run.eval_every
     wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
     question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
+        "accelerator": cfg.fabric.accelerator,
+        "evaluated": evaluated,
         "torch": torch.__version__,
         "products": product_library(),
     }

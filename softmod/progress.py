@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,21 @@ from softmod.clock import Clock
 from softmod.types import TaskScore
 
 
+class Terminal(Console):
+    """A console whose end ends nothing else: where its pipe or terminal is gone, or its disk full, it falls silent."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+    @contextmanager
+    def tolerated(self) -> Iterator[None]:
+        """Within this, what cannot be shown is not."""
+        try:
+            yield
+        except OSError:
+            self.quiet = True
+
+
 class Progress:
     """Env steps, rates, time left and success so far.
 
@@ -22,8 +39,8 @@ class Progress:
         minutes: the run's limit by the clock, if it has one.
     """
 
-    def __init__(self, total: int, minutes: float | None = None, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self, total: int, minutes: float | None = None, console: Terminal | None = None) -> None:
+        self.console = console or Terminal(stderr=True)
         self.total, self.minutes = total, minutes
         self.bar: Bar | None = None
         self.task: Any = None
@@ -32,7 +49,11 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
             self.bar = Bar(*_columns(), console=self.console, transient=True)
-            self.bar.start()
+            with self.console.tolerated():
+                self.bar.start()
+            if self.console.quiet:
+                self.bar = None
+                return self
             self.task = self.bar.add_task(
                 "train", total=self.total, steps="", rate="-", updates="-", success=self.success
             )
@@ -40,11 +61,13 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with self.console.tolerated():
+                self.bar.stop()
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        with self.console.tolerated():
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def show(self, clock: Clock, env_steps_per_second: float, updates_per_second: float) -> None:
         """Bring the bar up to date."""
@@ -53,14 +76,15 @@ class Progress:
         done = clock.env_steps
         if self.minutes is not None:  # whichever end is nearer
             done = max(done, int(self.total * min(1.0, clock.seconds / (60.0 * self.minutes))))
-        self.bar.update(
-            self.task,
-            completed=done,
-            steps=f"{clock.env_steps:,}/{self.total:,}",
-            rate=f"{env_steps_per_second:,.0f}",
-            updates=f"{updates_per_second:,.0f}",
-            success=self.success,
-        )
+        with self.console.tolerated():
+            self.bar.update(
+                self.task,
+                completed=done,
+                steps=f"{clock.env_steps:,}/{self.total:,}",
+                rate=f"{env_steps_per_second:,.0f}",
+                updates=f"{updates_per_second:,.0f}",
+                success=self.success,
+            )
 
     def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
         """An evaluation in one line."""
@@ -101,6 +125,7 @@ def table(scores: list[TaskScore]) -> Table:
 
 def print_table(scores: list[TaskScore], title: str) -> None:
     """On stdout, wide enough for the longest task name even when it is no terminal."""
-    console = Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=100)
-    console.print(title, highlight=False, soft_wrap=True)
-    console.print(table(scores))
+    console = Terminal(file=sys.stdout) if sys.stdout.isatty() else Terminal(file=sys.stdout, width=100)
+    with console.tolerated():
+        console.print(title, highlight=False, soft_wrap=True)
+        console.print(table(scores))

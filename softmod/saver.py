@@ -86,6 +86,7 @@ class Saver:
         Raises:
             SaveError: the disk refused; the checkpoints before are untouched.
         """
+        log.journal.sync()  # what the checkpoint takes for told is on the disk before it
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
@@ -103,7 +104,7 @@ class Saver:
         }
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
         folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces)
-        checkpoint.prune(self.run)
+        checkpoint.prune(self.run, folder)
         faults.point("checkpoint.pruned")
         kept = [name for whole in checkpoint.all_in(self.run) for name in checkpoint.shared(whole)]
         self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
@@ -116,7 +117,12 @@ class Saver:
             StoppedError: always.
         """
         self.save(clock, log, episodes, begun)
-        raise StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
+        stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
+        if self.about["config"]["run"]["resume"] == "never":
+            stopped.how = (
+                f"run.resume=never begins anew: rename {self.run} to seed_{self.about['seed']} to go on from it"
+            )
+        raise stopped
 
     def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
         """Keep the weights of the best evaluation so far (the later one of equals).

@@ -24,7 +24,9 @@ _stop: list[signal.Signals] = []
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal asked the run to stop, and it has saved."""
+    """A signal asked the run to stop, and it has saved; `how` it goes on."""
+
+    how = "the same command goes on from there"
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def to_the_end(work: Callable[[], int]) -> int:
     except signals.StoppedError as stop:
         job = signals.requeue()
         queued = f"; job {job} is queued again" if job else ""
-        print(f"softmod: {stop}; the same command goes on from there{queued}", file=sys.stderr)
+        print(f"softmod: {stop}; {stop.how}{queued}", file=sys.stderr)
         return signals.STOPPED
     except Exception:
         signals.check()

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ABOUT = "tracking.json"
 CURSOR = ".uploaded"
 LOG = "upload.log"
+SWEEPS = ".sweeps"  # those that the run belongs to, and where
 LAST_WORDS = 2.0  # seconds that Ctrl-C leaves for uploading
 MAX_METRICS = 1000  # in one request, by MLflow's rules, as are the next three
 MAX_PARAMS = 100
@@ -99,12 +100,23 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
     return Uploader(process)
 
 
-def belongs(folder: Path, sweep: Mapping[str, str]) -> bool:
-    """Whether a run was last made, or asked for, by this sweep."""
+def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
+    """Whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is not asked about."""
     try:
-        return bool(json.loads((folder / ABOUT).read_text())["sweep"] == sweep)
-    except (OSError, ValueError, LookupError, TypeError):
+        return sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+    except (OSError, ValueError):
         return False
+
+
+def remember(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> None:
+    """That MLflow has the run whole, as one of this sweep's."""
+    if not belongs(folder, tracking, sweep) and sweep is not None:
+        with suppress(OSError), (folder / SWEEPS).open("a") as file:  # unknown, it is uploaded once more
+            file.write(_member(tracking, sweep) + "\n")
+
+
+def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
+    return f"{sweep['id']} {redacted(store.store_uri(tracking.uri))}"
 
 
 def _say_goodbye(process: subprocess.Popen[bytes], drain_seconds: float) -> None:

@@ -111,8 +111,25 @@ def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
 def test_the_last_two_are_kept(tmp_path):
     for step in (10, 20, 30, 40):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path)
+        checkpoint.prune(tmp_path, tmp_path / "checkpoints" / f"step_{step:012d}")
     assert [folder.name[-2:] for folder in checkpoint.all_in(tmp_path)] == ["30", "40"]
+
+
+def test_what_was_just_saved_stays_and_newer_damaged_ones_go(tmp_path):
+    """A run that went on from an older checkpoint than its newest."""
+    for step in (10, 30, 40):
+        write(tmp_path, step)
+    checkpoint.prune(tmp_path, write(tmp_path, 20))
+    assert [folder.name[-2:] for folder in checkpoint.all_in(tmp_path)] == ["10", "20"]
+
+
+def test_a_checkpoint_in_the_place_of_another_is_another_version(tmp_path):
+    write(tmp_path, 10)
+    before = checkpoint.versions(tmp_path)
+    assert before == checkpoint.versions(tmp_path)
+    checkpoint.save(tmp_path / "checkpoints" / "step_000000000010", GROUPS, {"step": 11})
+    assert before.keys() == checkpoint.versions(tmp_path).keys()
+    assert before != checkpoint.versions(tmp_path)
 
 
 def test_another_form_is_refused_before_anything_is_copied():

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # whole numbers of the same size
+
 
 @torch.no_grad()
 def clip_stacked(parameters: Sequence[Tensor], stack: int, max_norm: float) -> Float[Tensor, " stack"]:
@@ -75,18 +77,20 @@ class Rollback:
             if not finite:
                 self.restore()
             return
-        choose(self.live, self.copies, finite.float())
+        choose(self.live, self.copies, finite)
 
 
 @torch.no_grad()
-def choose(live: list[Tensor], copies: list[Tensor], keep: Float[Tensor, ""]) -> None:
-    """Leave the live tensors where `keep` is 1, make them their copies where it is 0, without waiting for it.
+def choose(live: list[Tensor], copies: list[Tensor], keep: Bool[Tensor, ""]) -> None:
+    """Leave the live tensors as they are, or make them their copies unless `keep`, without waiting for it.
 
     The copies are used up. In few launches: what runs on each tensor by itself is what an update on a GPU waits for.
+    The arithmetic is on their bits, as whole numbers, so that what is not finite goes like everything else.
     """
-    torch._foreach_mul_(live, keep)
-    torch._foreach_mul_(copies, 1.0 - keep)
-    torch._foreach_add_(live, copies)
+    live_bits, copied_bits = ([tensor.view(BITS[tensor.dtype]) for tensor in tensors] for tensors in (live, copies))
+    torch._foreach_mul_(live_bits, keep.int())
+    torch._foreach_mul_(copied_bits, (~keep).int())
+    torch._foreach_add_(live_bits, copied_bits)
 
 
 @torch.no_grad()

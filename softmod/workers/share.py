@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
+import struct
 import time
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
@@ -71,6 +74,7 @@ class Process:
         self.asked = NOTHING
         self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
         self.connection, theirs = multiprocessing.Pipe()
+        limit(self.connection, timeout)
         start_forkserver()
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True)
@@ -84,6 +88,8 @@ class Process:
         self.number += 1
         try:
             self.connection.send((self.number, method, arguments))
+        except BlockingIOError as error:
+            raise WorkerError(self._silent(self.timeout)) from error
         except OSError as error:
             raise WorkerError(self._died()) from error
 
@@ -134,12 +140,17 @@ class Process:
             if self.connection in ready:
                 try:
                     return self.connection.recv()
+                except BlockingIOError as error:
+                    raise WorkerError(self._silent(self.timeout)) from error
                 except (EOFError, OSError) as error:
                     raise WorkerError(self._died()) from error
             if ready:
                 raise WorkerError(self._died())
             if time.monotonic() >= deadline:
-                raise WorkerError(f"worker of {self.names} did not answer within {allowed:g} s (workers.timeout)")
+                raise WorkerError(self._silent(allowed))
+
+    def _silent(self, seconds: float) -> str:
+        return f"worker of {self.names} did not answer within {seconds:g} s (workers.timeout)"
 
     def _died(self) -> str:
         self.process.join(1.0)
@@ -155,6 +166,14 @@ class Process:
 
 
 Share = Inline | Process
+
+
+def limit(connection: Connection, seconds: float) -> None:
+    """Let a transfer that has begun fail with BlockingIOError when it does not go on for so long."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # C's timeval
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, direction, span)
 
 
 def start_forkserver() -> None:

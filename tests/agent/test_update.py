@@ -16,11 +16,16 @@ def some(seed: int) -> list[Tensor]:
     return [torch.randn(shape, generator=draws) for shape in SHAPES]
 
 
-@pytest.mark.parametrize("keep", [0.0, 1.0])
-def test_all_live_tensors_stay_or_all_become_their_copies(keep: float):
-    live, copies = some(0), some(1)
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_live_tensors_stay_or_all_become_their_copies(keep: bool, dtype: torch.dtype):
+    """What is not finite on either side too."""
+    one, other = ([tensor.to(dtype) for tensor in some(seed)] for seed in (0, 1))
+    one[1][0], one[2][0, 0], other[1][1], other[3][0, 0, 0] = torch.nan, torch.inf, -torch.inf, torch.nan
+    live, copies = ([tensor.clone() for tensor in tensors] for tensors in (one, other))
     choose(live, copies, torch.tensor(keep))
-    assert all(torch.equal(a, b) for a, b in zip(live, some(0) if keep else some(1), strict=True))
+    for now, expected in zip(live, one if keep else other, strict=True):
+        torch.testing.assert_close(now, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.005, 1.0])

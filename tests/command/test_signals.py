@@ -62,6 +62,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return results(folder), state(folder), steps[0]
 
 
+def test_a_run_begun_beside_others_says_how_it_goes_on_and_slurm_knows(here, capsys, monkeypatch):
+    assert run() == 0
+    with monkeypatch.context() as patch:
+        send_at(patch, MTSAC, "training_step", 16)
+        assert run("run.resume=never") == signals.STOPPED
+    told = capsys.readouterr().err
+    assert "rename" in told
+    assert "seed_0.1 to seed_0 to go on from it" in told
+    assert "the same command" not in told
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run("run.resume=never") == 0
+    (ended,) = here.glob("runs/*/seed_0.1")
+    assert statuses(ended)[-1] == "FINISHED"
+    assert not list(here.glob("runs/*/seed_0.2"))
+
+
 @pytest.mark.bar(2)
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.reliability] * (m in FULL)) for m in MOMENTS])
 def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, undisturbed):

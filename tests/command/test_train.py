@@ -103,15 +103,59 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
     assert sorted(path.name for path in here.iterdir()) == ["runs"]
 
 
-def test_no_two_evaluations_at_one_step(here, monkeypatch):
-    """Time that runs out within an evaluation: the last one, of more goals, comes a round later."""
-    monkeypatch.setattr(loop, "out_of_time", lambda _, clock: clock.env_steps >= 150)
-    assert run() == 0
+@pytest.mark.parametrize(("every", "expected"), [(150, [150, 180]), (30, [30, 60])])
+def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
+    """Time that runs out within an evaluation, after each round too: the last, of more goals, comes a round later."""
+    evaluations, make = [], loop.Evaluation.make
+
+    def watched(self, *arguments):
+        evaluations.append(arguments)
+        return make(self, *arguments)
+
+    monkeypatch.setattr(loop.Evaluation, "make", watched)
+    monkeypatch.setattr(loop, "out_of_time", lambda *_: bool(evaluations))
+    assert run(f"run.eval_every={every}") == 0
     values, result = metrics(only(here)), json.loads((only(here) / "result.json").read_text())
-    assert sorted(step for name, step in values if name == "eval/success_rate/mean") == [150, 180]
-    assert result["env_steps"] == 180
+    assert sorted(step for name, step in values if name == "eval/success_rate/mean") == expected
+    assert result["env_steps"] == expected[-1]
     assert {score["episodes"] for score in result["scores"]} == {4}
-    assert values["eval/success_rate/mean", 180] == pytest.approx(result["success_rate"])
+    assert values["eval/success_rate/mean", expected[-1]] == pytest.approx(result["success_rate"])
+
+
+def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
+    assert run() == 0
+    journal = only(here) / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"FINISHED"' not in line))
+    assert statuses(only(here)) == ["RUNNING"]
+    assert run() == 0
+    assert statuses(only(here)) == ["RUNNING", "FINISHED"]
+
+    def interrupted(_, clock) -> bool:
+        if clock.env_steps >= 780:  # beyond the next evaluation
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "out_of_time", interrupted)
+        assert run("run.steps_per_task=400") == 130
+    assert run() == 0  # finished as it was asked for here; that it was to be longer, and was not, stays said
+    assert statuses(only(here))[-1] == "KILLED"
+
+
+def test_what_cannot_work_creates_nothing(here, capsys):
+    faulty = {
+        ("method=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
+        (
+            "fabric.compile=captured",
+            "optimizer.actor.fused=false",
+        ): "only with a fused optimizer (optimizer.actor.fused",
+    }
+    for line, told in faulty.items():
+        plain = [word for word in SMALL if not word.startswith(("actor.", "critic."))]
+        assert train.run([*plain, *line]) == 2
+        assert told in capsys.readouterr().err
+    assert not (here / "runs").exists()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(here):

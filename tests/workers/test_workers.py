@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,7 +24,7 @@ from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
-from softmod.workers.share import share_of
+from softmod.workers.share import Process, limit, share_of
 from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
 
@@ -372,3 +374,17 @@ def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
         ours.close()
     process.join(20)
     assert process.exitcode == 0
+
+
+def test_a_transfer_that_stops_half_way_is_a_worker_that_does_not_answer():
+    """Replies of many tasks are larger than a socket's buffer: a worker can be stopped within one."""
+    share, (silent, _) = Process.__new__(Process), os.pipe()
+    share.connection, theirs = multiprocessing.Pipe()
+    share.names, share.timeout, share.process = "toy-reach", 0.3, SimpleNamespace(sentinel=silent)
+    limit(share.connection, share.timeout)
+    os.write(theirs.fileno(), struct.pack("!i", 1000) + b"the beginning")
+    with pytest.raises(WorkerError, match=r"worker of toy-reach did not answer within 0\.3 s"):
+        share._receive()
+    share.ready, share.number = True, 0
+    with pytest.raises(WorkerError, match=r"did not answer within 0\.3 s"):
+        share.ask("collect", b"x" * 10_000_000)
