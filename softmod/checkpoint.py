@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -182,7 +182,11 @@ def all_in(run: Path) -> list[Path]:
 
 def versions(run: Path) -> dict[Path, str]:
     """The whole checkpoints of a run's folder, each with a hash that a new one in its place would change."""
-    return {path: digest(path / "manifest.json") for path in all_in(run) if (path / "manifest.json").is_file()}
+    found = {}
+    for path in all_in(run):
+        with suppress(OSError):  # whoever trains may be replacing it
+            found[path] = digest(path / "manifest.json")
+    return found
 
 
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:

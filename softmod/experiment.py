@@ -184,11 +184,14 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
 
 def settle(folder: Path, env_steps: int) -> bool:
     """A finished run that was ended before it could say so says so now; whether that was news."""
-    record = Record.read(folder)
-    last = max(record.values.get(tracking.SUCCESS_MEAN, {}), default=-1)
-    if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
+    try:
+        record = Record.read(folder)
+        last = max(record.values.get(tracking.SUCCESS_MEAN, {}), default=-1)
+        if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
+            return False
+        journal = tracking.Journal(folder)
+    except ConfigError:  # without a journal, or where nothing can be written, there is a result all the same
         return False
-    journal = tracking.Journal(folder)
     journal.status("FINISHED")
     journal.close()
     return True

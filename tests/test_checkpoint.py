@@ -130,6 +130,8 @@ def test_a_checkpoint_in_the_place_of_another_is_another_version(tmp_path):
     checkpoint.save(tmp_path / "checkpoints" / "step_000000000010", GROUPS, {"step": 11})
     assert before.keys() == checkpoint.versions(tmp_path).keys()
     assert before != checkpoint.versions(tmp_path)
+    (tmp_path / "checkpoints" / "step_000000000010" / "manifest.json").unlink()
+    assert checkpoint.versions(tmp_path) == {}
 
 
 def test_another_form_is_refused_before_anything_is_copied():

@@ -60,9 +60,8 @@ def set_gradient(network: Network, gradient: Float[Tensor, "stack parameter"]) -
     parameters = list(network.parameters())
     parts = gradient.split([parameter.numel() // network.stack for parameter in parameters], 1)
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = (
-            part.contiguous().view(-1).view(parameter.shape)
-        )  # with the parameter's strides: optimizers ask
+        flat = part.contiguous().view(-1)  # so that it gets the parameter's strides, for which fused optimizers ask
+        parameter.grad = flat.view(parameter.shape)
 
 
 @torch.no_grad()

@@ -143,6 +143,13 @@ def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
     assert statuses(only(here))[-1] == "KILLED"
 
 
+def test_a_result_without_its_journal_is_shown_all_the_same(here, capsys):
+    assert run() == 0
+    (only(here) / "journal.jsonl").unlink()
+    assert run() == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_what_cannot_work_creates_nothing(here, capsys):
     faulty = {
         ("method=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
