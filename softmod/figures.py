@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,15 +18,7 @@ from softmod.tracking import SUCCESS_MEAN, success_rate
 
 # Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
-STYLES: tuple[Any, ...] = ("-", "--", ":")
-LAYERS: tuple[Any, ...] = (
-    *STYLES,
-    "-.",
-    (0, (8, 2)),
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (1, 4)),
-    (0, (6, 1, 1, 1)),
-)  # of lines
+STYLES = ("-", "--", ":")
 MAX_LEGEND = 12  # tasks; with more of them the lines show the spread
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from softmod.figures import LAYERS, PALETTE, STYLES
+from softmod.figures import PALETTE, STYLES
 from softmod.report.runs import Comparison, Curve, Group
 from softmod.report.statistics import by_seed, improvement, interval, iqm
 from softmod.report.tables import Table
@@ -23,7 +22,7 @@ METHODS = ("soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_ro
 MARKERS = ("o", "s", "^")
 LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
 POINTS = 200  # of a curve
-MARKED = 40  # points from one marker of a curve to the next
+ACROSS = 3  # panels of a figure, side by side
 
 Look = tuple[str, str, str]  # colour, line style, marker
 
@@ -103,7 +102,7 @@ def improvement_matrix(comparison: Comparison, path: Path) -> Path:
     groups = comparison.groups
     values = np.array([[improvement(a.scores(), b.scores()).value for b in groups] for a in groups])
     names = [group.label for group in groups]
-    title = "probability that the row does better than the column"
+    title = "probability that the row\ndoes better than the column"
     return matrix(values, names, names, title, path, low=0.0, high=1.0, map_name="PuOr")
 
 
@@ -131,7 +130,8 @@ def matrix(
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             color = "white" if dark else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
-    figure.colorbar(image, ax=axes, label=title)
+    figure.colorbar(image, ax=axes)
+    figure.suptitle(title, fontsize="medium")
     return save(figure, path)
 
 
@@ -159,33 +159,54 @@ def learning_curves(comparison: Comparison, path: Path, over_time: bool = False)
 def metric_curves(
     comparison: Comparison, names: Callable[[Group], dict[str, str]], label: str, path: Path, mark: float | None = None
 ) -> Path | None:
-    """Metrics over environment steps, one line per group and metric (`names`: metric -> what to call it).
+    """Metrics over environment steps, a panel for each (`names`: metric -> its title), a line per group.
 
+    What is logged is of one batch and noisy: it is drawn thin, and its running mean over a tenth of the run on top.
     None where no run has them, or all are zero.
     """
-    figure, axes = sheet()
-    colors, drawn = looks(comparison.groups), False
+    drawn: dict[str, list[tuple[Group, NDArray[np.float64], NDArray[np.float64]]]] = {}
     for group in comparison.groups:
-        for (metric, what), style in zip(names(group).items(), itertools.cycle(LAYERS), strict=False):
+        for metric, title in names(group).items():
             grid, values = on_a_grid([run.curve(metric) for run in group.runs])
             if len(grid) and values.any():  # routes that are hard have no entropy
-                drawn = True
-                title = f"{group.label}, {what}" if what else group.label
-                color, _, marker = colors[group.label]
-                axes.plot(
-                    grid, values.mean(0), color=color, linestyle=style, marker=marker, markevery=MARKED, markersize=4,
-                    label=title,
-                )  # fmt: skip
+                drawn.setdefault(title, []).append((group, grid, values.mean(0)))
     if not drawn:
         return None
-    if mark is not None:
-        axes.axhline(mark, color="grey", linewidth=0.8)
-    axes.set_xlabel("environment steps, all tasks")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    rows, columns = -(-len(drawn) // ACROSS), min(ACROSS, len(drawn))
+    figure = Figure(figsize=(2.2 + 3.6 * columns, 0.9 + 3.0 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    colors, lines = looks(comparison.groups), {}
+    for panel, (title, of_groups) in zip(panels, drawn.items(), strict=False):
+        for group, grid, values in of_groups:
+            color, style, dot = colors[group.label]
+            marker = dot if len(grid) == 1 else ""
+            panel.plot(grid, values, color=color, linewidth=0.6, alpha=0.35)
+            (lines[group.label],) = panel.plot(grid, running_mean(values), color=color, linestyle=style, marker=marker)
+        if mark is not None:
+            panel.axhline(mark, color="grey", linewidth=0.8)
+        panel.set_title(title, fontsize="medium")
+        panel.set_xlim(left=0)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(drawn) :]:
+        panel.set_visible(False)
+    figure.supxlabel("environment steps, all tasks", fontsize="medium")
+    figure.supylabel(label, fontsize="medium")
+    figure.legend(
+        lines.values(), lines, loc="outside right upper", frameon=False, fontsize="small",
+        title="thick: running mean\nover a tenth of the run", title_fontsize="small", alignment="left",
+    )  # fmt: skip
     return save(figure, path)
+
+
+def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the points within a tenth of the curve around each, fewer at its ends."""
+    window = np.ones(max(1, len(values) // 10) // 2 * 2 + 1)
+    if len(values) < len(window):
+        return values
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
 def bands(

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from softmod.report.figures import LOOKS, METHODS, looks
+from softmod.report import figures
+from softmod.report.figures import LOOKS, METHODS, looks, running_mean
 from softmod.report.page import LONG, Page
-from softmod.report.runs import Group
+from softmod.report.runs import Comparison, Group, comparisons
 from softmod.report.statistics import improvement, interval, iqm
 from softmod.report.tables import Table, shown
+from softmod.tracking import routing_entropy
+from tests.report.test_runs import run
 
 
 def groups(*labels: str) -> list[Group]:
@@ -51,3 +55,60 @@ def test_a_long_table_is_folded(rows: int, tmp_path: Path):
     page = Page("title", tmp_path)
     page.table(Table("t", "caption", ["a", "b"], [["x", 1]] * rows))
     assert ("<details>" in page.write().read_text()) == (rows > LONG)
+
+
+# --- nothing is cut off -----------------------------------------------------------------------------------------------
+
+
+def comparison(count: int) -> Comparison:
+    """Two seeds each of methods with long names, with routing that two layers tell."""
+    runs = [
+        run(method=f"soft_modular_small_balanced_{name}", seed=seed) for name in "abcdefgh"[:count] for seed in (0, 1)
+    ]
+    for one in runs:
+        for layer in (1, 2, 3, 4):
+            one.values[f"routing/entropy/layer_{layer}"] = {100: 0.7, 200: 0.1 * layer}
+    (found,) = comparisons(runs)
+    return found
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Of every figure: its name, and by how many inches it reaches beyond its edges."""
+    told: list[tuple[str, float]] = []
+
+    def look(figure: Figure, path: Path) -> Path:
+        figure.savefig(path)
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        told.append((path.stem, max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)))
+        return path
+
+    monkeypatch.setattr(figures, "save", look)
+    return told
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_nothing_is_cut_off(count: int, drawn, tmp_path: Path):
+    found = comparison(count)
+    figures.intervals(found, tmp_path / "intervals.png")
+    figures.heat_map(found, tmp_path / "heat_map.png")
+    figures.improvement_matrix(found, tmp_path / "improvement.png")
+    figures.learning_curves(found, tmp_path / "curves.png")
+    names = {routing_entropy(layer): f"layer {layer}" for layer in (1, 2, 3, 4)}
+    assert figures.metric_curves(found, lambda _: names, "entropy", tmp_path / "entropy.png")
+    figures.capacity(found, {g.label: 10**n for n, g in enumerate(found.groups, 3)}, tmp_path / "capacity.png")
+    assert len(drawn) >= 5
+    assert {name: round(beyond, 2) for name, beyond in drawn if beyond > 0.01} == {}
+
+
+def test_seen_failing_a_label_that_is_longer_than_its_figure(drawn, tmp_path: Path):
+    figures.matrix(np.ones((2, 2)), "ab", "ab", "a title " * 20, tmp_path / "long.png", 0, 1, "viridis")
+    assert drawn[0][1] > 1
+
+
+def test_a_running_mean():
+    assert running_mean(np.full(200, 0.3)) == pytest.approx(np.full(200, 0.3))  # at the ends too
+    spike = running_mean(np.eye(1, 200, 100)[0])
+    assert spike.sum() == pytest.approx(1)
+    assert np.count_nonzero(spike > 1e-9) == 21
+    assert running_mean(np.array([2.0])) == pytest.approx([2.0])
