@@ -21,6 +21,7 @@ from softmod.train import MAIN, sweep_identity, tell, to_the_end
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
+    from optuna.samplers import TPESampler
     from optuna.trial import FrozenTrial
 
 OWN = {"trials": "20", "storage": "sqlite:///optuna.db"}
@@ -180,6 +181,7 @@ class Search:
         from softmod.experiment import run_experiment
 
         signals.check()
+        trial.study.sampler = sampler(trial)
         cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
         print(f"trial {trial.number}: {told(trial.params)}", flush=True)
         try:
@@ -215,13 +217,24 @@ class Search:
             study = optuna.create_study(
                 storage=storage, study_name=self.sweep["id"], direction="maximize", load_if_exists=True
             )
-            study.sampler = optuna.samplers.TPESampler(constant_liar=True)  # searches side by side draw apart
             study.set_user_attr("question", json.dumps([self.lines, sorted(self.space)]))
         except Exception as error:  # of the database, which has its own
             raise ConfigError(
                 f"storage={self.storage}: cannot be used ({' '.join(str(error).split())})"[:300]
             ) from error
         return study
+
+
+def sampler(trial: Trial) -> TPESampler:
+    """Of a trial's own stream: a search draws the same again, stopped or not, and searches side by side draw apart.
+
+    A trial that is made again has its values; it takes no number from those that follow.
+    """
+    from optuna.samplers import TPESampler
+
+    upto = trial.study.get_trials(deepcopy=False)[: trial.number + 1]
+    again = sum(1 for one in upto if {"fixed_params", "failed_trial"} & set(one.system_attrs))
+    return TPESampler(seed=trial.number - again, constant_liar=True)
 
 
 def told(values: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,30 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(here: P
     assert search.run(line) == 0
     assert trials()[0].params == stopped.params != failed.params
     assert len(trials()) == 2
+
+
+def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
+    """Eleven trials: ten at random, the last from what they say."""
+
+    def searched(storage: str, stops: set[int]) -> list[dict]:
+        moments = iter(range(99))
+
+        def scored(cfg, *_):
+            if next(moments) in stops:
+                raise signals.StoppedError("told to stop")
+            return [SimpleNamespace(success_rate=cfg.algorithm.discount)]
+
+        monkeypatch.setattr(experiment, "run_experiment", scored)
+        line = [f"storage=sqlite:///{storage}", "trials=11", *without(SPACE), *SPACE]
+        assert [search.run(line) for _ in stops] == [signals.STOPPED] * len(stops)
+        assert search.run(line) == 0
+        (study,) = optuna.study.get_all_study_summaries(f"sqlite:///{storage}")
+        found = optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{storage}").trials
+        return [trial.params for trial in found if trial.state.name == "COMPLETE"]
+
+    first = searched("first.db", set())
+    assert searched("again.db", {3, 9}) == first
+    assert len({json.dumps(params) for params in first}) == 11
 
 
 def test_one_parent_in_mlflow(here: Path, monkeypatch):
