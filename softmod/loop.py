@@ -77,6 +77,7 @@ def train(
             saver.try_save(clock, log, workers.state())
 
     log.write(clock)
+    saver.save(clock, log, workers.state())  # what is told at the end is of weights that are on the disk
     scores = evaluation.make(run.final_eval_goals, Begun())
     saver.save(clock, log, workers.state())
     return scores

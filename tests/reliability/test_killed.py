@@ -23,7 +23,11 @@ import psutil
 import pytest
 
 from softmod import faults, state
+from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import newest
+from softmod.errors import SaveError
+from softmod.saver import Saver
+from softmod.workers.pool import Workers
 from tests.command.test_signals import results
 from tests.command.test_train import SMALL, here, only, run
 
@@ -89,6 +93,40 @@ def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: 
     assert (hashes(before), results(before)) == undisturbed
     assert leftovers(before) == []
     assert len(list((before / "checkpoints").iterdir())) == 3  # the last two, and the best weights
+
+
+@pytest.mark.bar(4)
+def test_killed_within_the_last_evaluation(here, monkeypatch, undisturbed):
+    """It may take long: all of the training is on the disk before it."""
+    evaluate, learn, made = Workers.evaluate, MTSAC.learn, []
+
+    def killed(workers: Workers, policy: Any, goals: int) -> Any:
+        if goals == 4:
+            raise Killed
+        return evaluate(workers, policy, goals)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "evaluate", killed)
+        with pytest.raises(Killed):
+            run()
+    monkeypatch.setattr(MTSAC, "learn", lambda *args, **words: (made.append(1), learn(*args, **words))[1])
+    assert run() == 0
+    assert made == []
+    assert (hashes(only(here)), results(only(here))) == undisturbed
+
+
+@pytest.mark.bar(7)
+def test_no_result_is_told_that_the_disk_does_not_hold(here, monkeypatch):
+    save = Saver.save
+
+    def refused(saver: Saver, clock: Any, *rest: Any) -> Path:
+        if clock.env_steps == 600:
+            raise SaveError("made up")
+        return save(saver, clock, *rest)
+
+    monkeypatch.setattr(Saver, "save", refused)
+    assert run() == SaveError.exit_code
+    assert max(step for name, step in results(only(here)) if name.startswith("eval/")) < 600
 
 
 @pytest.mark.control(3)
