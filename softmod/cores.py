@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from softmod.machine import available, processor
+
 log = logging.getLogger(__name__)
 MEASURED_ROUNDS = 4
 MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
@@ -48,11 +50,6 @@ class Round:
     env_steps: int
     environments: int
     evaluated: float = 0.0
-
-
-def available() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts(cores: int = 0) -> list[int]:
@@ -101,7 +98,7 @@ def remembered(
     folder: Path, question: Mapping[str, Any], measure: Callable[[], Costs], choose: Callable[[Costs], Chosen]
 ) -> Chosen:
     """The choice for this question on this machine; measured where it was never asked before."""
-    about = {"machine": [platform.node(), platform.machine(), _processor(), available()], **question}
+    about = {"machine": [platform.node(), platform.machine(), processor(), available()], **question}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"cores-{key}.json"
     try:
@@ -116,14 +113,6 @@ def remembered(
     except OSError as error:
         log.warning("what was measured cannot be kept in %s (%s): it is measured again next time", folder, error)
     return chosen
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def timed(work: Callable[[], object], least: float = 0.25) -> float:

@@ -108,6 +108,7 @@ def _train(
     set_up(cfg, fabric.device)
     chosen = choose(cfg, suite, found[1] if found else {})
     torch.set_num_threads(chosen.threads)
+    journal.tags(where_it_runs(chosen, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
         plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
@@ -246,6 +247,13 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
     finally:
         if not uploader.complete:
             Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
+
+
+def where_it_runs(chosen: Chosen, fabric: L.Fabric) -> dict[str, str]:
+    """The machine, and what was chosen for it."""
+    accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else ""
+    choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
+    return machine.hardware_tags(accelerator) | choice
 
 
 def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:

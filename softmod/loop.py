@@ -39,7 +39,7 @@ def train(
     if begun.evaluation:
         evaluation.make(run.eval_goals, Begun(evaluation=True))
 
-    while clock.env_steps < total and (not out_of_time(run, clock) or log.evaluated(clock)):
+    while clock.env_steps < total and (not out_of_time(run, clock) or (log.evaluated(clock) and not begun.over)):
         signals.check()
         log.begin()
 
@@ -77,9 +77,10 @@ def train(
             saver.try_save(clock, log, workers.state())
 
     log.write(clock)
-    saver.save(clock, log, workers.state())  # what is told at the end is of weights that are on the disk
-    scores = evaluation.make(run.final_eval_goals, Begun())
-    saver.save(clock, log, workers.state())
+    over = Begun(over=True)
+    saver.save(clock, log, workers.state(), over)  # what is told at the end is of weights that are on the disk
+    scores = evaluation.make(run.final_eval_goals, over)
+    saver.save(clock, log, workers.state(), over)
     return scores
 
 

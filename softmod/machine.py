@@ -27,6 +27,26 @@ def environment_tags() -> dict[str, str]:
     return tags
 
 
+def hardware_tags(accelerator: str = "") -> dict[str, str]:
+    """The processor, its cores that this process may use, and the accelerator's name where there is one."""
+    tags = {"machine.processor": processor(), "machine.cores": str(available())}
+    return tags | ({"machine.accelerator": accelerator} if accelerator else {})
+
+
+def available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Its name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}

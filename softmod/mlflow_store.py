@@ -24,6 +24,7 @@ SWEEP_TAG = "softmod.sweep_id"
 ENDED_TAG = "softmod.ended"  # "unexpectedly", where the training process went without a word
 PARENT_TAG = "mlflow.parentRunId"  # the sweep under which the dashboard shows a run: the latest
 MEMBER_TAG = "softmod.sweep."  # with a parent's id behind it: every sweep that a run belongs to
+CHANGED = "softmod.changed."  # with a param behind it: its latest value, where a resumed run has another
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the dashboard opens with runs, not with chat traces
 MAX_NAME = 250  # characters of a metric, param or tag
 SQLITE = "sqlite:///"

@@ -27,11 +27,15 @@ from softmod.workers.worker import State
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run had begun when it was stopped: some updates of a round that collects with `policy`, an evaluation."""
+    """What a run had begun when it was saved: some updates of a round that collects with `policy`, an evaluation.
+
+    `over`: its training has come to its end, and the last evaluation was begun.
+    """
 
     policy: dict[str, Tensor] | None = None
     updates: int = 0
     evaluation: bool = False
+    over: bool = False
 
 
 NOTHING = Begun()
@@ -99,7 +103,7 @@ class Saver:
             "kind": "whole",
             "clock": clock.facts(),
             "counters": counters | {"skipped": skipped},
-            "begun": {"updates": begun.updates, "evaluation": begun.evaluation},
+            "begun": {"updates": begun.updates, "evaluation": begun.evaluation, "over": begun.over},
             "log": log.state(),
         }
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
@@ -156,4 +160,4 @@ class Saver:
             self.agent.skipped = torch.tensor(skipped, device=self.replay.rows.device)
         if begun := facts.get("begun"):
             policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
-            self.begun = Begun(policy, int(begun["updates"]), bool(begun["evaluation"]))
+            self.begun = Begun(policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over")))

@@ -180,17 +180,17 @@ class Search:
         """The mean success of a trial's last evaluation; its run is found in MLflow like any other."""
         from softmod.experiment import run_experiment
 
-        signals.check()
-        trial.study.sampler = sampler(trial)
-        cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
-        print(f"trial {trial.number}: {told(trial.params)}", flush=True)
         try:
+            signals.check()
+            trial.study.sampler = sampler(trial)
+            cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
+            print(f"trial {trial.number}: {told(trial.params)}", flush=True)
             scores = run_experiment(cfg, resolved, overrides, self.sweep)
         except SoftmodError as error:
             self.codes.append(tell(error, told(trial.params)))
             raise
         except BaseException:  # told to stop: these values come first next time, and their run goes on
-            trial.study.enqueue_trial(trial.params)
+            trial.study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else {})
             raise
         return sum(score.success_rate for score in scores) / len(scores)
 
@@ -226,9 +226,9 @@ class Search:
 
 
 def sampler(trial: Trial) -> TPESampler:
-    """Of a trial's own stream: a search draws the same again, stopped or not, and searches side by side draw apart.
+    """Of a trial's own stream: a search draws the same again, also when it was stopped; several at once draw apart.
 
-    A trial that is made again has its values; it takes no number from those that follow.
+    A trial that is made again has its values or its stream; it takes no number from those that follow.
     """
     from optuna.samplers import TPESampler
 

@@ -276,8 +276,11 @@ class Sender:
         params = {store.accepted(name): _text(value)[:MAX_PARAM] for name, value in chunk.params.items()}
         tags = dict(chunk.tags)
         if params:
-            there = self.client.get_run(self.run).data.params
-            tags |= {f"softmod.changed.{key}": value for key, value in params.items() if there.get(key, value) != value}
+            data = self.client.get_run(self.run).data
+            there = data.params
+            changed = {key for key, value in params.items() if there.get(key, value) != value}
+            changed |= {key for key in params if f"{store.CHANGED}{key}" in data.tags}  # and perhaps changed back
+            tags |= {f"{store.CHANGED}{key}": params[key] for key in changed}
             params = {key: value for key, value in params.items() if key not in there}
         for batch in store.batches([Param(key, value) for key, value in params.items()], MAX_PARAMS):
             self.client.log_batch(self.run, params=batch, synchronous=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,12 +18,17 @@ from softmod.report.runs import Comparison, Curve, Group
 from softmod.report.statistics import by_seed, improvement, interval, iqm
 from softmod.report.tables import Table
 
-METHODS = ("soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
-           "soft_modular_deep", "care", "paco", "moore", "film", "pcgrad", "soft_modular_paper")  # fmt: skip
+METHODS = (  # a row has a line style, a column a colour: relatives share it
+    "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
+    "soft_modular_small_balanced", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
+    "paco", "soft_modular_wide", "soft_modular_paper", "pcgrad", "mt_mh_sac_wide", "film", "moore",
+)  # fmt: skip
 MARKERS = ("o", "s", "^")
 LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
 POINTS = 200  # of a curve
 ACROSS = 3  # panels of a figure, side by side
+WIDE = 34  # characters of a line of a label
+LETTER, LINE = 0.083, 0.18  # inches that a letter and a line of a label take, at most
 
 Look = tuple[str, str, str]  # colour, line style, marker
 
@@ -43,7 +49,12 @@ def looks(groups: Sequence[Group]) -> dict[str, Look]:
 
 
 def _known(method: str) -> str | None:
-    return next((name for name in (method, method.removesuffix("_small")) if name in METHODS), None)
+    return next((name for name in (method, method.removesuffix("_mt50")) if name in METHODS), None)
+
+
+def folded(label: str) -> str:
+    """A long label in several lines."""
+    return "\n".join(textwrap.wrap(label, WIDE, break_long_words=False, break_on_hyphens=False))
 
 
 # --- on a sheet of paper ----------------------------------------------------------------------------------------------
@@ -68,14 +79,15 @@ def save(figure: Figure, path: Path) -> Path:
 def intervals(comparison: Comparison, path: Path) -> Path:
     """IQM over seeds of the task mean, one line per method, with its interval and the seeds as dots."""
     groups = comparison.groups
-    figure, axes = sheet(height=1.2 + 0.45 * len(groups))
+    names = [folded(group.label) for group in groups]
+    figure, axes = sheet(height=1.2 + max(0.45, 0.1 + LINE * most_lines(names)) * len(groups))
     colors = looks(groups)
     for place, group in enumerate(reversed(groups)):
         estimate, color = interval(iqm, by_seed(group.scores())), colors[group.label][0]
         axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35)
         axes.plot([estimate.value] * 2, [place - 0.28, place + 0.28], color=color, linewidth=2.5)
         axes.plot(by_seed(group.scores())[:, 0], [place] * len(group.runs), "o", color=color, markersize=3.5)
-    axes.set_yticks(range(len(groups)), [group.label for group in reversed(groups)])
+    axes.set_yticks(range(len(groups)), names[::-1])
     axes.set_xlabel("success: IQM over seeds of the task mean,\n95 % interval; dots are seeds")
     axes.set_xlim(-0.02, 1.02)
     axes.grid(axis="x", alpha=0.25)
@@ -117,7 +129,15 @@ def matrix(
     map_name: str,
 ) -> Path:
     """A matrix in colours, with its numbers where they can be read."""
-    figure, axes = sheet(2.5 + 0.62 * len(columns), 2.2 + 0.42 * len(rows))
+    rows, columns = [folded(row) for row in rows], [folded(column) for column in columns]
+    cell_width, cell_height = (
+        max(0.55, 0.1 + 1.5 * LINE * most_lines(columns)),
+        max(0.42, 0.1 + LINE * most_lines(rows)),
+    )
+    figure, axes = sheet(
+        max(3.5, 1.0 + LETTER * longest(rows) + cell_width * len(columns)),
+        1.0 + 0.7 * LETTER * longest(columns) + cell_height * len(rows),
+    )
     image = axes.imshow(values, vmin=low, vmax=high, cmap=map_name, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), rows)
@@ -133,6 +153,15 @@ def matrix(
     figure.colorbar(image, ax=axes)
     figure.suptitle(title, fontsize="medium")
     return save(figure, path)
+
+
+def longest(labels: Sequence[str]) -> int:
+    """Letters of the longest line."""
+    return max(len(line) for label in labels for line in label.split("\n"))
+
+
+def most_lines(labels: Sequence[str]) -> int:
+    return max(label.count("\n") + 1 for label in labels)
 
 
 def name_of(task: str) -> str:
@@ -182,7 +211,9 @@ def metric_curves(
             color, style, dot = colors[group.label]
             marker = dot if len(grid) == 1 else ""
             panel.plot(grid, values, color=color, linewidth=0.6, alpha=0.35)
-            (lines[group.label],) = panel.plot(grid, running_mean(values), color=color, linestyle=style, marker=marker)
+            (lines[folded(group.label)],) = panel.plot(
+                grid, running_mean(values), color=color, linestyle=style, marker=marker
+            )
         if mark is not None:
             panel.axhline(mark, color="grey", linewidth=0.8)
         panel.set_title(title, fontsize="medium")
@@ -192,11 +223,14 @@ def metric_curves(
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
+    for panel in panels[max(0, len(drawn) - columns) : len(drawn)]:  # nothing is drawn below them
+        panel.tick_params(labelbottom=True)
     figure.supxlabel("environment steps, all tasks", fontsize="medium")
     figure.supylabel(label, fontsize="medium")
     figure.legend(
         lines.values(), lines, loc="outside right upper", frameon=False, fontsize="small",
-        title="thick: running mean\nover a tenth of the run", title_fontsize="small", alignment="left",
+        title="thin: mean over seeds, as logged\nthick: over a tenth of the run", title_fontsize="small",
+        alignment="left",
     )  # fmt: skip
     return save(figure, path)
 
@@ -227,7 +261,7 @@ def bands(
         drawn = np.stack([iqm(part.T[..., None]) for part in resampled_seeds(values)])
         low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
         axes.fill_between(grid * scale, low, high, color=color, alpha=0.15, linewidth=0)
-        label = f"{group.label} ({len(group.runs)})"
+        label = folded(f"{group.label} ({len(group.runs)})")
         marker = dot if len(grid) == 1 else ""
         axes.plot(grid * scale, iqm(values.T[..., None]), color=color, linestyle=style, marker=marker, label=label)
     axes.set_xlabel(x_label)
@@ -237,7 +271,8 @@ def bands(
     if scale == 1.0:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="method (seeds)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="IQM over seeds;\nmethod (seeds)",
+                  title_fontsize="small", alignment="left")  # fmt: skip
     return save(figure, path)
 
 

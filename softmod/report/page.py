@@ -9,6 +9,7 @@ from softmod.report.runs import PROTOCOL, Comparison, Group
 from softmod.report.tables import Table
 
 LONG = 30  # rows of a table
+GOALS = ("run.eval_goals", "run.final_eval_goals")
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem } caption { text-align: left; padding: .3rem 0 }
@@ -64,13 +65,21 @@ class Page:
 
 def protocol_line(comparison: Comparison) -> str:
     """What all runs of a comparison have in common, in a sentence."""
-    words = []
+    words, values = [], comparison.protocol | dict(zip(GOALS, goals(comparison), strict=True))
     for key, name in PROTOCOL.items():
-        value = comparison.protocol[key]
+        value = values[key]
         shown = ", ".join(value) if isinstance(value, tuple) and len(value) <= 10 else value
         shown = f"{len(value)} of them" if isinstance(value, tuple) and len(value) > 10 else shown
         words.append(f"{name}: {shown}")
     return "; ".join(words) + "."
+
+
+def goals(comparison: Comparison) -> tuple[int, int]:
+    """Goals of each task in the evaluations on the way and in the last one."""
+    if comparison.protocol["env.goals"] == "fixed":
+        return 1, 1  # there are no others
+    on_the_way, last = (comparison.protocol[key] for key in GOALS)
+    return on_the_way, last
 
 
 def budget_line(comparison: Comparison) -> str:
@@ -87,3 +96,14 @@ def unequal_line(group: Group) -> str | None:
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None
     return f"{group.label}: its seeds trained between {steps[0]:,} and {steps[-1]:,} environment steps."
+
+
+def machines_line(comparison: Comparison) -> str | None:
+    """That the runs were not made alike, so that their times do not compare; None where they were."""
+    places = [run.where for group in comparison.groups for run in group.runs]
+    told = []
+    for key in sorted({key for place in places for key in place}):
+        values = sorted({place.get(key, "not told") for place in places})
+        if len(values) > 1:
+            told.append(f"{key} ({', '.join(values)})")
+    return f"Times and rates do not compare: the runs differ in {'; '.join(told)}." if told else None

@@ -13,7 +13,7 @@ from softmod import checkpoint
 from softmod.errors import ConfigError
 from softmod.mlflow_store import prepare_environment, store_uri
 from softmod.report import cost, figures, routing, tables
-from softmod.report.page import Page, budget_line, protocol_line, unequal_line
+from softmod.report.page import Page, budget_line, goals, machines_line, protocol_line, unequal_line
 from softmod.report.runs import Comparison, Group, Run, comparisons, from_folders, from_mlflow
 from softmod.schema import ReportConfig
 from softmod.tracking import routing_entropy
@@ -68,7 +68,8 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
     with checkpoint.writing(output):
         output.mkdir(parents=True, exist_ok=True)
         page = Page(f"Routing of {path}", output)
-        page.text(f"{cfg.episodes} episodes of each task with the deterministic policy, up to success or the horizon.")
+        played = " or ".join(map(str, sorted({one.episodes for one in rollouts})))
+        page.text(f"{played} episodes of each task with the deterministic policy, up to success or the horizon.")
         page.picture(routing.graphs(rollouts, output / "graphs.png"), "Connections by mean probability, per task")
         if len(rollouts) > 1:
             page.picture(routing.similarity_figure(rollouts, output / "similarity.png"), "What tasks have in common")
@@ -135,9 +136,18 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
         page.table(tables.improvements(comparison))
         page.picture(figures.improvement_matrix(comparison, folder / "improvement.png"), "Probability of improvement")
     page.heading("Learning")
+    if unlike := machines_line(comparison):
+        page.note(unlike)
+    on_the_way, last = goals(comparison)
+    on_how_many = (
+        "" if on_the_way == last else f"; {on_the_way} goals per task in an evaluation, {last} in the last one"
+    )
     for over_time, name in ((False, "curves"), (True, "curves_over_time")):
         path = figures.learning_curves(comparison, folder / f"{name}.png", over_time)
-        page.picture(path, "Success over " + ("training time" if over_time else "environment steps") + ", 95 % bands")
+        over = "training time" if over_time else "environment steps"
+        page.picture(
+            path, f"Success over {over}: IQM over seeds of the task mean, with 95 % bootstrap bands{on_how_many}"
+        )
     page.heading("Efficiency and cost")
     page.table(tables.efficiency(comparison, cfg.level, lambda group: costs.get(group.label)))
     sizes = {label: one.actor + one.critics for label, one in costs.items()}
@@ -154,8 +164,8 @@ def inside(page: Page, comparison: Comparison) -> None:
     cosines = figures.metric_curves(comparison, _cosines, label, page.folder / "interference.png", mark=0.0)
     if entropies or cosines:
         page.heading("Inside")
-    page.picture(entropies, "Entropy of the routing probabilities, mean over states and tasks")
-    page.picture(cosines, "How the tasks' gradients agree: below zero they conflict")
+    page.picture(entropies, "Entropy of the routing probabilities, mean over states, tasks and seeds")
+    page.picture(cosines, "How the tasks' gradients agree, mean over seeds: below zero they conflict")
 
 
 def _cosines(group: Group) -> dict[str, str]:

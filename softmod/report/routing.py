@@ -69,7 +69,10 @@ def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
         axes.set_title(f"{name_of(one.task)} ({one.successes} of {one.episodes} solved)", fontsize=9)
     for axes in list(figure.axes)[len(rollouts) :]:
         axes.set_visible(False)
-    figure.supxlabel("routing probabilities, mean over episodes; left to right: layers of modules, output", fontsize=8)
+    figure.supxlabel(
+        "routing probabilities, mean over all steps of the episodes; left to right: layers of modules, output",
+        fontsize=8,
+    )
     return save(figure, path)
 
 

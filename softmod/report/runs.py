@@ -26,8 +26,10 @@ PROTOCOL = {  # what makes success rates comparable, as people call it
     "env.goal_seed": "goal seed",
     "env.reward": "reward",
     "env.horizon": "horizon",
-    "run.final_eval_goals": "evaluation goals per task",
+    "run.eval_goals": "goals per task in evaluations on the way",
+    "run.final_eval_goals": "in the last one",
 }
+MACHINE = ("fabric.", "workers.", "machine.")  # how options and tags begin on which times and rates depend
 UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
 NOT_METHOD = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin that make no method
 FINISHED = "FINISHED"
@@ -43,10 +45,17 @@ class Run:
     status: str
     config: dict[str, Any]
     values: Mapping[str, Mapping[int, float]] = field(repr=False)
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def seed(self) -> int:
         return int(self.config["seed"])
+
+    @property
+    def where(self) -> dict[str, str]:
+        """On what it ran and how, as far as its times depend on it."""
+        told = {**self.config, **self.tags}
+        return {key: str(value) for key, value in told.items() if key.startswith(MACHINE)}
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -126,7 +135,7 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
             raise ConfigError(f"runs={pattern}: no journal of a run there")
         for folder in found:
             record = Record.read(folder)
-            runs.append(Run(str(folder), record.status, record.params, record.values))
+            runs.append(Run(str(folder), record.status, record.params, record.values, record.tags))
     return runs
 
 
@@ -174,13 +183,16 @@ def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
 
 
 def _from_mlflow(client: Any, run: Any) -> Run:
-    config = {key: _value(value) for key, value in run.data.params.items()}
+    from softmod.mlflow_store import CHANGED
+
+    latest = {key.removeprefix(CHANGED): value for key, value in run.data.tags.items() if key.startswith(CHANGED)}
+    config = {key: _value(value) for key, value in (run.data.params | latest).items()}
     values = {
         name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
         for name in run.data.metrics
         if not name.startswith("system/")
     }
-    return Run(run.info.run_id, run.info.status, config, values)
+    return Run(run.info.run_id, run.info.status, config, values, run.data.tags)
 
 
 def _value(text: str) -> Any:

@@ -67,10 +67,11 @@ def resampled(scores: Scores, rng: np.random.Generator, resamples: int) -> Score
 def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The probability that a run of ours beats one of theirs on a task, a mean over tasks; a tie counts half.
 
-    `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ.
+    `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ. A single seed on
+    either side leaves no interval.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if len(ours) == len(theirs) == 1:
+    if 1 in (len(ours), len(theirs)):
         return Interval(float(_better(ours, theirs)), math.nan, math.nan)
     rng = np.random.default_rng(seed)
     drawn = _better(resampled(ours, rng, resamples), resampled(theirs, rng, resamples))

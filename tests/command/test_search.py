@@ -80,11 +80,12 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
     def searched(storage: str, stops: set[int]) -> list[dict]:
         moments = iter(range(99))
 
-        def scored(cfg, *_):
+        def scored(values, *_):
             if next(moments) in stops:
                 raise signals.StoppedError("told to stop")
-            return [SimpleNamespace(success_rate=cfg.algorithm.discount)]
+            return [SimpleNamespace(success_rate=float(values["algorithm.discount"]))]
 
+        monkeypatch.setattr(search.Search, "compose", lambda _, values: (values, {}, []))  # which takes a second
         monkeypatch.setattr(experiment, "run_experiment", scored)
         line = [f"storage=sqlite:///{storage}", "trials=11", *without(SPACE), *SPACE]
         assert [search.run(line) for _ in stops] == [signals.STOPPED] * len(stops)

@@ -26,6 +26,7 @@ from softmod import faults, state
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import newest
 from softmod.errors import SaveError
+from softmod.log import Log
 from softmod.saver import Saver
 from softmod.workers.pool import Workers
 from tests.command.test_signals import results
@@ -113,6 +114,29 @@ def test_killed_within_the_last_evaluation(here, monkeypatch, undisturbed):
     assert run() == 0
     assert made == []
     assert (hashes(only(here)), results(only(here))) == undisturbed
+
+
+@pytest.mark.bar(4)
+def test_killed_after_the_last_evaluation_where_the_clock_ended_the_run(here):
+    """No further round, and no other result: the evaluation is made again."""
+    words = ("run.max_minutes=0.0001", "run.eval_every=600")
+    evaluation = Log.evaluation
+
+    def killed(log: Log, *rest: Any) -> None:
+        evaluation(log, *rest)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "evaluation", killed)
+        with pytest.raises(Killed):
+            run(*words)
+    folder = only(here)
+    before = results(folder)
+    assert run(*words) == 0
+    assert results(folder) == before
+    assert {json.loads((folder / "result.json").read_text())["env_steps"]} == {step for _, step in before}
+    assert run("run.max_minutes=5") == 0  # goes on when given more
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == 600
 
 
 @pytest.mark.bar(7)

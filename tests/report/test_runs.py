@@ -12,14 +12,14 @@ import pytest
 from softmod.errors import ConfigError
 from softmod.report import figures
 from softmod.report import runs as module
-from softmod.report.page import unequal_line
+from softmod.report.page import machines_line, protocol_line, unequal_line
 from softmod.report.report import only_tasks_differ
 from softmod.report.runs import Run, comparisons, from_folders
 from softmod.report.tables import task_sets
 
 BASE: dict[str, Any] = {
     "seed": 0, "name": "toy-a", "method": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
-    "env.reward": "v2", "env.horizon": 50, "run.final_eval_goals": 50, "run.batch_per_task": 64,
+    "env.reward": "v2", "env.horizon": 50, "run.eval_goals": 10, "run.final_eval_goals": 50, "run.batch_per_task": 64,
     "actor._target_": "m.A", "critic._target_": "m.A", "actor.width": 8, "critic.width": 8,
     "algorithm.task_weights": "none", "run.steps_per_task": 1000, "workers.processes": 2,
 }  # fmt: skip
@@ -45,7 +45,7 @@ def test_seeds_of_one_method_are_one_group():
 @pytest.mark.parametrize(
     "changes",
     [{"env__reward": "v1"}, {"env__horizon": 100}, {"env__goals": "fixed"}, {"run__final_eval_goals": 10},
-     {"env__tasks": ["x"]}, {"env__goal_seed": 1}],
+     {"run__eval_goals": 7}, {"env__tasks": ["x"]}, {"env__goal_seed": 1}],
     ids=str,
 )  # fmt: skip
 def test_other_protocols_are_not_mixed_in(changes: dict[str, Any]):
@@ -110,6 +110,24 @@ def test_nothing_disappears_without_a_word():
     assert comparison.left_out == [
         "dead: ended before it told its configuration", "run a 3: FAILED (another protocol: z)"
     ]  # fmt: skip
+
+
+def test_runs_of_unlike_machines_are_told():
+    """They are of one method, but their times are not."""
+    alike, other = [run(), run(seed=1)], run(seed=2, fabric__accelerator="cuda")
+    other.tags = {"machine.processor": "another"}
+    (same,), (mixed,) = comparisons(alike), comparisons([*alike, other])
+    assert machines_line(same) is None
+    assert machines_line(mixed) == (
+        "Times and rates do not compare: the runs differ in fabric.accelerator (cuda, not told); "
+        "machine.processor (another, not told)."
+    )
+
+
+def test_fixed_goals_are_one():
+    (fixed,), (others,) = comparisons([run(env__goals="fixed")]), comparisons([run()])
+    assert "on the way: 1; in the last one: 1." in protocol_line(fixed)
+    assert "on the way: 10; in the last one: 50." in protocol_line(others)
 
 
 def test_seeds_of_unequal_length_are_told():

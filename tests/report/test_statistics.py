@@ -88,6 +88,14 @@ def test_improvement_is_the_mann_whitney_statistic():
     assert improvement(ours, theirs).value + improvement(theirs, ours).value == pytest.approx(1.0)
 
 
+def test_a_single_seed_on_either_side_leaves_no_interval():
+    one, three = np.array([[0.9]]), np.array([[0.1], [0.2], [0.3]])
+    for ours, theirs, value in ((one, three, 1.0), (three, one, 0.0), (one, one, 0.5)):
+        found = improvement(ours, theirs)
+        assert found.value == value
+        assert np.isnan([found.low, found.high]).all()
+
+
 def test_improvement_of_known_numbers():
     better = improvement(np.array([[0.9, 0.2], [1.0, 0.3]]), np.array([[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]]))
     assert better.value == pytest.approx((1.0 + (0.5 + 1.0 + 0.5) / 6) / 2)

@@ -19,6 +19,7 @@ import pytest
 
 from softmod import mlflow_store as store
 from softmod.record import JOURNAL, Record
+from softmod.report.runs import Run, from_mlflow
 from softmod.schema import TrackingConfig
 from softmod.tracking import Journal
 from softmod.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
@@ -94,6 +95,12 @@ def assert_equal(run: Any, record: Record) -> None:
             assert same or (math.isinf(value) and abs(metric.value) == sys.float_info.max)
 
 
+def reported() -> Run:
+    """The sweep's only run, as a report reads it."""
+    _, (run,) = from_mlflow(store.store_uri(None), "balance")
+    return run
+
+
 @pytest.mark.bar(20)
 def test_a_run_and_its_resumption(journal: Journal) -> None:
     """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the same one."""
@@ -145,6 +152,14 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     assert only_run().info.status == "FINISHED"
     assert only_run().data.params["run.steps"] == "10"
     assert only_run().data.tags["softmod.changed.run.steps"] == "20"
+    assert reported().config["run.steps"] == 20
+
+    back = Journal(folder)
+    back.params({"run": {"steps": 10}})
+    back.status("FINISHED")
+    back.close()
+    assert upload(folder).returncode == 0
+    assert reported().config["run.steps"] == 10
 
 
 def test_routes_become_images_with_a_slider(journal: Journal) -> None:
