@@ -251,7 +251,7 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
 
 def where_it_runs(chosen: Chosen, fabric: L.Fabric) -> dict[str, str]:
     """The machine, and what was chosen for it."""
-    accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else ""
+    accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
     choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
     return machine.hardware_tags(accelerator) | choice
 

@@ -27,10 +27,9 @@ def environment_tags() -> dict[str, str]:
     return tags
 
 
-def hardware_tags(accelerator: str = "") -> dict[str, str]:
-    """The processor, its cores that this process may use, and the accelerator's name where there is one."""
-    tags = {"machine.processor": processor(), "machine.cores": str(available())}
-    return tags | ({"machine.accelerator": accelerator} if accelerator else {})
+def hardware_tags(accelerator: str) -> dict[str, str]:
+    """The processor, its cores that this process may use, and the accelerator's name ("none" where there is none)."""
+    return {"machine.processor": processor(), "machine.cores": str(available()), "machine.accelerator": accelerator}
 
 
 def available() -> int:

@@ -54,7 +54,12 @@ def _known(method: str) -> str | None:
 
 def folded(label: str) -> str:
     """A long label in several lines."""
-    return "\n".join(textwrap.wrap(label, WIDE, break_long_words=False, break_on_hyphens=False))
+    return "\n".join(textwrap.wrap(label, WIDE, break_on_hyphens=False))
+
+
+def room(labels: Sequence[str]) -> float:
+    """Inches that a legend of these labels takes from top to bottom, its title included."""
+    return 0.7 + sum(0.07 + 0.15 * (folded(label).count("\n") + 1) for label in labels)
 
 
 # --- on a sheet of paper ----------------------------------------------------------------------------------------------
@@ -135,8 +140,8 @@ def matrix(
         max(0.42, 0.1 + LINE * most_lines(rows)),
     )
     figure, axes = sheet(
-        max(3.5, 1.0 + LETTER * longest(rows) + cell_width * len(columns)),
-        1.0 + 0.7 * LETTER * longest(columns) + cell_height * len(rows),
+        max(3.5, 1.2 + LETTER * longest(rows) + cell_width * len(columns)),
+        1.2 + 0.7 * LETTER * longest(columns) + cell_height * len(rows),
     )
     image = axes.imshow(values, vmin=low, vmax=high, cmap=map_name, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
@@ -202,7 +207,8 @@ def metric_curves(
     if not drawn:
         return None
     rows, columns = -(-len(drawn) // ACROSS), min(ACROSS, len(drawn))
-    figure = Figure(figsize=(2.2 + 3.6 * columns, 0.9 + 3.0 * rows), dpi=150, layout="constrained")
+    height = max(0.9 + 3.0 * rows, room([group.label for group in comparison.groups]))
+    figure = Figure(figsize=(3.2 + 3.4 * columns, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     colors, lines = looks(comparison.groups), {}
@@ -237,10 +243,11 @@ def metric_curves(
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the points within a tenth of the curve around each, fewer at its ends."""
-    window = np.ones(max(1, len(values) // 10) // 2 * 2 + 1)
-    if len(values) < len(window):
+    if len(values) < 2:
         return values
-    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+    window, known = np.ones(len(values) // 10 // 2 * 2 + 1), np.isfinite(values)
+    sums, counts = (np.convolve(part, window, "same") for part in (np.where(known, values, 0.0), known.astype(float)))
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def bands(
@@ -251,7 +258,7 @@ def bands(
     scale: float,
 ) -> Path:
     """A line and a band for each group, where all of its seeds have values."""
-    figure, axes = sheet()
+    figure, axes = sheet(height=max(4.5, room([f"{group.label} (0)" for group in groups])))
     colors = looks(groups)
     for group in groups:
         grid, values = on_a_grid(curves(group))
@@ -301,14 +308,14 @@ def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> 
     """Parameters of actor and critics against success; None where sizes hardly differ."""
     if not parameters or max(parameters.values()) < 1.5 * min(parameters.values()):
         return None
-    figure, axes = sheet()
+    figure, axes = sheet(height=max(4.5, room(list(parameters))))
     colors = looks(comparison.groups)
     for group in comparison.groups:
         if group.label in parameters:
             estimate, x = interval(iqm, by_seed(group.scores())), parameters[group.label]
             color, _, marker = colors[group.label]
             axes.plot([x, x], [estimate.low, estimate.high], color=color, alpha=0.4, linewidth=4)
-            axes.plot([x], [estimate.value], marker, color=color, linestyle="", label=group.label)
+            axes.plot([x], [estimate.value], marker, color=color, linestyle="", label=folded(group.label))
     axes.set_xscale("log")
     axes.set_xlabel("parameters, actor and critics")
     axes.set_ylabel("success, IQM over seeds of the task mean")

@@ -9,7 +9,6 @@ from softmod.report.runs import PROTOCOL, Comparison, Group
 from softmod.report.tables import Table
 
 LONG = 30  # rows of a table
-GOALS = ("run.eval_goals", "run.final_eval_goals")
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem } caption { text-align: left; padding: .3rem 0 }
@@ -65,21 +64,13 @@ class Page:
 
 def protocol_line(comparison: Comparison) -> str:
     """What all runs of a comparison have in common, in a sentence."""
-    words, values = [], comparison.protocol | dict(zip(GOALS, goals(comparison), strict=True))
+    words = []
     for key, name in PROTOCOL.items():
-        value = values[key]
+        value = comparison.protocol[key]
         shown = ", ".join(value) if isinstance(value, tuple) and len(value) <= 10 else value
         shown = f"{len(value)} of them" if isinstance(value, tuple) and len(value) > 10 else shown
         words.append(f"{name}: {shown}")
     return "; ".join(words) + "."
-
-
-def goals(comparison: Comparison) -> tuple[int, int]:
-    """Goals of each task in the evaluations on the way and in the last one."""
-    if comparison.protocol["env.goals"] == "fixed":
-        return 1, 1  # there are no others
-    on_the_way, last = (comparison.protocol[key] for key in GOALS)
-    return on_the_way, last
 
 
 def budget_line(comparison: Comparison) -> str:

@@ -13,8 +13,8 @@ from softmod import checkpoint
 from softmod.errors import ConfigError
 from softmod.mlflow_store import prepare_environment, store_uri
 from softmod.report import cost, figures, routing, tables
-from softmod.report.page import Page, budget_line, goals, machines_line, protocol_line, unequal_line
-from softmod.report.runs import Comparison, Group, Run, comparisons, from_folders, from_mlflow
+from softmod.report.page import Page, budget_line, machines_line, protocol_line, unequal_line
+from softmod.report.runs import GOALS, Comparison, Group, Run, comparisons, from_folders, from_mlflow
 from softmod.schema import ReportConfig
 from softmod.tracking import routing_entropy
 
@@ -138,7 +138,7 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     page.heading("Learning")
     if unlike := machines_line(comparison):
         page.note(unlike)
-    on_the_way, last = goals(comparison)
+    on_the_way, last = (comparison.protocol[key] for key in GOALS)
     on_how_many = (
         "" if on_the_way == last else f"; {on_the_way} goals per task in an evaluation, {last} in the last one"
     )

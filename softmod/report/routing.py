@@ -60,7 +60,7 @@ def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
     """The routing graph of every task: modules as dots, connections as wide as they are probable on average."""
     columns = min(5, len(rollouts))
     rows = -(-len(rollouts) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.7 * rows + 0.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(4.0, 2.9 * columns), 2.7 * rows + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for place, (axes, one) in enumerate(
         zip(figure.subplots(rows, columns, squeeze=False).flat, rollouts, strict=False)
@@ -70,7 +70,7 @@ def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
     for axes in list(figure.axes)[len(rollouts) :]:
         axes.set_visible(False)
     figure.supxlabel(
-        "routing probabilities, mean over all steps of the episodes; left to right: layers of modules, output",
+        "routing probabilities, mean over all steps of the episodes;\nleft to right: layers of modules, output",
         fontsize=8,
     )
     return save(figure, path)

@@ -134,7 +134,7 @@ def test_killed_after_the_last_evaluation_where_the_clock_ended_the_run(here):
     before = results(folder)
     assert run(*words) == 0
     assert results(folder) == before
-    assert {json.loads((folder / "result.json").read_text())["env_steps"]} == {step for _, step in before}
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == max(step for _, step in before)
     assert run("run.max_minutes=5") == 0  # goes on when given more
     assert json.loads((folder / "result.json").read_text())["env_steps"] == 600
 

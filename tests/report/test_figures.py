@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from string import ascii_letters
 
 import numpy as np
 import pytest
@@ -64,14 +65,23 @@ def test_a_long_table_is_folded(rows: int, tmp_path: Path):
 # --- nothing is cut off -----------------------------------------------------------------------------------------------
 
 
-def comparison(count: int) -> Comparison:
-    """Two seeds each of methods with names as long as those of shipped sweeps, with routing that two layers tell."""
-    name = "soft_modular_small state_in_routing=False task_weights=released"
-    runs = [run(method=f"{name}_{letter}", seed=seed) for letter in "abcdefgh"[:count] for seed in (0, 1)]
+SHIPPED = "soft_modular_small state_in_routing=False task_weights=released"  # as long as shipped sweeps make them
+SEARCHED = "soft_modular_small num_modules=4 optimizer.actor.lr=0.00023746273847263 discount=0.98123456789"
+UNBROKEN = "a_method_of_ones_own_" * 6
+
+
+def comparison(name: str, count: int) -> Comparison:
+    """Two seeds each of methods with such names, with routing that two layers tell."""
+    runs = [
+        run(method=f"{name}_{letter}", seed=seed, actor__width=width)
+        for width, letter in enumerate(ascii_letters[:count])
+        for seed in (0, 1)
+    ]
     for one in runs:
         for layer in (1, 2, 3, 4):
             one.values[f"routing/entropy/layer_{layer}"] = {100: 0.7, 200: 0.1 * layer}
     (found,) = comparisons(runs)
+    assert len(found.groups) == count
     return found
 
 
@@ -81,7 +91,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     told: list[tuple[str, float]] = []
 
     def look(figure: Figure, path: Path) -> Path:
-        figure.savefig(path)
+        figure.draw_without_rendering()
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         told.append((path.stem, max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)))
         return path
@@ -90,18 +100,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return told
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_nothing_is_cut_off(count: int, drawn, tmp_path: Path):
-    found = comparison(count)
+@pytest.mark.parametrize(("name", "count"), [("a", 1), (SHIPPED, 2), (SHIPPED, 8), (SEARCHED, 20), (UNBROKEN, 2)])
+def test_nothing_is_cut_off(name: str, count: int, drawn, tmp_path: Path):
+    found = comparison(name, count)
     figures.intervals(found, tmp_path / "intervals.png")
     figures.heat_map(found, tmp_path / "heat_map.png")
     figures.improvement_matrix(found, tmp_path / "improvement.png")
     figures.learning_curves(found, tmp_path / "curves.png")
-    names = {routing_entropy(layer): f"layer {layer}" for layer in (1, 2, 3, 4)}
-    assert figures.metric_curves(found, lambda _: names, "entropy", tmp_path / "entropy.png")
+    for count in (1, 2, 4):
+        names = {routing_entropy(layer): f"layer {layer}" for layer in range(1, count + 1)}
+        assert figures.metric_curves(found, lambda _, told=names: told, "entropy", tmp_path / f"entropy_{count}.png")
     figures.capacity(found, {g.label: 10**n for n, g in enumerate(found.groups, 3)}, tmp_path / "capacity.png")
     assert len(drawn) >= 5
-    assert {name: round(beyond, 2) for name, beyond in drawn if beyond > 0.01} == {}
+    assert {name: round(beyond, 2) for name, beyond in drawn if beyond > 0.04} == {}
 
 
 def test_seen_failing_a_label_that_is_longer_than_its_figure(drawn, tmp_path: Path):
@@ -115,3 +126,5 @@ def test_a_running_mean():
     assert spike.sum() == pytest.approx(1)
     assert np.count_nonzero(spike > 1e-9) == 21
     assert running_mean(np.array([2.0])) == pytest.approx([2.0])
+    gap = np.where(np.arange(200) == 100, np.nan, 0.3)  # an update that was skipped
+    assert running_mean(gap) == pytest.approx(np.full(200, 0.3))

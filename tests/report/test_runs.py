@@ -114,7 +114,7 @@ def test_nothing_disappears_without_a_word():
 
 def test_runs_of_unlike_machines_are_told():
     """They are of one method, but their times are not."""
-    alike, other = [run(), run(seed=1)], run(seed=2, fabric__accelerator="cuda")
+    alike, other = [run(), run(seed=1, workers__timeout=9, fabric__threads=1)], run(seed=2, fabric__accelerator="cuda")
     other.tags = {"machine.processor": "another"}
     (same,), (mixed,) = comparisons(alike), comparisons([*alike, other])
     assert machines_line(same) is None
@@ -124,8 +124,9 @@ def test_runs_of_unlike_machines_are_told():
     )
 
 
-def test_fixed_goals_are_one():
-    (fixed,), (others,) = comparisons([run(env__goals="fixed")]), comparisons([run()])
+def test_fixed_goals_are_one_however_many_are_asked_for():
+    (fixed,) = comparisons([run(env__goals="fixed"), run(env__goals="fixed", seed=1, run__eval_goals=1)])
+    (others,) = comparisons([run()])
     assert "on the way: 1; in the last one: 1." in protocol_line(fixed)
     assert "on the way: 10; in the last one: 50." in protocol_line(others)
 
