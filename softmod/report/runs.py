@@ -29,14 +29,9 @@ PROTOCOL = {  # what makes success rates comparable, as people call it
     "run.eval_goals": "goals per task in evaluations on the way",
     "run.final_eval_goals": "in the last one",
 }
-FIXED = "fixed"  # goals: of each task there is one, however many an evaluation asks for
-MACHINE = (
-    "fabric.accelerator",
-    "fabric.precision",
-    "fabric.compile",
-    "machine.",
-)  # how that begins on which times depend
 GOALS = ("run.eval_goals", "run.final_eval_goals")
+# how options and tags begin on which times and rates depend
+MACHINE = ("fabric.accelerator", "fabric.precision", "fabric.compile", "machine.")
 UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
 NOT_METHOD = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin that make no method
 FINISHED = "FINISHED"
@@ -71,8 +66,10 @@ class Run:
     @property
     def protocol(self) -> tuple[tuple[str, Any], ...]:
         """What has to be equal for two runs to be compared."""
-        fixed = dict.fromkeys(GOALS, 1) if self.config.get("env.goals") == FIXED else {}
-        return tuple((key, _frozen((self.config | fixed).get(key))) for key in PROTOCOL)
+        told = self.config
+        if told.get("env.goals") == "fixed":  # of each task there is one, however many an evaluation asks for
+            told = told | dict.fromkeys(GOALS, 1)
+        return tuple((key, _frozen(told.get(key))) for key in PROTOCOL)
 
     def success(self) -> NDArray[np.float64]:
         """Of the last evaluation, per task."""
