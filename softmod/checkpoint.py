@@ -26,7 +26,7 @@ from softmod.errors import CheckpointError, SaveError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 ASIDE = ".old"  # how the name ends of what is being replaced
 Arrays = dict[str, Tensor]

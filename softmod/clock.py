@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from softmod.types import EnvSpec, Rollout
+
+
+ENOUGH = 2  # evaluations in a row that have to agree that a run has solved its tasks
 
 
 @dataclass
@@ -16,6 +20,7 @@ class Clock:
     rounds: int = 0
     seconds: float = 0.0
     previous: int = 0  # env_steps before the last round
+    success: list[float] = field(default_factory=list)  # mean rates of the last two evaluations
     _since: float = field(default_factory=time.monotonic, repr=False)
 
     def start(self) -> None:
@@ -44,12 +49,22 @@ class Clock:
         """Whether a round of so many steps reaches a multiple of `every`."""
         return (self.env_steps + steps) // every > self.env_steps // every
 
-    def facts(self) -> dict[str, float]:
-        return {"env_steps": self.env_steps, "rounds": self.rounds, "seconds": self.tick(), "previous": self.previous}
+    def evaluated(self, success: float) -> None:
+        """An evaluation was made; its mean success rate."""
+        self.success = [*self.success, success][-ENOUGH:]
 
-    def restore(self, facts: dict[str, float]) -> None:
+    def solved(self, success: float | None) -> bool:
+        """Whether the last two evaluations both reached this mean success rate; None is never reached."""
+        return success is not None and len(self.success) == ENOUGH and min(self.success) >= success
+
+    def facts(self) -> dict[str, Any]:
+        counters = {"env_steps": self.env_steps, "rounds": self.rounds, "previous": self.previous}
+        return counters | {"seconds": self.tick(), "success": self.success}
+
+    def restore(self, facts: dict[str, Any]) -> None:
         self.env_steps, self.rounds = int(facts["env_steps"]), int(facts["rounds"])
         self.seconds, self.previous = float(facts["seconds"]), int(facts["previous"])
+        self.success = [float(rate) for rate in facts["success"]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,10 @@ class Schedule:
     def env_steps(self) -> int:
         """Of a round, over all tasks."""
         return self.steps_per_round * self.spec.num_tasks
+
+    def warming_up(self, env_steps: int) -> bool:
+        """Whether the round that begins at `env_steps` comes before the first update."""
+        return env_steps // self.spec.num_tasks < self.warmup_per_task
 
     def updates(self, env_steps: int) -> int:
         """Updates of the round that begins at `env_steps`, on what the replay held before."""

@@ -29,6 +29,7 @@ from softmod.rules import check_fields, check_rules
 GROUPS = (
     "env",
     "network",
+    "critic_head",
     "algorithm",
     "optimizer",
     "method",
@@ -43,7 +44,7 @@ GROUPS = (
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
     "env": ("fast",),
-    "run": ("steps_per_task", "max_minutes", "resume", "folder", "eval_every", "eval_goals", "final_eval_goals",
+    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals", "final_eval_goals",
             "save_every", "log_every"),
     "workers": ("processes", "timeout"),
     "fabric": ("accelerator", "threads", "compile", "deterministic"),
@@ -71,6 +72,9 @@ def register() -> None:
     for name, node in schema.NETWORKS.items():
         store.store(group="schema/network", name=name, node=node)
     store.store(group="schema/optimizer", name="adam", node=schema.AdamConfig)
+    store.store(group="schema/optimizer", name="adamw", node=schema.AdamWConfig)
+    for name, node in schema.VALUE_HEADS.items():
+        store.store(group="schema/critic_head", name=name, node=node)
 
 
 def parse(overrides: list[str]) -> list[Override]:

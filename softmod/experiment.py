@@ -27,6 +27,7 @@ from softmod.folder import nearest_run, refuse_links
 from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
+from softmod.networks.policy import Actor
 from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, set_up
 from softmod.progress import Progress, print_table
 from softmod.record import Record
@@ -100,7 +101,7 @@ def _train(
     folder: Path,
     journal: tracking.Journal,
     found: Found | None,
-    parts: tuple[TaskSuite, Network, Network],
+    parts: tuple[TaskSuite, Actor, Network],
 ) -> list[TaskScore]:
     suite, actor, critic = parts
     spec = suite.spec
@@ -115,7 +116,7 @@ def _train(
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
         signals.leave_if_told()
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
-        replay = Replay(spec, cfg.run.replay_per_task, fabric.device)
+        replay = Replay(spec, cfg.run.replay_per_task, fabric.device, cfg.workers.copies)
         clock = Clock()
         schedule = Schedule(
             spec, cfg.run.warmup_per_task, cfg.run.update_ratio, cfg.run.round_steps * cfg.workers.copies
@@ -174,13 +175,15 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
         with checkpoint.reading(path):
             result = json.loads(path.read_text())
             env_steps, seconds = int(result["env_steps"]), float(result["seconds"])
+            reached = result["stopped_at"]
             scores = [TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"]) for s in result["scores"]]
     except CheckpointError as error:
         logger.warning("%s; the run goes on from its last checkpoint", error)
         return None
     enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
     out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
-    return (env_steps, scores) if enough or out_of_time else None
+    solved = cfg.run.stop_at is not None and reached is not None and float(reached) >= cfg.run.stop_at
+    return (env_steps, scores) if enough or out_of_time or solved else None
 
 
 def settle(folder: Path, env_steps: int) -> bool:
@@ -273,6 +276,7 @@ def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: C
     result = {
         "env_steps": clock.env_steps,
         "seconds": clock.seconds,
+        "stopped_at": cfg.run.stop_at if clock.solved(cfg.run.stop_at) else None,
         "success_rate": sum(score.success_rate for score in scores) / len(scores),
         "scores": [score.as_dict() for score in scores],
     }

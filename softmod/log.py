@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ from softmod.progress import Progress
 from softmod.types import EnvSpec, Rollout, TaskScore
 
 TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
+RECENT = 20  # training episodes of each task that its success rate is taken over
 TOLERATED = 10  # updates in a row that may be skipped because they are not finite
 
 
 class Log:
     """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device only then.
 
-    Between two writes: losses are those of the last update, returns are means over the episodes that ended, rates
+    Between two writes: losses are those of the last update, returns are means over the episodes that ended, success
+    rates of training are those of each task's last episodes, rates
     count the time spent in rounds, waits are shares of that time.
     """
 
@@ -35,6 +38,7 @@ class Log:
         self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
+        self.successes: dict[int, deque[bool]] = defaultdict(partial(deque, maxlen=RECENT))
         self.faults: Counter[str] = Counter()  # of the physics, by task, since the run's beginning
         self.steps = self.updates = 0
         self.seconds = 0.0
@@ -53,9 +57,10 @@ class Log:
 
     def round(self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int) -> None:
         """A round is over."""
-        self.metrics = metrics or self.metrics
+        self.metrics |= metrics
         for episode in rollout.episodes:
             self.returns[episode.task].append(episode.episode_return)
+            self.successes[episode.task].append(episode.success)
         for fault in rollout.faults:
             self.faults[self.spec.tasks[fault.task]] += 1
         took = time.monotonic() - self.began
@@ -65,7 +70,9 @@ class Log:
             self.seconds + took,
         )
         self.waited["learner"] += max(0.0, took - rollout.seconds)
-        self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds)
+        recent = self._train_success().values()
+        learning = sum(recent) / len(recent) if recent else None
+        self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds, learning)
         check_physics(self.faults)
 
     def write(self, clock: Clock) -> None:
@@ -99,6 +106,7 @@ class Log:
         return {
             "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
             "returns": {str(task): returns for task, returns in self.returns.items()},
+            "successes": {str(task): list(successes) for task, successes in self.successes.items()},
             "faults": dict(self.faults),
         }
 
@@ -106,6 +114,8 @@ class Log:
         """Go on from a state."""
         self.metrics = {name: torch.tensor(values) for name, values in state["metrics"].items()}
         self.faults = Counter(state["faults"])
+        for task, successes in state["successes"].items():
+            self.successes[int(task)].extend(bool(success) for success in successes)
         self.returns = defaultdict(list, {int(task): list(returns) for task, returns in state["returns"].items()})
 
     def _clear(self) -> None:
@@ -119,7 +129,14 @@ class Log:
             for task, returns in sorted(self.returns.items())
         }
         self.returns.clear()
-        return values
+        return values | self._train_success()
+
+    def _train_success(self) -> dict[str, float]:
+        """The share of each task's last training episodes that reached success."""
+        return {
+            tracking.train_success_rate(self.spec.tasks[task]): sum(successes) / len(successes)
+            for task, successes in sorted(self.successes.items())
+        }
 
     def _rates(self) -> dict[str, float]:
         if not self.seconds:

@@ -25,9 +25,9 @@ def train(
     log: Log,
     saver: Saver,
 ) -> list[TaskScore]:
-    """Train until `run.steps_per_task` or `run.max_minutes`; the scores of the last evaluation.
+    """Train until `run.steps_per_task`, `run.max_minutes` or `run.stop_at`; the scores of the last evaluation.
 
-    Where the time ends within an evaluation, one more round comes before the last: no two evaluations at one step.
+    Where an evaluation ends the training, one more round comes before the last: no two evaluations at one step.
 
     Raises:
         StoppedError: a signal asked for it; what was begun and not finished is saved too.
@@ -39,13 +39,14 @@ def train(
     if begun.evaluation:
         evaluation.make(run.eval_goals, Begun(evaluation=True))
 
-    while clock.env_steps < total and (not out_of_time(run, clock) or (log.evaluated(clock) and not begun.over)):
+    while clock.env_steps < total and (not ended(run, clock) or (log.evaluated(clock) and not begun.over)):
         signals.check()
         log.begin()
 
         # Collect: in the background, with these weights.
         policy = begun.policy or agent.policy()
-        workers.start(policy, run.round_steps)
+        uniform = run.warmup_policy == "uniform" and schedule.warming_up(clock.env_steps)
+        workers.start(policy, run.round_steps, uniform)
 
         # Learn: meanwhile, on what the replay held before.
         updates = schedule.updates(clock.env_steps)
@@ -59,6 +60,7 @@ def train(
             rollout = workers.finish()
         begun = Begun()
         replay.extend(rollout)
+        agent.observe(rollout)
         clock.advance(rollout)
 
         # Log.
@@ -67,7 +69,7 @@ def train(
             log.write(clock)
 
         # Evaluate.
-        if clock.passed(run.eval_every) and clock.env_steps < total and not out_of_time(run, clock):
+        if clock.passed(run.eval_every) and clock.env_steps < total and not ended(run, clock):
             evaluation.make(run.eval_goals, Begun(evaluation=True))
 
         # Save.
@@ -101,11 +103,13 @@ class Evaluation:
             scores = self.workers.evaluate(self.agent.policy(), goals)
         except signals.StoppedError:
             self.saver.stop(self.clock, self.log, self.workers.state(), begun)
+        self.clock.evaluated(sum(score.success_rate for score in scores) / len(scores))
         self.log.evaluation(self.clock, scores, self.agent.routes(self.replay))
         self.saver.keep_best(self.clock, scores)
         return scores
 
 
-def out_of_time(run: RunConfig, clock: Clock) -> bool:
-    """Whether `run.max_minutes` of training are over."""
-    return run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
+def ended(run: RunConfig, clock: Clock) -> bool:
+    """Whether `run.max_minutes` of training are over, or two evaluations running reached `run.stop_at`."""
+    out_of_time = run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
+    return out_of_time or clock.solved(run.stop_at)

@@ -14,7 +14,8 @@ import psutil
 import torch
 
 from softmod.agent.mtsac import MTSAC
-from softmod.agent.whole import whole_update
+from softmod.agent.value_heads import ValueHead
+from softmod.agent.whole import run_programs
 from softmod.config import identity
 from softmod.cores import (
     MEASURED_ROUNDS,
@@ -31,16 +32,18 @@ from softmod.cpu import fast_products, keep_memory, product_library
 from softmod.envs.goals import cache_folder
 from softmod.errors import ConfigError
 from softmod.networks.network import Network
+from softmod.networks.policy import Actor
 from softmod.randomness import Purpose, sequence
 from softmod.replay import Replay
 from softmod.schema import TrainConfig
+from softmod.networks.build import build_actor
 from softmod.targets import build, resolve_target
 from softmod.types import EnvSpec, TaskSuite
 from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
 
 
-def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
+def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
     """The task set, its goals drawn, and the networks: what can be wrong with a configuration shows here.
 
     Raises:
@@ -59,18 +62,21 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Network, Network]:
     return suite, actor, critic
 
 
-def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Network, Network]:
+def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
     """Actor and twin critics, their start values drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
-        sizes = {"num_tasks": spec.num_tasks}
-        actor: Network = build(
-            cfg.actor, cfg.allow, "actor", in_dim=spec.obs_dim, out_dim=2 * spec.action_dim, stack=1, **sizes
-        )
-        critic: Network = build(
-            cfg.critic, cfg.allow, "critic", in_dim=spec.obs_dim + spec.action_dim, out_dim=1, stack=2, **sizes
-        )
+        actor = build_actor(cfg.actor, cfg.policy.log_std, cfg.policy.normalize_obs, spec, cfg.allow)
+        outputs = value_head(cfg).outputs
+        sizes = {"in_dim": spec.obs_dim + spec.action_dim, "out_dim": outputs, "num_tasks": spec.num_tasks}
+        critic: Network = build(cfg.critic, cfg.allow, "critic", **sizes, stack=2)
     return actor, critic
+
+
+def value_head(cfg: TrainConfig) -> ValueHead:
+    """What the critics' outputs mean."""
+    head: ValueHead = build(cfg.critic_head, cfg.allow, "critic_head")
+    return head
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
@@ -93,7 +99,7 @@ def make_fabric(cfg: TrainConfig) -> L.Fabric:
 
 
 def make_agent(
-    cfg: TrainConfig, spec: EnvSpec, actor: Network, critic: Network, fabric: L.Fabric
+    cfg: TrainConfig, spec: EnvSpec, actor: Actor, critic: Network, fabric: L.Fabric
 ) -> tuple[MTSAC, list[Any]]:
     """The agent on the learner's device, and its optimizers."""
 
@@ -103,11 +109,11 @@ def make_agent(
     optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
     agent: MTSAC = build(
         cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic, optimizers=optimizers,
-        batch_per_task=cfg.run.batch_per_task, seed=cfg.seed,
+        batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
     )  # fmt: skip
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
-    agent.run = whole_update(agent, inner, cfg.fabric.compile)
+    run_programs(agent, inner, cfg.fabric.compile)
     _, *wrapped = fabric.setup(agent, *inner)
     return agent, wrapped
 
@@ -117,7 +123,7 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
     Raises:
         ConfigError: the replay does not fit into the memory of the learner's device.
     """
-    size = 4 * spec.num_tasks * cfg.run.replay_per_task * (2 * spec.obs_dim + spec.action_dim + 1)
+    size = 4 * spec.num_tasks * cfg.run.replay_per_task * (2 * spec.obs_dim + spec.action_dim + 2)
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
     there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
     if size > there:
@@ -137,13 +143,13 @@ def check_capture(cfg: TrainConfig, optimizer: torch.optim.Optimizer, key: str) 
         raise ConfigError(f"fabric.compile=captured: only with a fused optimizer ({key}.fused=true), or eager")
 
 
-def check_surgery(cfg: TrainConfig, actor: Network, critic: Network) -> None:
+def check_surgery(cfg: TrainConfig, actor: Actor, critic: Network) -> None:
     """
     Raises:
         ConfigError: there is nothing for gradient surgery to do.
     """
     surgery = getattr(cfg.algorithm, "gradient_surgery", "none")
-    for name, network in (("actor", actor), ("critic", critic)):
+    for name, network in (("actor", actor.network), ("critic", critic)):
         if surgery != "none" and network.independent:
             alone = type(network).__name__
             raise ConfigError(f"algorithm.gradient_surgery={surgery}: tasks share no weights in {name} ({alone}); none")
@@ -195,11 +201,14 @@ def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: 
     """
     agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg))
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
-    replay.append(torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths)))
+    rows = torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths))
+    rows[..., -1] = 0.0  # one episode
+    replay.append(rows)
     update: dict[int, float] = {}
     for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:
         torch.set_num_threads(count)
-        update[count] = timed(lambda: float(agent.learn(replay, 1)["finite"]))
+        delay = cfg.algorithm.policy_delay
+        update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
     torch.set_num_threads(1)
     plan, tasks = Plan(suite, agent.actor.cpu(), cfg.seed), list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
     with closing(share_of(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)) as share:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmod import checkpoint
 from softmod.errors import CheckpointError, ConfigError
-from softmod.networks.network import Network
-from softmod.networks.policy import Policy
+from softmod.networks.build import build_actor
+from softmod.networks.policy import Actor, Policy
 from softmod.targets import build
 from softmod.types import EnvSpec, Floats, TaskSuite
 
@@ -25,7 +25,7 @@ class TrainedPolicy:
         suite: the task set that it was trained on; its environments and goals.
     """
 
-    def __init__(self, actor: Network, suite: TaskSuite) -> None:
+    def __init__(self, actor: Actor, suite: TaskSuite) -> None:
         self.tasks, self.suite, self._policy = suite.spec.tasks, suite, Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
@@ -107,22 +107,22 @@ def suite_of(facts: dict[str, Any], allow: Iterable[str] = ()) -> TaskSuite:
 
 def spec_of(facts: dict[str, Any]) -> EnvSpec:
     spec = facts["spec"]
-    return EnvSpec(tuple(spec["tasks"]), int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"]))
+    sizes = int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"])
+    shorter = spec["train_horizon"]
+    return EnvSpec(tuple(spec["tasks"]), *sizes, None if shorter is None else int(shorter))
 
 
-def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Network:
-    """The actor of a checkpoint, with its weights.
+def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Actor:
+    """The policy of a checkpoint that acts and is evaluated, with its weights: the averaged one, where there is one.
 
     Raises:
         CheckpointError: the weights are of another form.
     """
-    spec = spec_of(facts)
-    sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks, "stack": 1}
-    actor: Network = build(facts["config"]["actor"], allow, "actor", **sizes)
-    weights = {
-        name.removeprefix("actor."): tensor
-        for name, tensor in checkpoint.arrays(folder, "agent").items()
-        if name.startswith("actor.")
-    }
+    config = facts["config"]
+    policy = config["policy"]
+    actor = build_actor(config["actor"], policy["log_std"], policy["normalize_obs"], spec_of(facts), allow)
+    arrays = checkpoint.arrays(folder, "agent")
+    prefix = "averaged_actor." if any(name.startswith("averaged_actor.") for name in arrays) else "actor."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in arrays.items() if name.startswith(prefix)}
     checkpoint.restore_arrays(dict(actor.state_dict()), weights, "actor")
     return actor

@@ -55,7 +55,7 @@ class Progress:
                 self.bar = None
                 return self
             self.task = self.bar.add_task(
-                "train", total=self.total, steps="", rate="-", updates="-", success=self.success
+                "train", total=self.total, steps="", rate="-", updates="-", success=self.success, learning="-"
             )
         return self
 
@@ -69,8 +69,10 @@ class Progress:
         with self.console.tolerated():
             self.console.print(line, highlight=False, soft_wrap=True)
 
-    def show(self, clock: Clock, env_steps_per_second: float, updates_per_second: float) -> None:
-        """Bring the bar up to date."""
+    def show(
+        self, clock: Clock, env_steps_per_second: float, updates_per_second: float, learning: float | None = None
+    ) -> None:
+        """Bring the bar up to date; `learning` is the mean success rate of the last training episodes."""
         if self.bar is None:
             return
         done = clock.env_steps
@@ -84,6 +86,7 @@ class Progress:
                 rate=f"{env_steps_per_second:,.0f}",
                 updates=f"{updates_per_second:,.0f}",
                 success=self.success,
+                learning="-" if learning is None else f"{learning:.2f}",
             )
 
     def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
@@ -104,7 +107,7 @@ def _columns() -> list[ProgressColumn]:
         TextColumn("{task.fields[updates]} updates/s"),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("success {task.fields[success]}"),
+        TextColumn("success {task.fields[success]}, in training {task.fields[learning]}"),
     ]
 
 

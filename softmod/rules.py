@@ -53,8 +53,17 @@ def check_rules(cfg: schema.TrainConfig) -> None:
         raise ConfigError(
             f"run.warmup_per_task={run.warmup_per_task}: larger than run.replay_per_task={run.replay_per_task}"
         )
-    if cfg.env.horizon % run.round_steps:
-        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.horizon={cfg.env.horizon}")
+    name, steps = ("horizon", cfg.env.horizon)
+    if cfg.env.train_horizon is not None:
+        name, steps = ("train_horizon", cfg.env.train_horizon)
+    if steps % run.round_steps:
+        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.{name}={steps}")
+    if steps > cfg.env.horizon:
+        raise ConfigError(f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}")
+    if cfg.algorithm.policy_delay > 1 and cfg.algorithm.update_order == "released":
+        raise ConfigError(
+            f"algorithm.policy_delay={cfg.algorithm.policy_delay}: only with algorithm.update_order=sequential"
+        )
     if not plain(cfg.name):
         shown = cfg.name if cfg.name.isprintable() else ascii(cfg.name)
         raise ConfigError(f"name={shown:.100}: must be a plain folder name, of at most 200 bytes")
@@ -85,7 +94,8 @@ def check_env(cfg: schema.TrainConfig) -> None:
 
 
 def check_targets(cfg: schema.TrainConfig) -> None:
-    nodes = {"env": cfg.env, "actor": cfg.actor, "critic": cfg.critic, "algorithm": cfg.algorithm}
+    nodes = {"env": cfg.env, "actor": cfg.actor, "critic": cfg.critic, "critic_head": cfg.critic_head}
+    nodes["algorithm"] = cfg.algorithm
     nodes |= {f"optimizer.{name}": getattr(cfg.optimizer, name) for name in ("actor", "critic", "temperature")}
     for key, node in nodes.items():
         path = target_of(node)

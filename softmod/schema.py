@@ -32,6 +32,7 @@ class EnvConfig:
     goal_seed: int = number(0, low=0)
     reward: str = choice("v2", "v1", "v2")
     horizon: int = number(500, low=1, high=500)
+    train_horizon: int | None = number(None, low=1, high=500)  # of training episodes; null: as in evaluation
     fast: bool = True  # our hot paths, equal to the bit
 
 
@@ -145,6 +146,34 @@ NETWORKS = {
 
 
 @dataclass
+class SquaredConfig:
+    """Value head: one output, squared error, the minimum of twin target critics (Haarnoja et al. 2018)."""
+
+    _target_: str = "softmod.agent.value_heads.Squared"
+
+
+@dataclass
+class CategoricalConfig:
+    """Value head: a distribution over fixed values, learned by cross-entropy (Bellemare et al. 2017)."""
+
+    _target_: str = "softmod.agent.value_heads.Categorical"
+    atoms: int = number(101, low=2)
+    low: float = number(-10.0)
+    high: float = number(10.0)
+
+
+VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
+
+
+@dataclass
+class PolicyConfig:
+    """How the actor's network becomes a policy."""
+
+    log_std: str = choice("clamp", "clamp", "tanh")  # 14: clamped to [-20, 2], or squashed into (-10, 2)
+    normalize_obs: bool = False  # actor and critics read observations of mean 0 and deviation 1
+
+
+@dataclass
 class AlgorithmConfig:
     """Multi-task SAC: what a single update does."""
 
@@ -157,6 +186,10 @@ class AlgorithmConfig:
     update_order: str = choice("sequential", "sequential", "released")  # 12
     clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
     gradient_surgery: str = choice("none", "none", "pcgrad")  # what becomes of the tasks' conflicting gradients
+    n_step: int = number(1, low=1)  # steps of a transition, within its episode
+    reward_scaling: str = choice("none", "none", "return")  # return: divided by the size of each task's returns
+    policy_delay: int = number(1, low=1)  # updates of the critics for each one of the policy
+    policy_averaging: float = number(0.0, low=0.0, high=1.0)  # share of each update in the policy that acts; 0 is off
 
 
 @dataclass
@@ -168,6 +201,15 @@ class AdamConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = number(1e-8, low=0.0)
     fused: bool = True
+
+
+@dataclass
+class AdamWConfig(AdamConfig):
+    """Adam with decoupled weight decay, fused."""
+
+    _target_: str = "torch.optim.AdamW"
+    lr: float = number(5e-4, low=0.0, open_low=True)
+    weight_decay: float = number(1e-4, low=0.0)
 
 
 @dataclass
@@ -184,7 +226,8 @@ class RunConfig:
     """How long, how much of it, how often. Steps and cadences count environment steps."""
 
     steps_per_task: int = number(MISSING, low=1)
-    warmup_per_task: int = number(MISSING, low=0)  # by the untrained policy, before the first update
+    warmup_per_task: int = number(MISSING, low=0)  # steps before the first update
+    warmup_policy: str = choice("untrained", "untrained", "uniform")  # who acts in them (13), or uniform actions
     batch_per_task: int = number(MISSING, low=1)
     replay_per_task: int = number(MISSING, low=1)
     update_ratio: float = number(MISSING, low=0.0, open_low=True)  # updates per step of every task
@@ -195,6 +238,7 @@ class RunConfig:
     save_every: int = number(MISSING, low=1)
     log_every: int = number(MISSING, low=1)
     max_minutes: float | None = number(None, low=0.0, open_low=True)  # of training; ends the run by the clock
+    stop_at: float | None = number(None, low=0.0, high=1.0)  # mean success in two evaluations running; ends the run
     resume: str = choice("auto", "auto", "must", "never")
     folder: str = "runs"
 
@@ -241,6 +285,8 @@ class TrainConfig:
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    critic_head: Any = field(default_factory=dict)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -26,6 +26,8 @@ from softmod.tracking import WALL_CLOCK
 COMPONENTS = {  # of the agent's arrays, by how their names begin
     "networks": ("actor.", "critic."),
     "targets": ("target_critic.",),
+    "average": ("averaged_actor.",),
+    "statistics": ("moments.", "return_scale."),
     "temperatures": ("log_temperature",),
 }
 

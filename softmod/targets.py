@@ -13,7 +13,7 @@ from softmod.errors import ConfigError, near
 PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
 PLACES = {  # and where the classes of each part lie: others could do harm when they are built
     "env": "softmod.envs", "actor": "softmod.networks", "critic": "softmod.networks", "algorithm": "softmod.agent",
-    "optimizer": "torch.optim",
+    "critic_head": "softmod.agent", "optimizer": "torch.optim",
 }  # fmt: skip
 
 

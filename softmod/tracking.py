@@ -54,6 +54,11 @@ def episode_return(task: str) -> str:
     return f"train/episode_return/{task}"
 
 
+def train_success_rate(task: str) -> str:
+    """The share of the task's last training episodes that reached success, with exploration."""
+    return f"train/success_rate/{task}"
+
+
 def physics_faults(task: str) -> str:
     """How many episodes were cut short because the physics broke; only where there were any."""
     return f"train/physics_faults/{task}"

@@ -20,7 +20,13 @@ class EnvSpec:
     tasks: tuple[str, ...]
     obs_dim: int
     action_dim: int
-    horizon: int
+    horizon: int  # steps of an evaluation's episode
+    train_horizon: int | None = None  # steps of a training episode; None: as in evaluation
+
+    @property
+    def episode_steps(self) -> int:
+        """Steps of a training episode."""
+        return self.train_horizon or self.horizon
 
     @property
     def num_tasks(self) -> int:
@@ -64,13 +70,14 @@ class TaskSuite(Protocol):
 
 
 class Episode(NamedTuple):
-    """An episode that ended: whose it was and how it went."""
+    """A training episode that ended: whose it was and how it went."""
 
     task: int
     copy: int
     episode: int
     episode_return: float
     success: bool
+    rewards: tuple[float, ...] = ()  # of every step
 
 
 class Fault(NamedTuple):
@@ -90,6 +97,7 @@ class Rollout:
     action: Floats  # [task, copy, step, action_dim]
     reward: Floats  # [task, copy, step]
     next_obs: Floats  # [task, copy, step, obs_dim]
+    begins: NDArray[np.bool_]  # [task, copy, step]: whether an episode begins with this step
     episodes: list[Episode] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     seconds: float = 0.0  # that the collecting took, in the slowest worker

@@ -12,14 +12,46 @@ from torch import Tensor
 
 def critic_target(
     reward: Float[Tensor, "task batch"],
+    discount: Float[Tensor, "task batch"],
     next_q: Float[Tensor, "critic task batch"],
-    next_log_prob: Float[Tensor, "task batch"],
-    temperature: Float[Tensor, " task"],
-    discount: float,
+    next_entropy: Float[Tensor, "task batch"],
 ) -> Float[Tensor, "task batch"]:
-    """The soft value one step on: `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`; always bootstraps (9)."""
-    soft_value = next_q.amin(0) - temperature[:, None] * next_log_prob
-    return reward + discount * soft_value
+    """Return the soft value `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`; it always bootstraps (9).
+
+    `next_entropy` is `-alpha_i log pi(a'|s')`.
+    """
+    return reward + discount * (next_q.amin(0) + next_entropy)
+
+
+def project(
+    values: Float[Tensor, "*batch source"],
+    probabilities: Float[Tensor, "*batch source"],
+    support: Float[Tensor, " atom"],
+) -> Float[Tensor, "*batch atom"]:
+    """Return the distribution on evenly spaced atoms that is nearest to one on other values (C51, Algorithm 1).
+
+    Each value's probability goes to the two atoms around it, the nearer one gets more: mass and, within the atoms'
+    range, the mean stay. Values beyond the range count as its ends. What is not finite makes its whole row NaN.
+    """
+    step = (support[-1] - support[0]) / (len(support) - 1)
+    position = ((values - support[0]) / step).nan_to_num().clamp(0, len(support) - 1)
+    below = position.floor()
+    share = position - below  # of the atom above
+    index = below.long()
+    projected = torch.zeros_like(probabilities[..., :1]).expand(*probabilities.shape[:-1], len(support)).contiguous()
+    projected.scatter_add_(-1, index, probabilities * (1 - share))
+    projected.scatter_add_(-1, (index + 1).clamp(max=len(support) - 1), probabilities * share)
+    return projected + 0.0 * values.sum(-1, keepdim=True)
+
+
+def cross_entropy(
+    outputs: Float[Tensor, "critic task batch atom"],
+    target: Float[Tensor, "task batch atom"],
+    weight: Float[Tensor, " task"],
+) -> Float[Tensor, " critic"]:
+    """Return each critic's cross-entropy with the target distribution, tasks weighted by `weight` (Eq. 10)."""
+    per_task = -(target * outputs.log_softmax(-1)).sum(-1).mean(-1)
+    return (per_task * weight).mean(-1)
 
 
 def critic_loss(
@@ -31,13 +63,16 @@ def critic_loss(
 
 
 def actor_loss(
-    q: Float[Tensor, "critic task batch"],
+    value: Float[Tensor, "task batch"],
     log_prob: Float[Tensor, "task batch"],
     temperature: Float[Tensor, " task"],
     weight: Float[Tensor, " task"],
 ) -> Float[Tensor, ""]:
-    """`alpha_i log pi(a|s) - min_k Q_k(s, a)`, tasks weighted by `weight` (Eq. 10)."""
-    per_task = (temperature[:, None] * log_prob - q.amin(0)).mean(-1)
+    """Return `alpha_i log pi(a|s) - Q(s, a)`, tasks weighted by `weight` (Eq. 10).
+
+    `value` is `Q(s, a)` as a value head reads it: `min_k Q_k(s, a)` with squared errors.
+    """
+    per_task = (temperature[:, None] * log_prob - value).mean(-1)
     return (per_task * weight).mean()
 
 

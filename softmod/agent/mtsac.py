@@ -13,13 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from softmod.agent import conflicts, losses
+from softmod.agent.statistics import ReturnScale, RunningMoments
 from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
+from softmod.agent.value_heads import Squared, ValueHead
 from softmod.agent.whole import Update
 from softmod.networks.network import Network
-from softmod.networks.policy import split, squash
+from softmod.networks.policy import Actor, squash
+from softmod.networks.policy import actions as policy_actions
 from softmod.randomness import Purpose, torch_generator
 from softmod.replay import Batch, Replay
-from softmod.types import EnvSpec
+from softmod.types import EnvSpec, Rollout
 
 Metrics = dict[str, Tensor]
 ALL = slice(None)  # tasks
@@ -33,11 +36,12 @@ class MTSAC(L.LightningModule):
 
     Args:
         spec: the tasks and sizes.
-        actor: a network with one member, `obs -> 2 * action`.
-        critic: a network with two members, `obs + action -> 1`; its targets start as a copy.
+        actor: the policy, with one member, `obs -> 2 * action`.
+        critic: a network with two members, `obs + action -> value_head.outputs`; its targets start as a copy.
         optimizers: how to make the optimizer of "actor", "critic" and "temperature" from parameters.
         batch_per_task: transitions of each task in an update.
         seed: keys the noise of every update.
+        value_head: what the critics' outputs mean (None: squared error, the minimum of twins).
         discount, target_smoothing: gamma and tau.
         initial_temperature: alpha of every task at the start.
         target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
@@ -45,9 +49,14 @@ class MTSAC(L.LightningModule):
         update_order: "sequential" (critic, then policy with the new critic, then temperature) or "released" (12).
         clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
         gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al. 2020).
+        n_step: steps of a transition, within its episode.
+        reward_scaling: "none", or "return": rewards are divided by the size of each task's returns.
+        policy_delay: policy and temperatures are updated in every so many updates of the critics.
+        policy_averaging: the share of each policy update in the averaged policy, which acts and is evaluated (as
+            `target_smoothing` is for the target critics); 0: the policy itself does.
 
     Raises:
-        ValueError: gradient surgery on networks whose tasks share nothing.
+        ValueError: gradient surgery on networks whose tasks share nothing; a policy delay in the released order.
     """
 
     indices: Tensor  # of the tasks
@@ -56,11 +65,12 @@ class MTSAC(L.LightningModule):
     def __init__(
         self,
         spec: EnvSpec,
-        actor: Network,
+        actor: Actor,
         critic: Network,
         optimizers: Mapping[str, MakeOptimizer],
         batch_per_task: int,
         seed: int = 0,
+        value_head: ValueHead | None = None,
         *,
         discount: float = 0.99,
         target_smoothing: float = 0.005,
@@ -70,6 +80,10 @@ class MTSAC(L.LightningModule):
         update_order: str = "sequential",
         clip_norm: float = 1.0,
         gradient_surgery: str = "none",
+        n_step: int = 1,
+        reward_scaling: str = "none",
+        policy_delay: int = 1,
+        policy_averaging: float = 0.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -77,15 +91,25 @@ class MTSAC(L.LightningModule):
         self.discount, self.target_smoothing, self.clip_norm = discount, target_smoothing, clip_norm
         self.task_weights, self.update_order, self.gradient_surgery = task_weights, update_order, gradient_surgery
         if gradient_surgery != "none" and (actor.independent or critic.independent):
-            raise ValueError(f"gradient_surgery={gradient_surgery}: tasks of {type(actor).__name__} share no weights")
+            name = type(actor.network).__name__
+            raise ValueError(f"gradient_surgery={gradient_surgery}: tasks of {name} share no weights")
+        if policy_delay > 1 and update_order == "released":
+            raise ValueError("policy_delay: the released order updates policy and critics together (policy_delay=1)")
+        self.n_step, self.policy_delay, self.policy_averaging = n_step, policy_delay, policy_averaging
         self.target_entropy = target_entropy_per_action * spec.action_dim
+        self.value_head: ValueHead = Squared() if value_head is None else value_head
         self.actor, self.critic = actor, critic
         self.target_critic = deepcopy(critic).requires_grad_(False)
+        self.averaged_actor = deepcopy(actor).requires_grad_(False) if policy_averaging else None
+        self.moments = RunningMoments(spec.obs_dim) if actor.normalizer is not None else None
+        self.return_scale = (
+            ReturnScale(spec.num_tasks, discount, self.target_entropy) if reward_scaling == "return" else None
+        )
         self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
         self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
         self.register_buffer("order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False)
         self.make_optimizers = optimizers
-        self.run: Update = self.update  # or another way to run it (softmod.agent.whole)
+        self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self.rollback: Rollback | None = None  # of the first step of an update, from the first update on
@@ -100,19 +124,35 @@ class MTSAC(L.LightningModule):
         noise: Float[Tensor, "task copy action"] | None = None,
     ) -> Float[Tensor, "task copy action"]:
         """Actions for some of the tasks (None: all); without noise the deterministic ones."""
-        training = self.actor.training
-        mean, log_std = split(self.actor.eval()(obs, tasks)[0])
-        self.actor.train(training)
-        return mean.tanh() if noise is None else squash(mean, log_std, noise)[0]
+        actor = self.acting_actor
+        training = actor.training
+        chosen = policy_actions(actor.eval(), obs, tasks, noise)
+        actor.train(training)
+        return chosen
+
+    @property
+    def acting_actor(self) -> Actor:
+        """The policy that acts and is evaluated: the averaged one, where one is kept."""
+        return self.actor if self.averaged_actor is None else self.averaged_actor
 
     def policy(self) -> dict[str, Tensor]:
         """The frozen weights that workers act with for a round: a copy, on the CPU, in one transfer."""
-        weights = self.actor.state_dict()
+        weights = self.acting_actor.state_dict()
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
         parts = flat.split([tensor.numel() for tensor in weights.values()])
         return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
 
     # --- learning -----------------------------------------------------------------------------------------------------
+
+    def observe(self, rollout: Rollout) -> None:
+        """Bring the statistics of observations and returns up to date with a round's experience."""
+        if self.return_scale is not None:
+            self.return_scale.add(rollout.episodes)
+        if self.moments is not None:
+            self.moments.add(rollout.obs)
+            for actor in (self.actor, self.averaged_actor):
+                if actor is not None and actor.normalizer is not None:
+                    actor.normalizer.set(self.moments.mean, self.moments.variance)
 
     def learn(
         self, replay: Replay, updates: int, stop: Callable[[], bool] = lambda: False, examine: bool = False
@@ -127,8 +167,8 @@ class MTSAC(L.LightningModule):
             if stop():
                 return metrics
             draws = torch_generator(replay.rows.device, self.seed, Purpose.BATCH, self.updates)
-            batch = replay.sample(self.batch_per_task, draws)
-            metrics = self.training_step(batch, self.updates)
+            batch = replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
+            metrics |= self.training_step(batch, self.updates)  # the policy's are of its last update
             self.skipped = self._in_a_row(metrics["finite"])
             metrics["skipped_in_a_row"] = self.skipped
         if not updates:
@@ -140,13 +180,17 @@ class MTSAC(L.LightningModule):
         return torch.where(finite, 0.0, before + 1.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
-        """One update of critics, policy, temperatures and targets; `batch_idx` is Lightning's and not used."""
+        """Make one update: of critics and targets, and every `policy_delay`-th time of policy and temperatures.
+
+        `batch_idx` is Lightning's and not used.
+        """
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
+        program = self.programs["critics" if self.updates % self.policy_delay else "whole"]
         self.updates += 1
         self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
-        return self.run(*self.given)
+        return program(*self.given)
 
     def draw(self) -> None:
         """What else is random in the next update: within networks, and the order of tasks in gradient surgery."""
@@ -171,19 +215,45 @@ class MTSAC(L.LightningModule):
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """The update as a function of tensors, on one device and without waiting for it; all randomness comes in."""
         with self._autocast():
+            batch = self._as_learned(batch)
             if self.update_order == "released":
                 return self._update_released(batch, noise, next_noise)
             return self._update_sequential(batch, noise, next_noise)
 
+    def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
+        """The same for critics and targets alone; `noise`, the policy's, is not used."""
+        with self._autocast():
+            batch = self._as_learned(batch)
+            temperature, weight = self._temperature_and_weight()
+            losses, norms, finite, _ = self._step_critics(batch, next_noise, temperature, weight)
+            self._move_targets(finite)
+            return self._critic_metrics(losses, norms, finite)
+
+    def _as_learned(self, batch: Batch) -> Batch:
+        """The batch as networks read it: observations normalised, rewards scaled."""
+        reward = batch.reward
+        if self.return_scale is not None:
+            reward = self.return_scale(reward, self.log_temperature.detach().exp())
+        obs, next_obs = self.actor.normalize(batch.obs), self.actor.normalize(batch.next_obs)
+        return Batch(obs, batch.action, reward, next_obs, batch.discount)
+
+    def _step_critics(
+        self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Rollback]:
+        """Losses and gradient norms of each critic, whether they were finite, and what puts their step back."""
+        _, optimizer, _ = self._optimizers()
+        losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
+        rollback = self._remember(optimizer)
+        finite = all_finite(losses, norms)
+        step_if(optimizer, finite)
+        return losses, norms, finite, rollback
+
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""
-        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
+        actor_optimizer, _, temperature_optimizer = self._optimizers()
         temperature, weight = self._temperature_and_weight()
 
-        critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
-        rollback = self._remember(critic_optimizer)
-        finite = all_finite(critic_losses, critic_norms)
-        step_if(critic_optimizer, finite)
+        critic_losses, critic_norms, finite, rollback = self._step_critics(batch, next_noise, temperature, weight)
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
@@ -192,7 +262,10 @@ class MTSAC(L.LightningModule):
         self._step_temperatures(temperature_optimizer, finite)
         rollback.unless(finite)
         self._move_targets(finite)
-        return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
+        self._move_average(finite)
+        return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
+            actor_loss, actor_norm, temperature_loss, weight
+        )
 
     def _update_released(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """All losses at the networks from before the update; temperatures step first, their new value is used (12)."""
@@ -200,7 +273,7 @@ class MTSAC(L.LightningModule):
         rollback = self._remember(temperature_optimizer)
 
         with torch.no_grad():
-            _, log_prob = squash(*split(self.actor(batch.obs)[0]), noise)
+            _, log_prob = squash(*self.actor.distribution(batch.obs), noise)
         temperature_loss = self._temperature_gradient(log_prob)
         finite = all_finite(temperature_loss)
         self._step_temperatures(temperature_optimizer, finite)
@@ -213,7 +286,10 @@ class MTSAC(L.LightningModule):
         step_if(actor_optimizer, finite)
         rollback.unless(finite)
         self._move_targets(finite)
-        return self._metrics(critic_losses, actor_loss, temperature_loss, critic_norms, actor_norm, weight, finite)
+        self._move_average(finite)
+        return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
+            actor_loss, actor_norm, temperature_loss, weight
+        )
 
     # --- the parts of an update ---------------------------------------------------------------------------------------
 
@@ -242,13 +318,14 @@ class MTSAC(L.LightningModule):
     def _critic_loss(self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor) -> conflicts.Loss:
         """The critics' losses `[critic]` as a function of the tasks that count."""
         with torch.no_grad():
-            next_action, next_log_prob = squash(*split(self.actor(batch.next_obs)[0]), next_noise)
-            next_q = self._q(self.target_critic, batch.next_obs, next_action)
-            target = losses.critic_target(batch.reward, next_q, next_log_prob, temperature, self.discount)
+            next_action, next_log_prob = squash(*self.actor.distribution(batch.next_obs), next_noise)
+            next_outputs = _outputs(self.target_critic, batch.next_obs, next_action)
+            next_entropy = -(temperature[:, None] * next_log_prob)
+            target = self.value_head.target(batch.reward, batch.discount, next_outputs, next_entropy)
 
         def loss(tasks: slice) -> Tensor:
-            q = self._q(self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks))
-            return losses.critic_loss(q, target[tasks], weight[tasks])
+            outputs = _outputs(self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks))
+            return self.value_head.loss(outputs, target[tasks], weight[tasks])
 
         return loss
 
@@ -259,10 +336,10 @@ class MTSAC(L.LightningModule):
 
         def loss(tasks: slice) -> Tensor:
             obs, indices = batch.obs[tasks], self._indices(tasks)
-            action, log_prob = squash(*split(self.actor(obs, indices)[0]), noise[tasks])
+            action, log_prob = squash(*self.actor.distribution(obs, indices), noise[tasks])
             log_probs.append(log_prob.detach())
-            q = self._q(self.critic, obs, action, indices)
-            return losses.actor_loss(q, log_prob, temperature[tasks], weight[tasks])
+            value = self.value_head.value(_outputs(self.critic, obs, action, indices))
+            return losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
 
         return loss
 
@@ -296,13 +373,14 @@ class MTSAC(L.LightningModule):
         step_if(optimizer, finite)
         self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
-    def _q(self, critic: nn.Module, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """`[critic, task, batch]`"""
-        return critic(torch.cat([obs, action], -1), tasks).squeeze(-1)
-
     def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
         targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
         move_targets(targets, [source.detach() for source in sources], self.target_smoothing, finite)
+
+    def _move_average(self, finite: Bool[Tensor, ""]) -> None:
+        if self.averaged_actor is not None:
+            averages, sources = list(self.averaged_actor.parameters()), list(self.actor.parameters())
+            move_targets(averages, [source.detach() for source in sources], self.policy_averaging, finite)
 
     def _optimizers(self) -> tuple[Any, Any, Any]:
         """Of the actor, the critics and the temperatures, as Fabric or a Trainer wrapped them."""
@@ -322,26 +400,18 @@ class MTSAC(L.LightningModule):
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def _metrics(
-        self,
-        critic_losses: Tensor,
-        actor_loss: Tensor,
-        temperature_loss: Tensor,
-        critic_norms: Tensor,
-        actor_norm: Tensor,
-        weight: Tensor,
-        finite: Tensor,
-    ) -> Metrics:
-        """The update's numbers, left on the device; `temperature` and `task_weight` are `[task]`."""
+    def _critic_metrics(self, losses: Tensor, norms: Tensor, finite: Tensor) -> Metrics:
+        """The critics' numbers, left on the device, and whether the update was made."""
+        return {"critic_loss": losses.mean(), "critic_gradient_norm": norms.mean(), "finite": finite}
+
+    def _policy_metrics(self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor) -> Metrics:
+        """The policy's numbers, left on the device; `temperature` and `task_weight` are `[task]`."""
         return {
-            "critic_loss": critic_losses.mean(),
-            "actor_loss": actor_loss,
+            "actor_loss": loss,
+            "actor_gradient_norm": norm.mean(),
             "temperature_loss": temperature_loss,
-            "critic_gradient_norm": critic_norms.mean(),
-            "actor_gradient_norm": actor_norm.mean(),
             "temperature": self.log_temperature.detach().exp(),
             "task_weight": weight,
-            "finite": finite,
         }
 
     @torch.no_grad()
@@ -355,9 +425,10 @@ class MTSAC(L.LightningModule):
         """The actor's routing probabilities per layer, a mean over each task's newest states; empty where none."""
         if not replay.size:
             return []
-        training = self.actor.training
-        routes = self.actor.eval().routing(replay.newest(RECENT))
-        self.actor.train(training)
+        actor = self.acting_actor
+        training = actor.training
+        routes = actor.eval().routing(replay.newest(RECENT))
+        actor.train(training)
         return [route[0].mean(1) for route in routes]
 
     def gradient_agreement(self) -> Metrics:
@@ -369,6 +440,7 @@ class MTSAC(L.LightningModule):
             return {}
         (batch, noise, next_noise), (temperature, weight) = self.given, self._temperature_and_weight()
         with self._autocast():
+            batch = self._as_learned(batch)
             of = {
                 "actor": (self._actor_loss(batch, noise, temperature, weight, []), self.actor),
                 "critic": (self._critic_loss(batch, next_noise, temperature, weight), self.critic),
@@ -381,6 +453,12 @@ class MTSAC(L.LightningModule):
                     for key, value in conflicts.agreement(conflicts.cosines(gradients)).items()
                 }
         return told
+
+
+def _outputs(critic: Network, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:
+    """A critic's outputs `[critic, task, batch, out]` for normalised observations."""
+    outputs: Tensor = critic(torch.cat([obs, action], -1), tasks)
+    return outputs
 
 
 def entropy(probabilities: Float[Tensor, "*batch source"]) -> Float[Tensor, ""]:

@@ -22,45 +22,45 @@ Update = Callable[[Batch, Tensor, Tensor], Metrics]  # of a batch and the noise 
 WARM_UPS = 3  # before a capture; libraries set themselves up in their first calls
 
 
-def whole_update(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> Update:
-    """The agent's update as it comes ("eager"), "captured" as one graph, or with its networks "compiled".
+def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> None:
+    """Let the agent's programs run as they come ("eager"), "captured" as a graph each, or with "compiled" networks.
 
-    "auto" captures where the optimizers can be captured; on a GPU, an update with compiled networks is captured too.
+    "auto" captures where the optimizers can be captured; on a GPU, updates with compiled networks are captured too.
 
     Raises:
         ConfigError: an optimizer cannot be captured.
     """
     if how == "compiled":
-        for network in (agent.actor, agent.critic, agent.target_critic):
+        for network in (agent.actor.network, agent.critic, agent.target_critic):
             network.compile()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     fused = all(group.get("fused") for group in groups)
     capture = how in ("captured", "auto") or (how == "compiled" and agent.device.type == "cuda")
     if not capture or (how != "captured" and not fused):
-        return agent.update
+        return
     if not fused:
         raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
     for group in groups:
         group["capturable"] = True
-    return Captured(agent)
+    agent.programs = {name: Captured(agent, program) for name, program in agent.programs.items()}
 
 
 class Captured:
-    """An agent's update, whose operations are recorded once and repeated with one call.
+    """One of an agent's programs, whose operations are recorded once and repeated with one call.
 
     A graph reads its inputs from where they lay when it was recorded, so each call copies its own there first. Its
     metrics lie in memory that the next call overwrites.
     """
 
-    def __init__(self, agent: Any) -> None:
-        self._agent = agent
+    def __init__(self, agent: Any, program: Update) -> None:
+        self._agent, self._program = agent, program
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
     def __call__(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         given = [*batch, noise, next_noise]
         if self._replay is None:
-            self._inputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in given]
+            self._inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in given]
             self._warm_up()
             self._replay = self._record()
         torch._foreach_copy_(self._inputs, given)
@@ -68,12 +68,17 @@ class Captured:
 
     def _run(self) -> Metrics:
         *batch, noise, next_noise = self._inputs
-        return self._agent.update(Batch(*batch), noise, next_noise)
+        return self._program(Batch(*batch), noise, next_noise)
 
     def _warm_up(self) -> None:
-        """Updates on a batch that is not finite: each of them changes nothing."""
-        for tensor in self._inputs:
-            tensor.fill_(torch.nan)
+        """Run updates whose changes are taken back."""
+        live = state_of(self._agent)
+        before = [tensor.clone() for tensor in live]
+        self._run_a_few()
+        with torch.no_grad():
+            torch._foreach_copy_(live, before)
+
+    def _run_a_few(self) -> None:
         device = self._inputs[0].device
         if device.type != "cuda":
             self._run()
@@ -98,3 +103,11 @@ class Captured:
             return metrics
 
         return replay
+
+
+def state_of(agent: Any) -> list[Tensor]:
+    """All tensors of an agent's state, and of its optimizers'."""
+    states = [
+        value for optimizer in agent.optimizers() for state in optimizer.state.values() for value in state.values()
+    ]
+    return [*(tensor.detach() for tensor in agent.state_dict().values()), *states]

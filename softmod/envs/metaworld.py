@@ -50,8 +50,10 @@ class MetaWorld:
         horizon: int = 500,
         name: str = "metaworld",
         fast: bool = True,
+        train_horizon: int | None = None,
     ) -> None:
-        self.spec = EnvSpec(check_tasks(tasks, MT50), obs_dim=39, action_dim=4, horizon=check_horizon(horizon))
+        shorter = None if train_horizon is None else check_horizon(train_horizon)
+        self.spec = EnvSpec(check_tasks(tasks, MT50), 39, 4, check_horizon(horizon), shorter)
         self.name = name
         self.goal_mode = check_choice("env.goals", goals, GOALS)
         self.goal_seed = int(goal_seed)

@@ -38,8 +38,10 @@ class Toy:
         horizon: int = 50,
         name: str = "toy",
         fast: bool = True,  # without effect: nothing here is slow
+        train_horizon: int | None = None,
     ) -> None:
-        self.spec = EnvSpec(check_tasks(tasks, TOY_TASKS), obs_dim=9, action_dim=2, horizon=check_horizon(horizon))
+        shorter = None if train_horizon is None else check_horizon(train_horizon)
+        self.spec = EnvSpec(check_tasks(tasks, TOY_TASKS), 9, 2, check_horizon(horizon), shorter)
         self.name = name
         self.goal_mode = check_choice("env.goals", goals, GOALS)
         self.goal_seed = int(goal_seed)

@@ -13,22 +13,30 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from softmod.networks.network import Network
+from softmod.networks.normalization import Normalizer
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # 14
+TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = -10.0, 6.0, 0.805  # a start at log std 0, within (-10, 2)
 
 
 def split(
-    outputs: Float[Tensor, "*batch two_actions"],
+    outputs: Float[Tensor, "*batch two_actions"], log_std: str = "clamp"
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
-    """A network's outputs as mean and clamped log standard deviation."""
-    mean, log_std = outputs.chunk(2, -1)
-    return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    """Return a network's outputs as mean and log standard deviation.
+
+    The latter is clamped to [-20, 2] (14), or, with `tanh`, `-10 + 6 (tanh(x + 0.805) + 1)`: within (-10, 2), with a
+    gradient everywhere, and 0 where the output is 0.
+    """
+    mean, raw = outputs.chunk(2, -1)
+    if log_std == "tanh":
+        return mean, TANH_LOW + TANH_HALF_RANGE * ((raw + TANH_SHIFT).tanh() + 1.0)
+    return mean, raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 
 def squash(
     mean: Float[Tensor, "*batch action"], log_std: Float[Tensor, "*batch action"], noise: Float[Tensor, "*batch action"]
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, " *batch"]]:
-    """The action `tanh(mean + std * noise)` and its log-probability.
+    """Return the action `tanh(mean + std * noise)` and its log-probability.
 
     `log(1 - tanh(u)^2)` is taken as `2 (log 2 - u - softplus(-2u))`, which stays exact where tanh saturates.
     """
@@ -38,21 +46,62 @@ def squash(
     return before.tanh(), (gaussian - correction).sum(-1)
 
 
+class Actor(Network):
+    """A network as the policy: observations are normalised before it, its outputs read as a Gaussian.
+
+    Args:
+        network: with one member and two outputs per action.
+        log_std: "clamp" or "tanh" (see `split`).
+        normalize_obs: whether observations are normalised, by statistics that the agent keeps up to date.
+    """
+
+    def __init__(self, network: Network, log_std: str = "clamp", normalize_obs: bool = False) -> None:
+        super().__init__(network.in_dim, network.out_dim, network.num_tasks, network.stack)
+        self.network, self.log_std = network, log_std
+        self.normalizer = Normalizer(network.in_dim) if normalize_obs else None
+        self.independent = network.independent
+
+    def normalize(self, obs: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
+        """Return observations as the networks read them."""
+        return obs if self.normalizer is None else self.normalizer(obs)
+
+    def distribution(
+        self, normalized: Float[Tensor, "task batch obs"], tasks: Int[Tensor, " task"] | None = None
+    ) -> tuple[Float[Tensor, "task batch action"], Float[Tensor, "task batch action"]]:
+        """Return mean and log standard deviation for normalised observations."""
+        return split(self.network(normalized, tasks)[0], self.log_std)
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        """Return the network's outputs for observations as they are."""
+        outputs: Tensor = self.network(self.normalize(x), tasks)
+        return outputs
+
+    def routing(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> list[Float[Tensor, "stack task batch target source"]]:
+        return self.network.routing(self.normalize(x), tasks)
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        self.network.draw(batch, generator)
+
+
 def actions(
-    actor: Network,
+    actor: Actor,
     obs: Float[Tensor, "task copy obs"],
     tasks: Int[Tensor, " task"] | None = None,
     noise: Float[Tensor, "task copy action"] | None = None,
 ) -> Float[Tensor, "task copy action"]:
-    """What the policy does in some of the tasks (None: all of them in order); without noise, tanh of the mean."""
-    mean, log_std = split(actor(obs, tasks)[0])
+    """Return what the policy does in some of the tasks (None: all, in order); without noise, tanh of the mean."""
+    mean, log_std = actor.distribution(actor.normalize(obs), tasks)
     return mean.tanh() if noise is None else torch.addcmul(mean, log_std.exp(), noise).tanh()
 
 
 class Policy:
     """An actor that only acts: frozen weights, numpy in and out, for any of the tasks."""
 
-    def __init__(self, actor: Network) -> None:
+    def __init__(self, actor: Actor) -> None:
         self.actor = actor.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -62,7 +111,7 @@ class Policy:
         tasks: NDArray[np.int64] | None = None,
         noise: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Actions `[task, copy, action]` for observations `[task, copy, obs]`; without noise, tanh of the mean.
+        """Return actions `[task, copy, action]` for observations `[task, copy, obs]`; without noise, tanh of the mean.
 
         `tasks [task]` names the rows' tasks by index; None stands for all of them in order.
         """

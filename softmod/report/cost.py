@@ -51,7 +51,7 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)
     with Counter() as counter:
-        agent.update(Batch(obs, action.tanh(), torch.randn(rows), next_obs), noise, next_noise)
+        agent.update(Batch(obs, action.tanh(), torch.randn(rows), next_obs, torch.full(rows, 0.99)), noise, next_noise)
     return Cost(agent.actor.num_parameters(), agent.critic.num_parameters(), counter.flop / 1e9)
 
 

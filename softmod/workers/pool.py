@@ -60,11 +60,11 @@ class Workers:
         self.episodes = Episodes(self.spec, copies)
         self._restarted: list[float] = []
 
-    def start(self, policy: dict[str, Tensor], steps: int) -> None:
-        """Begin a round of `steps` in every environment, with these weights."""
+    def start(self, policy: dict[str, Tensor], steps: int, uniform: bool = False) -> None:
+        """Begin a round of `steps` in every environment, with these weights, or with `uniform` actions."""
         self._publish(policy)
         for place in range(len(self.shares)):
-            self._ask(place, "collect", steps)
+            self._ask(place, "collect", steps, uniform)
 
     def finish(self) -> Rollout:
         """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
@@ -75,6 +75,7 @@ class Workers:
             action=self._whole([part.action for part in parts]),
             reward=self._whole([part.reward for part in parts]),
             next_obs=self._whole([part.next_obs for part in parts]),
+            begins=self._whole([part.begins for part in parts]),
             episodes=episodes,
             faults=sorted(fault for part in parts for fault in part.faults),
             seconds=max(part.seconds for part in parts),
@@ -201,11 +202,11 @@ class Episodes:
 
     def __init__(self, spec: EnvSpec, copies: int) -> None:
         shape = (spec.num_tasks, copies)
-        self.horizon = spec.horizon
+        self.horizon = spec.episode_steps
         self._state: State = {
             "episode": np.full(shape, -1, np.int64),
-            "steps": np.full(shape, spec.horizon, np.int64),  # the last one is over, and there is none yet
-            "actions": np.zeros((*shape, spec.horizon, spec.action_dim), np.float32),
+            "steps": np.full(shape, spec.episode_steps, np.int64),  # the last one is over, and there is none yet
+            "actions": np.zeros((*shape, spec.episode_steps, spec.action_dim), np.float32),
             "obs": np.zeros((*shape, spec.obs_dim), np.float32),
         }
 

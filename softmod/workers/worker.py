@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from softmod import signals
 from softmod.errors import PhysicsError, SoftmodError, WorkerError
-from softmod.networks.network import Network
-from softmod.networks.policy import actions
+from softmod.networks.policy import Actor, actions
 from softmod.randomness import Purpose, generator
 from softmod.types import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
 from softmod.workers.acting import Repeated, repeated
@@ -35,7 +36,7 @@ class Plan:
     """What every worker of a run is told once; `draw_goals` says that goals are drawn anew each episode."""
 
     suite: TaskSuite
-    actor: Network
+    actor: Actor
     seed: int
     draw_goals: bool = False
 
@@ -48,9 +49,10 @@ class Lane:
         self.spec: EnvSpec = plan.suite.spec
         self.env: TaskEnv = plan.suite.make(task)
         self.goals = None if plan.draw_goals else plan.suite.goals(task)
-        self.actions = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
+        self.actions = np.zeros((self.spec.episode_steps, self.spec.action_dim), np.float32)
         self.episode = -1
-        self.steps = self.spec.horizon
+        self.steps = self.spec.episode_steps
+        self.rewards: list[float] = []
 
     def begin(self, episode: int) -> None:
         """Reset to the episode's own goal."""
@@ -61,23 +63,25 @@ class Lane:
         self.noise = noise.standard_normal(self.actions.shape, np.float32)
         self.obs = self.env.reset(goal)
         self.actions[:] = 0.0
-        self.episode, self.steps, self.total, self.success = episode, 0, 0.0, False
+        self.episode, self.steps, self.rewards, self.success = episode, 0, [], False
 
     def ready(self) -> None:
         """Begin the next episode if the last one is over."""
-        if self.steps == self.spec.horizon:
+        if self.steps == self.spec.episode_steps:
             self.begin(self.episode + 1)
 
     def step(self, action: Floats) -> float:
         """Act; the reward."""
         self.actions[self.steps] = action
         self.obs, reward, success = self.env.step(action)
-        self.steps, self.total, self.success = self.steps + 1, self.total + reward, self.success or success
+        self.rewards.append(reward)
+        self.steps, self.success = self.steps + 1, self.success or success
         return reward
 
     def ended(self) -> Episode:
         """The episode, after its last step."""
-        return Episode(self.task, self.copy, self.episode, self.total, self.success)
+        rewards = tuple(self.rewards)
+        return Episode(self.task, self.copy, self.episode, sum(rewards), self.success, rewards)
 
     def resume(self, episode: int, actions: Floats, obs: Floats) -> None:
         """Re-execute an episode's actions, and check that they lead to the same observation.
@@ -93,7 +97,7 @@ class Lane:
             raise WorkerError(f"{name}: re-executing episode {episode} did not lead to the same observation")
 
 
-def bind(actor: Network, weights: Floats) -> None:
+def bind(actor: Actor, weights: Floats) -> None:
     """Make a network's weights views of a flat array, in the order of its state dict: who writes there, loads it."""
     offset = 0
     for tensor in actor.state_dict(keep_vars=True).values():
@@ -133,8 +137,8 @@ class Collector:
         """Deterministic actions `[task, 1, action]` of all tasks, from their observations."""
         return repeated(partial(actions, self.actor), [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)])
 
-    def collect(self, steps: int) -> Rollout:
-        """`steps` of every environment, with exploration: `[task, copy, step, ...]`."""
+    def collect(self, steps: int, uniform: bool = False) -> Rollout:
+        """Take `steps` in every environment, exploring, or with uniform actions: `[task, copy, step, ...]`."""
         began = time.monotonic()
         shape = (len(self.tasks), len(self.copies), steps)
         rollout = Rollout(
@@ -142,31 +146,41 @@ class Collector:
             np.empty((*shape, self.spec.action_dim), np.float32),
             np.empty(shape, np.float32),
             np.empty((*shape, self.spec.obs_dim), np.float32),
+            np.zeros(shape, bool),
         )
+        act = self._uniform if uniform else self.explore
         for step in range(steps):
-            self._step(rollout, step)
+            self._step(rollout, step, act)
         rollout.seconds = time.monotonic() - began
         return rollout
 
-    def _step(self, rollout: Rollout, step: int) -> None:
+    def _uniform(self) -> Floats:
+        """Actions uniform in [-1, 1], made of the episodes' own normal noise."""
+        _, noise = self.explore.inputs
+        return (2.0 * ndtr(noise) - 1.0).astype(np.float32)
+
+    def _step(self, rollout: Rollout, step: int, act: Callable[[], Floats]) -> None:
         """One step of every lane, acting for all of them at once."""
         obs, noise = self.explore.inputs
         for i, j, lane in self.places:
             lane.ready()
             obs[i, j] = lane.obs
             noise[i, j] = lane.noise[lane.steps]
-        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, self.explore()
+            rollout.begins[i, j, step] = lane.steps == 0
+        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, act()
         actions = rollout.action[:, :, step]
         for i, j, lane in self.places:
             try:
                 rollout.reward[i, j, step] = lane.step(actions[i, j])
             except PhysicsError as error:
-                rollout.reward[i, j, step] = self._begin_anew(rollout, (i, j, step), lane, error)
+                rollout.reward[i, j, step] = self._begin_anew(rollout, (i, j, step), lane, act, error)
             rollout.next_obs[i, j, step] = lane.obs
-            if lane.steps == self.spec.horizon:
+            if lane.steps == self.spec.episode_steps:
                 rollout.episodes.append(lane.ended())
 
-    def _begin_anew(self, rollout: Rollout, at: tuple[int, int, int], lane: Lane, error: PhysicsError) -> float:
+    def _begin_anew(
+        self, rollout: Rollout, at: tuple[int, int, int], lane: Lane, act: Callable[[], Floats], error: PhysicsError
+    ) -> float:
         """In place of a step that broke the physics, the first one of the next episode; its reward.
 
         Raises:
@@ -177,7 +191,7 @@ class Collector:
             rollout.faults.append(Fault(lane.task, lane.copy, lane.episode, at[2]))
             lane.begin(lane.episode + 1)
             obs[at[:2]], noise[at[:2]] = lane.obs, lane.noise[0]
-            rollout.obs[at], rollout.action[at] = lane.obs, self.explore()[at[:2]]
+            rollout.obs[at], rollout.action[at], rollout.begins[at] = lane.obs, act()[at[:2]], True
             try:
                 return lane.step(rollout.action[at])
             except PhysicsError as again:
@@ -223,7 +237,7 @@ class Collector:
         for i, row in enumerate(self.lanes):
             for j, lane in enumerate(row):
                 episode, steps = int(state["episode"][i, j]), int(state["steps"][i, j])
-                if steps == self.spec.horizon:  # over, or none yet
+                if steps == self.spec.episode_steps:  # over, or none yet
                     lane.episode, lane.steps, lane.obs = episode, steps, state["obs"][i, j]
                     lane.actions[:] = state["actions"][i, j]
                 else:

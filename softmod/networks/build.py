@@ -1,0 +1,22 @@
+"""The one place where a policy is made of a configuration: for training, evaluation, `softmod.load` and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from softmod.networks.network import Network
+from softmod.networks.policy import Actor
+from softmod.targets import build
+from softmod.types import EnvSpec
+
+
+def build_actor(node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec, allow: Iterable[str] = ()) -> Actor:
+    """Build the policy of a configuration's `actor` node and its `policy` options.
+
+    Raises:
+        ConfigError: the node's class is not allowed, or does not take its options.
+    """
+    sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks}
+    network: Network = build(node, allow, "actor", **sizes, stack=1)
+    return Actor(network, log_std, normalize_obs)
