@@ -133,18 +133,22 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
     set_up(cfg, fabric.device)
     agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
     replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
-    replay.append(torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths)))
+    rows = torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths))
+    rows[..., -1] = 0.0  # one episode
+    replay.append(rows)
     draws = torch.Generator(fabric.device).manual_seed(0)
 
     def update() -> None:
-        agent.training_step(replay.sample(cfg.run.batch_per_task, draws), 0)
+        batch = replay.sample(cfg.run.batch_per_task, draws, cfg.algorithm.n_step, cfg.algorithm.discount)
+        agent.training_step(batch, 0)
 
     update()
-    chosen, agent.run = agent.run, agent.update
+    chosen, agent.programs = agent.programs, {"whole": agent.update, "critics": agent.update_critics}
+    agent.updates = 0  # the next one updates the policy too
     with cost.Counter() as counter:
         update()
-    agent.run = chosen
-    for _ in range(2):  # what is captured is compared in its second call
+    agent.programs = chosen
+    for _ in range(2 * cfg.algorithm.policy_delay):  # what is captured is compared in its second call
         update()
     return update, counter.flop, spec, cfg
 

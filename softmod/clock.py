@@ -8,7 +8,6 @@ from typing import Any
 
 from softmod.types import EnvSpec, Rollout
 
-
 ENOUGH = 2  # evaluations in a row that have to agree that a run has solved its tasks
 
 

@@ -44,8 +44,8 @@ GROUPS = (
 NOT_RESULTS = {
     "": ("seed", "name", "allow", "tracking"),
     "env": ("fast",),
-    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals", "final_eval_goals",
-            "save_every", "log_every"),
+    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals",
+            "final_eval_goals", "save_every", "log_every"),
     "workers": ("processes", "timeout"),
     "fabric": ("accelerator", "threads", "compile", "deterministic"),
 }  # fmt: skip

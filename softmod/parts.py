@@ -31,12 +31,12 @@ from softmod.cores import (
 from softmod.cpu import fast_products, keep_memory, product_library
 from softmod.envs.goals import cache_folder
 from softmod.errors import ConfigError
+from softmod.networks.build import build_actor
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
 from softmod.randomness import Purpose, sequence
 from softmod.replay import Replay
 from softmod.schema import TrainConfig
-from softmod.networks.build import build_actor
 from softmod.targets import build, resolve_target
 from softmod.types import EnvSpec, TaskSuite
 from softmod.workers.share import share_of
@@ -205,9 +205,9 @@ def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: 
     rows[..., -1] = 0.0  # one episode
     replay.append(rows)
     update: dict[int, float] = {}
+    delay = cfg.algorithm.policy_delay  # updates until all kinds of them were made
     for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:
         torch.set_num_threads(count)
-        delay = cfg.algorithm.policy_delay
         update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
     torch.set_num_threads(1)
     plan, tasks = Plan(suite, agent.actor.cpu(), cfg.seed), list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))

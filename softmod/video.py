@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softmod.errors import WorkerError
-from softmod.networks.network import Network
-from softmod.networks.policy import Policy
+from softmod.networks.policy import Actor, Policy
 from softmod.types import TaskEnv, TaskSuite
 
 FRAMES_PER_SECOND = 40
@@ -18,7 +17,7 @@ EVERY = 2  # env steps between two frames
 AFTER_SUCCESS = 20  # env steps shown after the task is solved
 
 
-def record(suite: TaskSuite, actor: Network, episodes: int, folder: Path) -> Iterator[Path]:
+def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Iterator[Path]:
     """Play the first `episodes` goals of each task and write `<task>.mp4`; the paths, as they are written.
 
     Raises:

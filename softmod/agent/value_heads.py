@@ -74,10 +74,10 @@ class Squared(nn.Module):
 
 
 class Categorical(nn.Module):
-    """A distribution over `atoms` values between `low` and `high`, learned by cross-entropy (C51, Bellemare et al. 2017).
+    """A distribution over `atoms` values from `low` to `high`, learned by cross-entropy (C51, Bellemare et al. 2017).
 
-    The target critics' distributions are averaged, shifted and scaled by reward, discount and entropy, and projected onto the
-    atoms; the policy maximises the mean of the critics' expected values (BRC, Nauman et al. 2025).
+    The target critics' distributions are averaged, shifted and scaled by reward, discount and entropy, and projected
+    onto the atoms; the policy maximises the mean of the critics' expected values (BRC, Nauman et al. 2025).
 
     Args:
         atoms: how many values.
