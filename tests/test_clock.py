@@ -16,8 +16,9 @@ SPEC = EnvSpec(("a", "b"), 1, 1, 100)
 def rollout(copies: int, steps: int) -> Rollout:
     shape = (2, copies, steps)
     return Rollout(
-        np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"), np.zeros((*shape, 1), "f")
-    )
+        np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"), np.zeros((*shape, 1), "f"),
+        np.zeros(shape, bool),
+    )  # fmt: skip
 
 
 @given(every=st.integers(1, 500), steps=st.integers(1, 60))

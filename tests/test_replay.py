@@ -16,11 +16,12 @@ SPEC = EnvSpec(("a", "b", "c"), 2, 1, 10)
 
 def rollout(start: int, copies: int, steps: int) -> Rollout:
     """Every number says where it comes from: task, place in the stream, part."""
-    place = start + np.arange(copies * steps).reshape(copies, steps)
+    place = start + np.arange(copies * steps).reshape(steps, copies).T  # rows are written step by step
     key = np.arange(3)[:, None, None] * 1000.0 + place[None]
     return Rollout(
         np.stack([key, key + 0.25], -1).astype(np.float32), (key + 0.5)[..., None].astype(np.float32),
         (key + 0.125).astype(np.float32), np.stack([key + 0.75, key + 0.875], -1).astype(np.float32),
+        np.zeros(key.shape, bool),
     )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_rows_stay_whole_and_tasks_apart():
     for start in range(0, 45, 9):
         replay.extend(rollout(start, 3, 3))
     batch = replay.sample(200, torch.Generator().manual_seed(0))
-    assert [tuple(part.shape) for part in batch] == [(3, 200, 2), (3, 200, 1), (3, 200), (3, 200, 2)]
+    assert [tuple(part.shape) for part in batch] == [(3, 200, 2), (3, 200, 1), (3, 200), (3, 200, 2), (3, 200)]
     key = batch.obs[..., 0]
     for part, offset in [(batch.obs[..., 1], 0.25), (batch.action[..., 0], 0.5), (batch.reward, 0.125)]:
         torch.testing.assert_close(part, key + offset)
@@ -100,3 +101,81 @@ def test_on_cuda_it_holds_the_same_and_draws_what_it_holds():
 def test_nothing_can_be_drawn_from_an_empty_one():
     with pytest.raises(ValueError, match="empty"):
         Replay(SPEC, 5).sample(1, torch.Generator())
+
+
+# --- several steps ------------------------------------------------------------------------------------------------------
+
+DISCOUNT = 0.9
+
+
+class Stream:
+    """Episodes of one task in several environments, some of them cut short, as rollouts and as plain lists."""
+
+    def __init__(self, seed: int, copies: int) -> None:
+        self.draws, self.copies, self.time = np.random.default_rng(seed), copies, 0
+        self.current: list[list[int]] = [[] for _ in range(copies)]  # numbers of the episode's transitions, per copy
+        self.number = 0  # of transitions so far, step by step and copy by copy
+        self.reward: list[float] = []
+        self.follows: dict[int, int] = {}  # the transition after one, where there is one in its episode
+
+    def rollout(self, steps: int) -> Rollout:
+        shape = (3, self.copies, steps)
+        reward, begins = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        obs, next_obs = np.zeros((*shape, 2), np.float32), np.zeros((*shape, 2), np.float32)
+        for step in range(steps):
+            for copy in range(self.copies):
+                episode, number = self.current[copy], self.number
+                if not episode or len(episode) == SPEC.horizon or self.draws.random() < 0.1:  # a new one, or a fault
+                    episode = self.current[copy] = []
+                    begins[:, copy, step] = True
+                else:
+                    self.follows[episode[-1]] = number
+                episode.append(number)
+                self.reward.append(float(self.draws.integers(1, 100)))
+                reward[:, copy, step] = self.reward[-1]
+                obs[:, copy, step, 0], next_obs[:, copy, step, 0] = number, number + 0.5
+                self.number += 1
+        return Rollout(obs, np.zeros((*shape, 1), np.float32), reward, next_obs, begins)
+
+    def expected(self, number: int, n_step: int) -> tuple[float, float, float]:
+        """The reward, the next observation and the discount of a transition over `n_step` steps."""
+        total, factor, last = self.reward[number], DISCOUNT, number
+        while n_step > 1 and last in self.follows:
+            last = self.follows[last]
+            total, factor, n_step = total + factor * self.reward[last], factor * DISCOUNT, n_step - 1
+        return total, last + 0.5, factor
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000), copies=st.integers(1, 3), n_step=st.integers(1, 5), capacity=st.integers(5, 60),
+    rounds=st.lists(st.integers(1, 15), min_size=1, max_size=8),
+)  # fmt: skip
+def test_several_steps_are_those_of_a_list(seed, copies, n_step, capacity, rounds):
+    stream, replay = Stream(seed, copies), Replay(SPEC, capacity, copies=copies)
+    for steps in rounds:
+        replay.extend(stream.rollout(steps))
+    batch = replay.sample(64, torch.Generator().manual_seed(seed), n_step, DISCOUNT)
+    for task in range(3):
+        for row in range(64):
+            number = int(batch.obs[task, row, 0])
+            reward, next_obs, discount = stream.expected(number, n_step)
+            assert number >= stream.number - capacity
+            assert batch.reward[task, row].item() == pytest.approx(reward, rel=1e-6)
+            assert batch.next_obs[task, row, 0].item() == next_obs
+            assert batch.discount[task, row].item() == pytest.approx(discount, rel=1e-6)
+
+
+def test_the_lists_have_episodes_that_end_in_every_way():
+    """What the test above is worth: faults, time limits, and episodes that go on over rounds and copies."""
+    stream = Stream(0, 2)
+    for _ in range(20):
+        stream.rollout(7)
+    lengths, ends = [], set(range(stream.number)) - set(stream.follows)
+    for last in ends:
+        before, length = {after: number for number, after in stream.follows.items()}, 1
+        while last in before:
+            last, length = before[last], length + 1
+        lengths.append(length)
+    assert SPEC.horizon in lengths
+    assert min(lengths) < SPEC.horizon

@@ -6,7 +6,7 @@ Another kind of distribution is another class with the same four members.
 
 from __future__ import annotations
 
-from typing import Protocol
+import abc
 
 import torch
 from jaxtyping import Float
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from softmod.agent import losses
 
 
-class ValueHead(Protocol):
+class ValueHead(nn.Module, abc.ABC):
     """From a critic's outputs `[critic, task, batch, out]` to values, targets and losses."""
 
     outputs: int  # of a critic
 
+    @abc.abstractmethod
     def value(self, outputs: Float[Tensor, "critic task batch out"]) -> Float[Tensor, "task batch"]:
         """Return the value that the policy maximises."""
-        ...
 
+    @abc.abstractmethod
     def target(
         self,
         reward: Float[Tensor, "task batch"],
@@ -35,8 +36,8 @@ class ValueHead(Protocol):
 
         `next_entropy` is `-alpha_i log pi(a'|s')`, which is part of the next state's value.
         """
-        ...
 
+    @abc.abstractmethod
     def loss(
         self,
         outputs: Float[Tensor, "critic task batch out"],
@@ -44,10 +45,9 @@ class ValueHead(Protocol):
         weight: Float[Tensor, " task"],
     ) -> Float[Tensor, " critic"]:
         """Return each critic's loss, tasks weighted by `weight` (Eq. 10)."""
-        ...
 
 
-class Squared(nn.Module):
+class Squared(ValueHead):
     """One output, the value; squared error against the minimum of the target critics (Haarnoja et al. 2018)."""
 
     outputs = 1
@@ -73,7 +73,7 @@ class Squared(nn.Module):
         return losses.critic_loss(outputs.squeeze(-1), target, weight)
 
 
-class Categorical(nn.Module):
+class Categorical(ValueHead):
     """A distribution over `atoms` values from `low` to `high`, learned by cross-entropy (C51, Bellemare et al. 2017).
 
     The target critics' distributions are averaged, shifted and scaled by reward, discount and entropy, and projected

@@ -12,6 +12,7 @@ from softmod.agent.conflicts import agreement, cosines, pcgrad, set_gradient
 from softmod.agent.mtsac import ALL, MTSAC
 from softmod.networks.mlp import MLP
 from softmod.networks.multi_head import MultiHead
+from softmod.networks.policy import Actor
 from softmod.networks.single_task import SingleTask
 from softmod.networks.soft_modular import SoftModular
 from softmod.types import EnvSpec
@@ -144,12 +145,19 @@ def test_single_tasks_learn_as_agents_of_their_own():
     for task in range(3):
         spec = EnvSpec((SPEC.tasks[task],), SPEC.obs_dim, SPEC.action_dim, SPEC.horizon)
         networks = []
-        for source in (together.actor, together.critic):
+        for source in (together.actor.network, together.critic):
             net = SingleTask(source.in_dim, source.out_dim, 1, source.stack, num_layers=2, width=8, init="torch")
             for own, shared in zip(net.parameters(), source.parameters(), strict=True):
                 own.data.copy_(shared.data.unflatten(0, (source.stack, 3))[:, task])
             networks.append(net)
-        agent = MTSAC(spec, *networks, together.make_optimizers, batch_per_task=6, clip_norm=together.clip_norm)
+        agent = MTSAC(
+            spec,
+            Actor(networks[0]),
+            networks[1],
+            together.make_optimizers,
+            batch_per_task=6,
+            clip_norm=together.clip_norm,
+        )
         import lightning as L
 
         L.Fabric(accelerator="cpu", devices=1).setup(agent, *agent.configure_optimizers())
@@ -157,10 +165,10 @@ def test_single_tasks_learn_as_agents_of_their_own():
     for seed in range(4):
         given = deepcopy(batch(seed))
         noise = torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(seed))
-        together.run(given, noise[0], noise[1])
+        together.update(given, noise[0], noise[1])
         for task, agent in enumerate(alone):
             one = slice(task, task + 1)
-            agent.run(type(given)(*(field[one] for field in given)), noise[0, one], noise[1, one])
+            agent.update(type(given)(*(field[one] for field in given)), noise[0, one], noise[1, one])
     for task, agent in enumerate(alone):
         for own, shared in zip(agent.parameters(), together.parameters(), strict=True):
             part = shared.data[task : task + 1] if own.dim() == 1 else shared.data.unflatten(0, (-1, 3))[:, task]

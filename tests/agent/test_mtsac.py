@@ -14,7 +14,7 @@ from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
 from softmod.networks.hard_routing import HardRouting
 from softmod.networks.mlp import MLP
-from softmod.networks.policy import split, squash
+from softmod.networks.policy import Actor, split, squash
 from softmod.networks.soft_modular import SoftModular
 from softmod.randomness import Purpose, torch_generator
 from softmod.replay import Batch, Replay
@@ -31,7 +31,7 @@ def make(network=SoftModular, **options) -> MTSAC:
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
-    agent = MTSAC(SPEC, actor, critic, optimizers, batch_per_task=6, **options)
+    agent = MTSAC(SPEC, Actor(actor), critic, optimizers, batch_per_task=6, **options)
     with torch.no_grad():
         agent.log_temperature.copy_(torch.tensor([0.3, -0.4, -1.2]))
     L.Fabric(accelerator="cpu", devices=1).setup(agent, *agent.configure_optimizers())
@@ -42,7 +42,7 @@ def batch(seed: int = 0, size: int = 6) -> Batch:
     draws = torch.Generator().manual_seed(seed)
     obs, next_obs = (torch.randn(3, size, SPEC.obs_dim, generator=draws) for _ in range(2))
     action = torch.rand(3, size, SPEC.action_dim, generator=draws) * 2 - 1
-    return Batch(obs, action, torch.randn(3, size, generator=draws), next_obs)
+    return Batch(obs, action, torch.randn(3, size, generator=draws), next_obs, torch.full((3, size), 0.99))
 
 
 def everything(agent: MTSAC) -> list[torch.Tensor]:
@@ -85,7 +85,7 @@ class Plain:
         with torch.no_grad():
             action, log_prob = self.sample(batch.next_obs, noise)
             value = self.q(self.target, batch.next_obs, action).min(0).values - alpha[:, None] * log_prob
-            target = batch.reward + self.agent.discount * value
+            target = batch.reward + batch.discount * value
         self.critic.zero_grad()
         for member in range(2):
             error = (self.q(self.critic, batch.obs, batch.action)[member] - target) ** 2
@@ -248,7 +248,7 @@ def replay() -> Replay:
     draws = np.random.default_rng(0)
     filled = Replay(SPEC, 40)
     parts = [draws.standard_normal((3, 1, 30, width), np.float32) for width in (5, 2, 1, 5)]
-    filled.extend(Rollout(parts[0], parts[1], parts[2][..., 0], parts[3]))
+    filled.extend(Rollout(parts[0], parts[1], parts[2][..., 0], parts[3], np.zeros(parts[2].shape[:3], bool)))
     return filled
 
 

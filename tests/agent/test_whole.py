@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from softmod.agent.mtsac import MTSAC
-from softmod.agent.whole import Captured, whole_update
+from softmod.agent.whole import Captured, run_programs
 from softmod.errors import ConfigError
 from softmod.networks.mlp import MLP
+from softmod.networks.policy import Actor
 from softmod.networks.soft_modular import SoftModular
 from softmod.replay import Batch
 from softmod.types import EnvSpec
@@ -32,11 +33,11 @@ def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True,
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
-    agent = MTSAC(SPEC, actor, critic, optimizers, batch_per_task=6, **options)
+    agent = MTSAC(SPEC, Actor(actor), critic, optimizers, batch_per_task=6, **options)
     fabric = L.Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1)
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
-    agent.run = whole_update(agent, inner, how)
+    run_programs(agent, inner, how)
     fabric.setup(agent, *inner)
     return agent
 
@@ -51,7 +52,13 @@ def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[
             rows[1, 2, 7] = torch.inf
         obs, action, reward, next_obs = rows.split((5, 2, 1, 5), -1)
         noise = torch.randn(2, 3, 6, 2, generator=draws).to(device)
-        made.append((Batch(obs, action.tanh(), reward.squeeze(-1), next_obs), noise[0], noise[1]))
+        made.append(
+            (
+                Batch(obs, action.tanh(), reward.squeeze(-1), next_obs, torch.full_like(reward[..., 0], 0.99)),
+                noise[0],
+                noise[1],
+            )
+        )
     return made
 
 
@@ -67,7 +74,7 @@ def test_what_would_be_captured_updates_as_eager_does(order: str, network: type,
         for agent in (eager, captured):
             agent.draw()
             agent.updates += 1
-        ours, theirs = captured.run(*given), eager.run(*given)
+        ours, theirs = captured.programs["whole"](*given), eager.programs["whole"](*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
 
@@ -77,7 +84,7 @@ def test_warming_up_changes_nothing(order: str, monkeypatch: pytest.MonkeyPatch)
     agent = make("captured", update_order=order)
     before = everything(agent)
     monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # nothing is run but the warm-up
-    agent.run(*batches(1)[0])
+    agent.programs["whole"](*batches(1)[0])
     assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
 
 
@@ -85,15 +92,15 @@ def test_a_graph_reads_its_own_memory():
     """Each call's inputs are copied into the same tensors, so nothing else may be read."""
     agent = make("captured")
     seen: list[list[int]] = []
-    update = agent.update
+    update = agent.programs["whole"]._program
 
     def watched(batch: Batch, noise: Tensor, next_noise: Tensor):
         seen.append([tensor.data_ptr() for tensor in (*batch, noise, next_noise)])
         return update(batch, noise, next_noise)
 
-    agent.update = watched
+    agent.programs["whole"]._program = watched
     for given in batches(4):
-        agent.run(*given)
+        agent.programs["whole"](*given)
     assert len(seen) == 3  # the warm-up, what was recorded, and what that was compared with
     assert all(places == seen[0] for places in seen)
 
@@ -108,10 +115,11 @@ import sys
 import torch
 from tests.agent.test_whole import batches, make
 from softmod.networks.mlp import MLP
+from softmod.networks.policy import Actor
 device = sys.argv[1]
 eager, compiled = make("eager", MLP, device), make("compiled", MLP, device)
 for given in batches(6, device, broken=4):
-    ours, theirs = compiled.run(*given), eager.run(*given)
+    ours, theirs = compiled.programs["whole"](*given), eager.programs["whole"](*given)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
 print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
@@ -131,8 +139,8 @@ def test_compiled_networks_update_as_eager_ones_do(device: str):
 def test_a_cuda_graph_updates_as_eager_does(order: str):
     eager, captured = (make(how, device="cuda", update_order=order) for how in ("eager", "captured"))
     for given in batches(20, "cuda", broken=7):
-        captured.run(*given)
-        eager.run(*given)
+        captured.programs["whole"](*given)
+        eager.programs["whole"](*given)
     for ours, theirs in zip(everything(captured), everything(eager), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -147,7 +155,7 @@ def test_a_cuda_graph_serves_every_network(network: type, surgery: str):
         for agent in (eager, captured):
             agent.draw()
             agent.updates += 1
-        ours, theirs = captured.run(*given), eager.run(*given)
+        ours, theirs = captured.programs["whole"](*given), eager.programs["whole"](*given)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
     for ours, theirs in zip(everything(captured), everything(eager), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -160,12 +168,12 @@ def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit():
     whole, half, rest = (make("captured", device="cuda") for _ in range(3))
     given = batches(20, "cuda", broken=7)
     for batch in given:
-        whole.run(*batch)
+        whole.programs["whole"](*batch)
     for batch in given[:10]:
-        half.run(*batch)
+        half.programs["whole"](*batch)
     with torch.no_grad():
         for mine, saved in zip(live(rest), live(half), strict=True):
             mine.copy_(saved)
     for batch in given[10:]:
-        rest.run(*batch)
+        rest.programs["whole"](*batch)
     assert all(torch.equal(a, b) for a, b in zip(live(rest), live(whole), strict=True))

@@ -1,0 +1,102 @@
+"""Value heads: what projection keeps, what a distribution learns, and that both heads drive an agent."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softmod.agent import losses
+from softmod.agent.value_heads import Categorical, Squared
+
+SUPPORT = torch.linspace(-10.0, 10.0, 101)
+
+
+def some_distributions(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    values = spread * (2 * torch.rand(4, 6, 101, generator=draws) - 1)
+    return values, torch.randn(4, 6, 101, generator=draws).mul(3).softmax(-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), spread=st.floats(0.0, 10.0))
+def test_projection_keeps_mass_and_mean(seed, spread):
+    values, probabilities = some_distributions(seed, spread)
+    projected = losses.project(values, probabilities, SUPPORT)
+    assert projected.min() >= 0
+    torch.testing.assert_close(projected.sum(-1), torch.ones(4, 6))
+    torch.testing.assert_close(projected @ SUPPORT, (probabilities * values).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_projection_is_that_of_a_loop():
+    values, probabilities = some_distributions(0, 14.0)
+    expected = torch.zeros(4, 6, 101)
+    for index in torch.cartesian_prod(torch.arange(4), torch.arange(6), torch.arange(101)).tolist():
+        task, row, atom = index
+        position = (min(10.0, max(-10.0, values[task, row, atom].item())) + 10.0) / 0.2
+        below = min(99, math.floor(position))
+        expected[task, row, below] += probabilities[task, row, atom] * (1 - (position - below))
+        expected[task, row, below + 1] += probabilities[task, row, atom] * (position - below)
+    torch.testing.assert_close(losses.project(values, probabilities, SUPPORT), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_values_beyond_the_range_count_as_its_ends():
+    values, probabilities = torch.tensor([[-99.0, 99.0]]), torch.tensor([[0.25, 0.75]])
+    projected = losses.project(values, probabilities, SUPPORT)
+    assert projected[0, 0] == 0.25
+    assert projected[0, -1] == 0.75
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_makes_its_row_nan(odd):
+    values, probabilities = some_distributions(0, 5.0)
+    values[1, 2, 3] = odd
+    broken = losses.project(values, probabilities, SUPPORT).isnan()
+    assert broken[1, 2].all()
+    assert broken.sum() == 101
+
+
+def test_a_distribution_on_atoms_stays_as_it_is():
+    probabilities = some_distributions(1, 1.0)[1]
+    torch.testing.assert_close(losses.project(SUPPORT.expand(4, 6, 101), probabilities, SUPPORT), probabilities)
+
+
+def test_the_categorical_target_has_the_mean_of_the_soft_value():
+    """Within the atoms' range it is the squared head's target, with the critics' mean in place of their minimum."""
+    head, draws = Categorical(), torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 5, 101, generator=draws)
+    reward, entropy = torch.rand(2, 3, 5, generator=draws).unbind(0)
+    discount = torch.full((3, 5), 0.9)
+    target = head.target(reward, discount, outputs, entropy)
+    value = (outputs.softmax(-1) @ SUPPORT).mean(0)
+    torch.testing.assert_close(target @ SUPPORT, reward + discount * (value + entropy), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head.value(outputs), value)
+
+
+def test_squared_takes_the_minimum_of_twins():
+    q = torch.tensor([[[[1.0], [4.0]]], [[[3.0], [2.0]]]])  # (critic, task, batch, 1)
+    assert Squared().value(q).tolist() == [[1.0, 2.0]]
+    target = Squared().target(torch.ones(1, 2), torch.full((1, 2), 0.5), q, torch.zeros(1, 2))
+    assert target.tolist() == [[1.5, 2.0]]
+    assert Squared().loss(q, torch.zeros(1, 2), torch.tensor([2.0])).tolist() == [17.0, 13.0]
+
+
+def test_cross_entropy_is_least_at_the_target_and_weighs_tasks():
+    target = some_distributions(2, 1.0)[1]
+    exact = target.log().unsqueeze(0)
+    other = exact + torch.randn(1, 4, 6, 101, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(4)
+    least = losses.cross_entropy(exact, target, weight)
+    torch.testing.assert_close(least, -(target * target.log()).sum(-1).mean()[None])
+    assert losses.cross_entropy(other, target, weight) > least
+    first = losses.cross_entropy(other, target, torch.tensor([4.0, 0, 0, 0]))
+    torch.testing.assert_close(first, losses.cross_entropy(other[:, :1], target[:1], torch.ones(1)))
+
+
+@pytest.mark.parametrize("wrong", [{"atoms": 1}, {"low": 1.0, "high": 1.0}])
+def test_a_distribution_needs_a_range(wrong):
+    with pytest.raises(ValueError, match="at least two atoms"):
+        Categorical(**wrong)
