@@ -15,6 +15,7 @@ from softmod.agent.mtsac import MTSAC
 from softmod.agent.whole import Captured, whole_update
 from softmod.errors import ConfigError
 from softmod.networks.mlp import MLP
+from softmod.networks.residual import Residual
 from softmod.networks.soft_modular import SoftModular
 from softmod.replay import Batch
 from softmod.types import EnvSpec
@@ -26,11 +27,17 @@ SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width"
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 
 
+def sizes_of(network: type) -> dict[str, object]:
+    if issubclass(network, Residual):
+        return {"width": 8}
+    return (SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}) | {"init": "torch"}
+
+
 def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True, **options) -> MTSAC:
     torch.manual_seed(3)
-    sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
-    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
-    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
+    sizes = sizes_of(network)
+    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
+    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
     agent = MTSAC(SPEC, actor, critic, optimizers, batch_per_task=6, **options)
     fabric = L.Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1)

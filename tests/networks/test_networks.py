@@ -14,12 +14,12 @@ from torch import Tensor
 
 from softmod.networks.policy import Policy, split, squash
 from softmod.networks.soft_modular import SoftModular
-from tests.networks.kinds import EVERY, KINDS, ROUTING_LAYERS, SMALL
+from tests.networks.kinds import EVERY, FORMS, ROUTING_LAYERS, SMALL
 
 
 def make(kind: str, stack: int = 2, tasks: int = 3, **options):
     torch.manual_seed(7)
-    network = KINDS[kind](4, 3, tasks, stack, **(SMALL[kind] | options)).double()
+    network = FORMS[kind](4, 3, tasks, stack, **(SMALL[kind] | options)).double()
     for parameter in network.parameters():  # heads start near zero; make everything count
         torch.nn.init.uniform_(parameter, -0.7, 0.7)
     return network
@@ -237,7 +237,7 @@ def test_the_frozen_policy_acts_like_the_network(kind):
     obs = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
     noise = np.random.default_rng(1).standard_normal((2, 3, 1), np.float32)
     tasks = np.array([2, 0])
-    net = KINDS[kind](4, 2, 3, 1, **SMALL[kind])
+    net = FORMS[kind](4, 2, 3, 1, **SMALL[kind])
     policy = Policy(net)
     mean, log_std = split(net(torch.from_numpy(obs), torch.from_numpy(tasks))[0])
     np.testing.assert_array_equal(policy.act(obs, tasks), mean.tanh().numpy())
