@@ -27,15 +27,18 @@ SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width"
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 
 
-def sizes_of(network: type) -> dict[str, object]:
+def sizes_of(network: type, norm: str) -> dict[str, object]:
     if issubclass(network, Residual):
         return {"width": 8}
-    return (SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}) | {"init": "torch"}
+    sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
+    return sizes | {"init": "torch", "norm": norm}
 
 
-def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True, **options) -> MTSAC:
+def make(
+    how: str, network=SoftModular, device: str = "cpu", fused: bool = True, norm: str = "none", **options
+) -> MTSAC:
     torch.manual_seed(3)
-    sizes = sizes_of(network)
+    sizes = sizes_of(network, norm)
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
@@ -76,6 +79,19 @@ def test_what_would_be_captured_updates_as_eager_does(order: str, network: type,
             agent.updates += 1
         ours, theirs = captured.run(*given), eager.run(*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+
+
+@pytest.mark.bar(15)
+@pytest.mark.parametrize("network", [form for form in KINDS.values() if form is not Residual])
+def test_normalised_networks_update_as_eager_ones_do(network: type):
+    eager, captured = (make(how, network, norm="layer") for how in ("eager", "captured"))
+    for given in batches(4):
+        for agent in (eager, captured):
+            agent.draw()
+            agent.updates += 1
+        ours, theirs = captured.run(*given), eager.run(*given)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
 
 
