@@ -54,6 +54,7 @@ class SoftModularConfig:
     head: str = choice("routed", "routed", "sum")  # 5: a routed shared head, or the last modules summed
     routing_feeds: str = choice("probabilities", "probabilities", "logits")  # 7
     init: str = choice("released", "released", "torch")  # 11
+    norm: str = choice("none", "none", "layer")  # normalise hidden layers before their ReLU
 
 
 @dataclass
@@ -71,6 +72,7 @@ class MLPConfig:
     num_layers: int = number(3, low=1)
     width: int = number(400, low=1)
     init: str = choice("released", "released", "torch")
+    norm: str = choice("none", "none", "layer")  # normalise hidden layers before their ReLU
 
 
 @dataclass
@@ -131,6 +133,17 @@ class FiLMConfig(MLPConfig):
     embedding_width: int = number(50, low=1)
 
 
+@dataclass
+class ResidualConfig:
+    """Residual blocks with layer normalisation, and a learned task embedding (Nauman et al. 2025)."""
+
+    _target_: str = "softmod.networks.residual.Residual"
+    num_blocks: int = number(2, low=0)
+    width: int = number(128, low=1)
+    embedding_width: int = number(32, low=1)
+    head_gain: float = number(1.0, low=0.0)
+
+
 NETWORKS = {
     "soft_modular": SoftModularConfig,
     "hard_routing": HardRoutingConfig,
@@ -142,6 +155,7 @@ NETWORKS = {
     "paco": PaCoConfig,
     "moore": MOOREConfig,
     "film": FiLMConfig,
+    "residual": ResidualConfig,
 }
 
 

@@ -18,6 +18,7 @@ with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"]
     import softmod.networks.multi_head
     import softmod.networks.paco
     import softmod.networks.policy
+    import softmod.networks.residual
     import softmod.networks.single_task
     import softmod.replay  # noqa: F401
 

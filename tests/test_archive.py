@@ -17,7 +17,7 @@ from softmod.replay import Replay
 from softmod.types import EnvSpec
 
 SPEC = EnvSpec(("a", "b"), 3, 2, 10)
-WIDTH = 3 + 2 + 1 + 3
+WIDTH = 3 + 2 + 1 + 3 + 1
 
 
 def rows(start: int, count: int) -> torch.Tensor:

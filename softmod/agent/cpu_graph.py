@@ -171,7 +171,7 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
         return partial(operation.function, *args, **kwargs)
     outputs = [moved(tensor) for tensor in operation.outputs]
     form = None if operation.writes else form_with_out(operation.function)
-    if form is None:
+    if form is None or len(form[1]) > len(outputs):  # none, or one that wants memory for outputs left undefined
         return partial(_call_and_copy, partial(operation.function, *args, **kwargs), outputs)
     function, names = form
     known = {argument.name for argument in function._schema.arguments}

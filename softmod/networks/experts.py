@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import PerTaskLinear, StackedLinear, TaskEmbedding, spread
 
 
 class Encoders(nn.Module):
     """`num_experts` multi-layer perceptrons on the same input: `[task, batch, in]` to `[stack, expert, rows, width]`.
 
-    ReLU follows every layer but the last.
+    ReLU follows every layer but the last, after normalisation if there is one.
     """
 
-    def __init__(self, stack: int, num_experts: int, widths: list[int], init: str) -> None:
+    def __init__(self, stack: int, num_experts: int, widths: list[int], init: str, norm: str) -> None:
         super().__init__()
+        self.norm = norm
         self.stack, self.members = stack, stack * num_experts
         self.layers = nn.ModuleList(StackedLinear(stack * num_experts, a, b, init) for a, b in pairwise(widths))
 
@@ -28,7 +30,7 @@ class Encoders(nn.Module):
         first, *others = self.layers
         features = first(spread(x, self.members))
         for layer in others:
-            features = layer(relu(features))
+            features = layer(relu(normalised(features, self.norm)))
         return features.unflatten(0, (self.stack, -1))
 
 
@@ -66,9 +68,11 @@ class CARE(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
-        self.encoders = Encoders(stack, num_experts, [in_dim] + [encoder_width] * (encoder_layers + 1), init)
+        self.norm = norm
+        self.encoders = Encoders(stack, num_experts, [in_dim] + [encoder_width] * (encoder_layers + 1), init, norm)
         self.task = TaskEmbedding(stack, num_tasks, encoder_width, init)
         self.context = nn.ModuleList(
             [StackedLinear(stack, encoder_width, encoder_width, init) for _ in range(encoder_layers)]
@@ -86,7 +90,7 @@ class CARE(Network):
         rows = context.unsqueeze(2).expand(-1, -1, x.shape[1], -1).flatten(1, 2)
         features = torch.cat([encoding, rows], -1)
         for layer in self.hidden:
-            features = relu(layer(features))
+            features = relu(normalised(layer(features), self.norm))
         return self.head(features).unflatten(1, x.shape[:2])
 
     def routing(
@@ -124,9 +128,10 @@ class MOORE(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
-        self.experts = Encoders(stack, num_experts, [in_dim] + [width] * num_layers, init)
+        self.experts = Encoders(stack, num_experts, [in_dim] + [width] * num_layers, init, norm)
         self.task = TaskEmbedding(stack, num_tasks, num_experts, init, bias=False)
         self.heads = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
 

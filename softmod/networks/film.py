@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class FiLM(Network):
     """`relu((1 + gamma(z)) * (W x + b) + beta(z))` in every hidden layer; gamma and beta start near 0.
+
+    With `norm="layer"` it is the normalised layer that is scaled and shifted.
 
     Args:
         num_layers, width: of the shared network.
@@ -31,8 +34,10 @@ class FiLM(Network):
         width: int = 400,
         embedding_width: int = 50,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.norm = norm
         widths = [in_dim] + [width] * num_layers
         self.hidden = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
         self.task = TaskEmbedding(stack, num_tasks, embedding_width, init)
@@ -46,6 +51,6 @@ class FiLM(Network):
         features = spread(x, self.stack)
         for layer, modulation in zip(self.hidden, both.unbind(2), strict=True):
             gamma, beta = modulation.unbind(2)  # (stack, task, 1, width)
-            by_task = layer(features).unflatten(1, x.shape[:2])
+            by_task = normalised(layer(features), self.norm).unflatten(1, x.shape[:2])
             features = relu(by_task * (1.0 + gamma) + beta).flatten(1, 2)
         return self.head(features).unflatten(1, x.shape[:2])

@@ -33,11 +33,12 @@ class MixedExperts(Network):
         gate_layers: int = 2,
         gate_width: int = 256,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
-        self.trunks = Trunk(in_dim, num_tasks, stack * num_experts, num_layers, width, init)
+        self.trunks = Trunk(in_dim, num_tasks, stack * num_experts, num_layers, width, init, norm)
         self.heads = StackedLinear(stack * num_experts, width, out_dim, init, kind="head")
-        self.gate_trunk = Trunk(in_dim, num_tasks, stack, gate_layers, gate_width, init)
+        self.gate_trunk = Trunk(in_dim, num_tasks, stack, gate_layers, gate_width, init, norm)
         self.gate = StackedLinear(stack, gate_width, num_experts, init, kind="head")  # starts nearly uniform
 
     def forward(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
@@ -16,8 +17,11 @@ class Trunk(nn.Module):
     The one-hot part of the first layer is a row per task, added after the product with the observation.
     """
 
-    def __init__(self, in_dim: int, num_tasks: int, stack: int, num_layers: int, width: int, init: str) -> None:
+    def __init__(
+        self, in_dim: int, num_tasks: int, stack: int, num_layers: int, width: int, init: str, norm: str
+    ) -> None:
         super().__init__()
+        self.norm = norm
         self.first = StackedLinear(stack, in_dim, width, init)
         self.task = TaskEmbedding(stack, num_tasks, width, init, bias=False)
         self.hidden = nn.ModuleList(StackedLinear(stack, width, width, init) for _ in range(num_layers - 1))
@@ -26,9 +30,9 @@ class Trunk(nn.Module):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
-        features = relu(rows + self.task(tasks).unsqueeze(2)).flatten(1, 2)
+        features = relu(normalised(rows + self.task(tasks).unsqueeze(2), self.norm)).flatten(1, 2)
         for layer in self.hidden:
-            features = relu(layer(features))
+            features = relu(normalised(layer(features), self.norm))
         return features
 
 
@@ -45,9 +49,10 @@ class MLP(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
-        self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init)
+        self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init, norm)
         self.head = StackedLinear(stack, width, out_dim, init, kind="head")
 
     def forward(

@@ -23,9 +23,10 @@ class MultiHead(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
-        self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init)
+        self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init, norm)
         self.heads = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
 
     def forward(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import fill
 
 
@@ -49,8 +50,10 @@ class PaCo(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.norm = norm
         bound = math.sqrt(3.0 / num_sets)
         self.composition = nn.Parameter(torch.empty(stack, num_tasks, num_sets).uniform_(-bound, bound))
         widths = [in_dim] + [width] * num_layers
@@ -63,5 +66,5 @@ class PaCo(Network):
         composition = self.composition if tasks is None else self.composition.index_select(1, tasks)
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = relu(layer(features, composition))
+            features = relu(normalised(layer(features, composition), self.norm))
         return self.head(features, composition)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import PerTaskLinear
 
 
@@ -27,8 +28,10 @@ class SingleTask(Network):
         num_layers: int = 3,
         width: int = 400,
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.norm = norm
         widths = [in_dim] + [width] * num_layers
         self.hidden = nn.ModuleList(PerTaskLinear(stack, num_tasks, a, b, init) for a, b in pairwise(widths))
         self.head = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
@@ -38,5 +41,5 @@ class SingleTask(Network):
     ) -> Float[Tensor, "stack task batch out_dim"]:
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = relu(layer(features, tasks))
+            features = relu(normalised(layer(features, tasks), self.norm))
         return self.head(features, tasks)

@@ -15,6 +15,7 @@ from torch.nn.functional import relu
 
 from softmod.networks.mixing import mix
 from softmod.networks.network import Network
+from softmod.networks.norm import normalised
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
@@ -87,6 +88,8 @@ class SoftModular(Network):
         num_layers, num_modules, module_width: L >= 2, n, d.
         embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
         state_in_routing: whether the router sees the state, or the task alone (an ablation of the paper).
+        norm: "layer" normalises both layers of `f(s)` and each weighted sum of modules, before its ReLU; with
+            `relu="before_sum"` the sum, which has none, is normalised as it enters the next layer.
         gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
             differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
     """
@@ -113,8 +116,10 @@ class SoftModular(Network):
         head: str = "routed",
         routing_feeds: str = "probabilities",
         init: str = "released",
+        norm: str = "none",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.norm = norm
         self.num_modules, self.embedding_relu, self.relu, self.head_kind = num_modules, embedding_relu, relu, head
         self.state_in_routing = state_in_routing
         n, d, width = num_modules, module_width, embedding_width
@@ -154,7 +159,8 @@ class SoftModular(Network):
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """f(s) `[stack, rows, D]` and the routes that f(s) . h(z), or h(z) alone, leads to."""
-        state = self.state[1](self.state[0](spread(x, self.stack)).relu_())
+        hidden = normalised(self.state[0](spread(x, self.stack)), self.norm).relu_()
+        state = normalised(self.state[1](hidden), self.norm)
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
         task = self.task(tasks).unsqueeze(2)
         embedding = by_task * task if self.state_in_routing else task.expand_as(by_task)
@@ -173,8 +179,10 @@ class SoftModular(Network):
     def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
         """Each target's weighted sum of the modules before it (Eq. 8), with its ReLU. 4"""
         if self.relu == "before_sum":
-            return mix(relu(outputs), route)
-        return mix(outputs, route, relu=True)
+            return normalised(mix(relu(outputs), route), self.norm)
+        if self.norm == "none":
+            return mix(outputs, route, relu=True)
+        return normalised(mix(outputs, route), self.norm).relu_()
 
     def _sum_of_heads(self, inputs: Tensor) -> Tensor:
         """Eq. 9: the last layer's modules are the heads, summed without weights."""

@@ -231,6 +231,48 @@ def _one_over_root(out: Array, x: Array) -> list[Call]:
     return [partial(np.sqrt, x, out), partial(np.reciprocal, out, out)]
 
 
+def _layer_norm(
+    out: Array, x: Array, shape: Sequence[int], weight: Array | None, bias: Array | None, eps: float
+) -> list[Call]:
+    """Write the first of three outputs: mean and deviation are read by gradients alone."""
+    rows = out.reshape(*out.shape[: -len(shape)], -1)  # a view
+    before: list[Call] = []
+    if len(shape) > 1:
+        before.append(partial(np.copyto, out, x))
+        x = rows
+    width = rows.shape[-1]
+    average, share, least = np.full(width, 1 / width, x.dtype), np.array(1 / width, x.dtype), np.array(eps, x.dtype)
+    row = np.empty((*rows.shape[:-1], 1), x.dtype)  # a number per row: first its mean, then its deviation
+    after: list[Call] = [] if weight is None else [partial(np.multiply, out, weight, out)]
+    after += [] if bias is None else [partial(np.add, out, bias, out)]
+    return [
+        *before,
+        partial(np.vecdot, x, average, row[..., 0]),
+        partial(np.subtract, x, row, rows),
+        partial(np.vecdot, rows, rows, row[..., 0]),
+        partial(np.multiply, row, share, row),
+        partial(np.add, row, least, row),
+        partial(np.sqrt, row, row),
+        partial(np.divide, rows, row, rows),
+        *after,
+    ]
+
+
+def _length(
+    out: Array, x: Array, order: float = 2, axes: Sequence[int] | None = None, keepdims: bool = False
+) -> list[Call]:
+    axis = None if axes is None else tuple(axes)
+    if order != 2:
+        norm = partial(np.linalg.vector_norm, x, axis=axis, keepdims=keepdims, ord=order)
+        return [lambda: np.copyto(out, norm())]
+    squares = np.empty_like(x)
+    return [
+        partial(np.square, x, squares),
+        partial(np.add.reduce, squares, axis, None, out, keepdims),
+        partial(np.sqrt, out, out),
+    ]
+
+
 def _zeros(out: Array, _: Array) -> list[Call]:
     return [partial(out.fill, 0.0)]
 
@@ -257,6 +299,10 @@ KERNELS: dict[Any, Kernel] = {
     aten.add.Tensor: _ufunc(np.add),
     aten.add_.Tensor: _ufunc(np.add),
     aten.sub.Tensor: _ufunc(np.subtract),
+    aten.div.Tensor: _ufunc(np.divide),
+    aten.clamp_min.default: _ufunc(np.maximum),
+    aten.native_layer_norm.default: _layer_norm,
+    aten.linalg_vector_norm.default: _length,
     aten.sum.dim_IntList: _sum,
     aten.pow.Tensor_Scalar: _square,
     aten.rsqrt.default: _one_over_root,

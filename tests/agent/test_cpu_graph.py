@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from softmod.agent.cpu_graph import CpuGraph, Metrics, in_shared_memory
 from softmod.recording import Recorder, place
@@ -91,6 +93,23 @@ def test_a_function_that_is_another_each_time_is_found_out():
         return state.add_(given, alpha=float(number)).sum()
 
     assert run(step, [1.0, 2.0, 3.0, 4.0])[1] == 4
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_layer_norm_and_its_gradient_are_repeated(affine: bool):
+    """Without weights two of the three outputs of its backward are undefined."""
+    weights = (torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 0.0, 1.0, 2.0])) if affine else ()
+
+    def step(given: Tensor, state: Tensor) -> Tensor:
+        leaves = [tensor.clone().requires_grad_() for tensor in (state * given, *weights)]
+        layer_norm(leaves[0] * state, (4,), *leaves[1:]).square().dot(given.cumsum(0)).backward()
+        for leaf in leaves:
+            state.add_(leaf.grad, alpha=0.1).add_(given.cumsum(0), alpha=0.1)
+        return state.sum()
+
+    told, count = run(step, [1.0, 2.0, 0.5, 3.0, 1.5])
+    assert len(set(told)) == 5
+    assert count == 2
 
 
 def test_memory_is_used_again():

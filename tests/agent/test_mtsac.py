@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
+from softmod.networks import policy
 from softmod.networks.hard_routing import HardRouting
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import Actor, split, squash
 from softmod.networks.soft_modular import SoftModular
 from softmod.randomness import Purpose, torch_generator
 from softmod.replay import Batch, Replay
-from softmod.types import EnvSpec, Rollout
+from softmod.types import EnvSpec, Episode, Rollout
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
 SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
@@ -31,7 +32,8 @@ def make(network=SoftModular, **options) -> MTSAC:
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
-    agent = MTSAC(SPEC, Actor(actor), critic, optimizers, batch_per_task=6, **options)
+    normalize_obs = options.pop("normalize_obs", False)
+    agent = MTSAC(SPEC, Actor(actor, normalize_obs=normalize_obs), critic, optimizers, batch_per_task=6, **options)
     with torch.no_grad():
         agent.log_temperature.copy_(torch.tensor([0.3, -0.4, -1.2]))
     L.Fabric(accelerator="cpu", devices=1).setup(agent, *agent.configure_optimizers())
@@ -266,7 +268,7 @@ def test_seeds_differ_and_repeat():
     for agent in (first, again, other):
         agent.learn(replay(), 3)
     assert all(torch.equal(a, b) for a, b in zip(everything(first), everything(again), strict=True))
-    assert not torch.equal(first.actor.state[0].weight, other.actor.state[0].weight)
+    assert not torch.equal(first.actor.network.state[0].weight, other.actor.network.state[0].weight)
 
 
 def test_metrics_of_a_round():
@@ -308,7 +310,87 @@ def test_acts_for_some_of_the_tasks():
     assert not torch.equal(agent.act(obs, tasks, noise), agent.act(obs, tasks))
     frozen = agent.policy()
     agent.training_step(batch(), 0)
-    assert not torch.equal(frozen["first.weight"], agent.actor.first.weight)  # a copy, not a view
+    assert not torch.equal(frozen["network.first.weight"], agent.actor.network.first.weight)  # a copy, not a view
+
+
+# --- options of the update ----------------------------------------------------------------------------------------------
+
+
+def test_a_delayed_policy_is_updated_every_third_time_and_the_critics_always():
+    agent, moved = make(policy_delay=3), []
+    for number in range(7):
+        actor, critic, temperature = (
+            tensor.detach().clone()
+            for tensor in (agent.actor.network.first.weight, agent.critic.first.weight, agent.log_temperature)
+        )
+        metrics = agent.training_step(batch(number), 0)
+        moved.append(not torch.equal(agent.actor.network.first.weight, actor))
+        assert moved[-1] == (not torch.equal(agent.log_temperature, temperature)) == ("actor_loss" in metrics)
+        assert not torch.equal(agent.critic.first.weight, critic)
+    assert moved == [True, False, False, True, False, False, True]
+
+
+def test_without_the_policys_part_an_update_of_the_critics_is_the_same():
+    whole, critics = make(), make()
+    noise = torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
+    ours, theirs = whole.update(batch(), noise[0], noise[1]), critics.update_critics(batch(), noise[0], noise[1])
+    assert torch.equal(ours["critic_loss"], theirs["critic_loss"])
+    for name in ("critic", "target_critic"):
+        pairs = zip(getattr(whole, name).parameters(), getattr(critics, name).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_round_keeps_the_metrics_of_the_last_update_of_the_policy():
+    metrics = make(policy_delay=2).learn(replay(), 2)
+    assert {"critic_loss", "actor_loss", "temperature", "skipped_in_a_row"} <= metrics.keys()
+
+
+def test_the_averaged_policy_acts_and_follows_the_policy():
+    agent = make(policy_averaging=0.25)
+    before = agent.averaged_actor.network.first.weight.clone()
+    assert torch.equal(before, agent.actor.network.first.weight)
+    agent.training_step(batch(), 0)
+    expected = torch.lerp(before, agent.actor.network.first.weight.detach(), 0.25)
+    torch.testing.assert_close(agent.averaged_actor.network.first.weight, expected)
+    assert torch.equal(agent.policy()["network.first.weight"], agent.averaged_actor.network.first.weight)
+    obs = torch.randn(3, 1, 5)
+    assert torch.equal(agent.act(obs), policy.actions(agent.averaged_actor, obs))
+    assert not torch.equal(agent.act(obs), policy.actions(agent.actor, obs))
+
+
+def test_a_bad_update_moves_no_average():
+    agent = make(policy_averaging=0.25)
+    before = everything(agent)
+    broken = batch()
+    broken.reward[1, 2] = torch.inf
+    assert not agent.training_step(broken, 0)["finite"]
+    assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
+
+
+def test_networks_learn_on_normalised_observations_and_scaled_rewards():
+    """An agent with statistics, on a batch, and one without, on what the statistics make of the batch."""
+    plain, scaled = make(), make(reward_scaling="return", normalize_obs=True)
+    given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
+    shape = (3, 1, 40)
+    rollout = Rollout(
+        np.random.default_rng(0).normal(2.0, 3.0, (*shape, 5)).astype("f"), np.zeros((*shape, 2), "f"),
+        np.zeros(shape, "f"), np.zeros((*shape, 5), "f"), np.zeros(shape, bool),
+        episodes=[Episode(task, 0, 0, 10.0, False, (task + 1.0,) * 10) for task in range(3)],
+    )  # fmt: skip
+    scaled.observe(rollout)
+    mean, deviation = rollout.obs.mean((0, 1, 2)), rollout.obs.std((0, 1, 2))
+    obs, next_obs = ((part - mean) / deviation for part in (given.obs, given.next_obs))
+    largest = torch.arange(1.0, 4.0) / (1 - 0.99)
+    divisor = (largest + scaled.log_temperature.exp().detach() * 2 / (2 * 0.01)) / 10
+    by_hand = Batch(obs.float(), given.action, given.reward / divisor[:, None], next_obs.float(), given.discount)
+    ours, theirs = scaled.update(given, noise[0], noise[1]), plain.update(by_hand, noise[0], noise[1])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scaled.act(given.obs), plain.act(by_hand.obs), rtol=1e-3, atol=1e-4)
+
+
+def test_the_released_order_has_no_delay():
+    with pytest.raises(ValueError, match="policy_delay=1"):
+        make(policy_delay=2, update_order="released")
 
 
 class Stored(Dataset):

@@ -68,7 +68,7 @@ def test_the_categorical_target_has_the_mean_of_the_soft_value():
     """Within the atoms' range it is the squared head's target, with the critics' mean in place of their minimum."""
     head, draws = Categorical(), torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 3, 5, 101, generator=draws)
-    reward, entropy = torch.rand(2, 3, 5, generator=draws).unbind(0)
+    reward, entropy = (0.5 * torch.rand(2, 3, 5, generator=draws)).unbind(0)
     discount = torch.full((3, 5), 0.9)
     target = head.target(reward, discount, outputs, entropy)
     value = (outputs.softmax(-1) @ SUPPORT).mean(0)

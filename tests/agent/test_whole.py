@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from softmod.agent.mtsac import MTSAC
+from softmod.agent.value_heads import Categorical, Squared
 from softmod.agent.whole import Captured, run_programs
 from softmod.errors import ConfigError
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import Actor
+from softmod.networks.residual import Residual
 from softmod.networks.soft_modular import SoftModular
 from softmod.replay import Batch
-from softmod.types import EnvSpec
+from softmod.types import EnvSpec, Episode
 from tests.agent.test_mtsac import everything, live
 from tests.networks.kinds import KINDS
 
@@ -27,13 +29,24 @@ SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width"
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 
 
-def make(how: str, network=SoftModular, device: str = "cpu", fused: bool = True, **options) -> MTSAC:
-    torch.manual_seed(3)
+def sizes_of(network: type, norm: str) -> dict[str, object]:
+    if issubclass(network, Residual):
+        return {"width": 8}
     sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
-    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
-    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
+    return sizes | {"init": "torch", "norm": norm}
+
+
+def make(
+    how: str, network=SoftModular, device: str = "cpu", fused: bool = True, norm: str = "none", **options
+) -> MTSAC:
+    torch.manual_seed(3)
+    sizes = sizes_of(network, norm)
+    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
+    head = options.get("value_head", Squared())
+    critic = network(SPEC.obs_dim + SPEC.action_dim, head.outputs, 3, 2, **sizes)
     optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
-    agent = MTSAC(SPEC, Actor(actor), critic, optimizers, batch_per_task=6, **options)
+    policy = options.pop("policy", {})
+    agent = MTSAC(SPEC, Actor(actor, **policy), critic, optimizers, batch_per_task=6, **options)
     fabric = L.Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1)
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
@@ -79,9 +92,55 @@ def test_what_would_be_captured_updates_as_eager_does(order: str, network: type,
     assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
 
 
-@pytest.mark.parametrize("order", ["sequential", "released"])
-def test_warming_up_changes_nothing(order: str, monkeypatch: pytest.MonkeyPatch):
-    agent = make("captured", update_order=order)
+@pytest.mark.bar(15)
+@pytest.mark.parametrize("network", [form for form in KINDS.values() if form is not Residual])
+def test_normalised_networks_update_as_eager_ones_do(network: type):
+    eager, captured = (make(how, network, norm="layer") for how in ("eager", "captured"))
+    for given in batches(4):
+        for agent in (eager, captured):
+            agent.draw()
+            agent.updates += 1
+        ours, theirs = captured.programs["whole"](*given), eager.programs["whole"](*given)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+
+
+RECIPE = {  # every option that the recipe turns on
+    "value_head": Categorical(11),
+    "policy": {"log_std": "tanh", "normalize_obs": True},
+    "reward_scaling": "return",
+    "policy_delay": 2,
+    "policy_averaging": 0.1,
+    "target_entropy_per_action": -0.5,
+    "clip_norm": 0.0,
+}
+
+
+@pytest.mark.bar(15)
+@pytest.mark.parametrize("network", [SoftModular, Residual])
+def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(network: type):
+    eager, captured = (make(how, network, **RECIPE, **NORM.get(network, {})) for how in ("eager", "captured"))
+    for number, given in enumerate(batches(12, broken=7)):
+        program = ("whole", "critics")[number % 2]
+        for agent in (eager, captured):
+            agent.return_scale.add([Episode(task, 0, 0, 0.0, False, (1.0 + task + number,) * 5) for task in range(3)])
+            agent.moments.add(given[0].obs.numpy())
+            agent.actor.normalizer.set(agent.moments.mean, agent.moments.variance)
+            agent.updates += 1
+        ours, theirs = captured.programs[program](*given), eager.programs[program](*given)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        assert bool(ours["finite"]) == (number != 7)
+    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+    graphs = [program._replay for program in captured.programs.values()]
+    assert all(graph._next == graph._repeated for graph in graphs)  # none has given up
+
+
+NORM = {SoftModular: {"norm": "layer"}}
+
+
+@pytest.mark.parametrize("options", [{"update_order": "sequential"}, {"update_order": "released"}, RECIPE])
+def test_warming_up_changes_nothing(options: dict[str, object], monkeypatch: pytest.MonkeyPatch):
+    agent = make("captured", **options)
     before = everything(agent)
     monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # nothing is run but the warm-up
     agent.programs["whole"](*batches(1)[0])

@@ -1,4 +1,4 @@
-"""Every network of the package, and options that make it small."""
+"""Every network of the package, with and without normalisation, and options that make it small."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from softmod.networks.mlp import MLP
 from softmod.networks.multi_head import MultiHead
 from softmod.networks.network import Network
 from softmod.networks.paco import PaCo
+from softmod.networks.residual import Residual
 from softmod.networks.single_task import SingleTask
 from softmod.networks.soft_modular import SoftModular
 
@@ -28,6 +29,7 @@ KINDS: dict[str, type[Network]] = {
     "paco": PaCo,
     "moore": MOORE,
     "film": FiLM,
+    "residual": Residual,
 }
 SMALL: dict[str, dict[str, Any]] = {
     "soft_modular": MODULES,
@@ -40,6 +42,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "paco": LAYERS | {"num_sets": 3},
     "moore": LAYERS | {"num_experts": 3},
     "film": LAYERS | {"embedding_width": 5},
+    "residual": {"num_blocks": 2, "width": 8, "embedding_width": 5},
 }
-EVERY = list(KINDS)
+NORMED = {f"{kind}_normed": kind for kind in KINDS if kind != "residual"}  # the residual network always is
+FORMS = KINDS | {name: KINDS[kind] for name, kind in NORMED.items()}
+SMALL |= {name: SMALL[kind] | {"norm": "layer"} for name, kind in NORMED.items()}
+EVERY = list(FORMS)
 ROUTING_LAYERS = {"soft_modular": 3, "hard_routing": 3, "mixed_experts": 1, "care": 1}
+ROUTING_LAYERS |= {name: ROUTING_LAYERS[kind] for name, kind in NORMED.items() if kind in ROUTING_LAYERS}

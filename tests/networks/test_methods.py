@@ -14,6 +14,7 @@ from softmod.networks.network import Network
 from softmod.networks.paco import PaCo
 from softmod.networks.single_task import SingleTask
 from tests.networks.kinds import SMALL
+from tests.networks.plain import chain, standard
 
 TASKS, IN, OUT, ROWS = 3, 4, 3, 5
 
@@ -30,13 +31,6 @@ def states(rows: int = ROWS) -> Tensor:
     return torch.randn(TASKS, rows, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def chain(x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Plain layers, ReLU between them."""
-    for number, (weight, bias) in enumerate(layers):
-        x = x @ weight + bias if number == 0 else x.relu() @ weight + bias
-    return x
-
-
 def pairs(layers, index) -> list[tuple[Tensor, Tensor]]:
     return [(layer.weight[index], layer.bias[index]) for layer in layers]
 
@@ -44,11 +38,12 @@ def pairs(layers, index) -> list[tuple[Tensor, Tensor]]:
 # --- single-task SAC --------------------------------------------------------------------------------------------------
 
 
-def test_single_tasks_are_networks_of_their_own():
-    net, x = make("single_task", SingleTask), states()
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_single_tasks_are_networks_of_their_own(norm: str):
+    net, x = make("single_task", SingleTask, norm=norm), states()
     out = net(x)
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
-        alone = chain(x[task], pairs([*net.hidden, net.head], member * TASKS + task))
+        alone = chain(x[task], pairs([*net.hidden, net.head], member * TASKS + task), norm)
         torch.testing.assert_close(out[member, task], alone)
     out[:, 1].square().sum().backward()
     for parameter in net.parameters():
@@ -60,20 +55,25 @@ def test_single_tasks_are_networks_of_their_own():
 # --- Mix-Expert -------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_mixes_the_outputs_of_whole_experts():
-    net, x = make("mixed_experts", MixedExperts), states()
+def whole(trunk, head, index: int, x: Tensor, task: int, norm: str) -> Tensor:
+    """A trunk and its head, of one member and one task."""
+    first = x[task] @ trunk.first.weight[index] + trunk.task.weight[index, task] + trunk.first.bias[index]
+    return chain(standard(first, norm).relu(), pairs([*trunk.hidden, head], index), norm)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_gate_mixes_the_outputs_of_whole_experts(norm: str):
+    net, x = make("mixed_experts", MixedExperts, norm=norm), states()
     (gate,), out = net.routing(x), net(x)
     assert gate.shape == (2, TASKS, ROWS, 1, 3)
     torch.testing.assert_close(gate.sum(-1), torch.ones_like(gate[..., 0]))
     assert (gate[:, :, 0] - gate[:, :, 1]).abs().max() > 1e-3  # the gate reads the state
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
+        logits = whole(net.gate_trunk, net.gate, member, x, task, norm)
+        torch.testing.assert_close(gate[member, task, :, 0], logits.softmax(-1))
         total = torch.zeros(ROWS, OUT, dtype=torch.float64)
         for expert in range(3):
-            index, trunk = member * 3 + expert, net.trunks
-            first = x[task] @ trunk.first.weight[index] + trunk.task.weight[index, task] + trunk.first.bias[index]
-            rest = [(trunk.hidden[0].weight[index], trunk.hidden[0].bias[index])]
-            hidden = chain(first.relu(), rest).relu()
-            output = hidden @ net.heads.weight[index] + net.heads.bias[index]
+            output = whole(net.trunks, net.heads, member * 3 + expert, x, task, norm)
             total += gate[member, task, :, 0, expert, None] * output
         torch.testing.assert_close(out[member, task], total)
 
@@ -132,21 +132,22 @@ def test_noise_stays_where_it_is_so_that_a_graph_can_read_it():
 # --- CARE and MOORE ---------------------------------------------------------------------------------------------------
 
 
-def test_a_task_attends_to_encoders_whatever_the_state():
-    net, x = make("care", CARE), states()
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_task_attends_to_encoders_whatever_the_state(norm: str):
+    net, x = make("care", CARE, norm=norm), states()
     (attention,), out = net.routing(x), net(x)
     torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
     assert (attention == attention[:, :, :1]).all()
     assert (attention[:, 0] - attention[:, 1]).abs().max() > 1e-3
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
-        encodings = [chain(x[task], pairs(net.encoders.layers, member * 3 + expert)) for expert in range(3)]
+        encodings = [chain(x[task], pairs(net.encoders.layers, member * 3 + expert), norm) for expert in range(3)]
         context = (net.task.weight[member, task] + net.task.bias[member]).relu()
         for layer in net.context:
             context = (context @ layer.weight[member] + layer.bias[member]).relu()
         weights = (context @ net.attention.weight[member] + net.attention.bias[member]).softmax(-1)[0]
         encoding = sum(weight * one for weight, one in zip(weights, encodings, strict=True))
         features = torch.cat([encoding, context.expand(ROWS, -1)], -1)
-        torch.testing.assert_close(out[member, task], chain(features, pairs([*net.hidden, net.head], member)))
+        torch.testing.assert_close(out[member, task], chain(features, pairs([*net.hidden, net.head], member), norm))
 
 
 def test_experts_of_a_state_are_orthonormal():
@@ -169,9 +170,12 @@ def test_an_expert_that_adds_nothing_is_nothing_and_has_a_gradient():
     assert vectors.grad.isfinite().all()
 
 
-def test_a_task_mixes_orthonormal_experts_for_its_own_head():
-    net, x = make("moore", MOORE), states()
-    out, basis = net(x), orthonormal(net.experts(x)).unflatten(2, (TASKS, ROWS))
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_task_mixes_orthonormal_experts_for_its_own_head(norm: str):
+    net, x = make("moore", MOORE, norm=norm), states()
+    experts = [chain(x.flatten(0, 1), pairs(net.experts.layers, index), norm) for index in range(2 * 3)]
+    basis = orthonormal(torch.stack(experts).unflatten(0, (2, 3))).unflatten(2, (TASKS, ROWS))
+    out = net(x)
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
         mixed = sum(net.task.weight[member, task, expert] * basis[member, expert, task] for expert in range(3))
         index = member * TASKS + task
@@ -182,8 +186,9 @@ def test_a_task_mixes_orthonormal_experts_for_its_own_head():
 # --- PaCo -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_vector_that_picks_one_set_gives_that_set_s_network():
-    net, x = make("paco", PaCo), states()
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_vector_that_picks_one_set_gives_that_set_s_network(norm: str):
+    net, x = make("paco", PaCo, norm=norm), states()
     with torch.no_grad():
         net.composition.zero_()
         for task in range(TASKS):
@@ -191,7 +196,7 @@ def test_a_vector_that_picks_one_set_gives_that_set_s_network():
     out = net(x)
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
         own = pairs([*net.hidden, net.head], (member, 2 - task))
-        torch.testing.assert_close(out[member, task], chain(x[task], own))
+        torch.testing.assert_close(out[member, task], chain(x[task], own, norm))
 
 
 def test_weights_are_linear_in_the_sets():
@@ -211,8 +216,9 @@ def test_composed_weights_start_as_wide_as_those_of_a_set():
 # --- FiLM -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_task_scales_and_shifts_every_hidden_layer():
-    net, x = make("film", FiLM), states()
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_the_task_scales_and_shifts_every_hidden_layer(norm: str):
+    net, x = make("film", FiLM, norm=norm), states()
     out, width = net(x), 8
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
         embedding = (net.task.weight[member, task] + net.task.bias[member]).relu()
@@ -220,7 +226,8 @@ def test_the_task_scales_and_shifts_every_hidden_layer():
         features = x[task]
         for number, layer in enumerate(net.hidden):
             gamma, beta = made[2 * number * width :].split(width)[:2]
-            features = ((1 + gamma) * (features @ layer.weight[member] + layer.bias[member]) + beta).relu()
+            hidden = standard(features @ layer.weight[member] + layer.bias[member], norm)
+            features = ((1 + gamma) * hidden + beta).relu()
         torch.testing.assert_close(out[member, task], features @ net.head.weight[member] + net.head.bias[member])
 
 

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from softmod.networks.hard_routing import HardRouting
 from softmod.networks.policy import Policy, split, squash
 from softmod.networks.soft_modular import SoftModular
-from tests.networks.kinds import EVERY, KINDS, ROUTING_LAYERS, SMALL
+from tests.networks.kinds import EVERY, FORMS, ROUTING_LAYERS, SMALL
+from tests.networks.plain import standard
 
 
 def make(kind: str, stack: int = 2, tasks: int = 3, **options):
     torch.manual_seed(7)
-    network = KINDS[kind](4, 3, tasks, stack, **(SMALL[kind] | options)).double()
+    network = FORMS[kind](4, 3, tasks, stack, **(SMALL[kind] | options)).double()
     for parameter in network.parameters():  # heads start near zero; make everything count
         torch.nn.init.uniform_(parameter, -0.7, 0.7)
     return network
@@ -32,7 +34,14 @@ def linear(layer, member: int, x: Tensor) -> Tensor:
 def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> tuple[Tensor, list[list[list[float]]]]:
     """One state of one task through one member, a module at a time (Eq. 4 to 9 and the released code's options)."""
     relu, n, router = torch.relu, net.num_modules, net.router
-    state = linear(net.state[1], member, relu(linear(net.state[0], member, x)))
+
+    def weigh(logits: Tensor) -> Tensor:
+        if isinstance(net, HardRouting):
+            return torch.nn.functional.one_hot(logits.argmax(), n).double()
+        return logits.softmax(0)
+
+    state = standard(linear(net.state[0], member, x), net.norm)
+    state = standard(linear(net.state[1], member, relu(state)), net.norm)
     embedding = state * (net.task.weight[member, task] + net.task.bias[member, 0])
     for gate in router.gating:
         embedding = linear(gate, member, relu(embedding))
@@ -43,7 +52,7 @@ def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> t
             read = torch.cat(fed) if router.reads == "all" else fed[-1]
             signal = linear(router.condition[number - 1], member, read) * embedding
         logits = linear(out, member, relu(signal))
-        rows = [logits[i : i + n].softmax(0) for i in range(0, len(logits), n)]
+        rows = [weigh(logits[i : i + n]) for i in range(0, len(logits), n)]
         routes.append(rows)
         fed.append(logits if router.feeds == "logits" else torch.cat(rows))
     start = relu(state) if net.embedding_relu else state
@@ -55,7 +64,7 @@ def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> t
         sums = []
         for row in rows:
             parts = [relu(g) if net.relu == "before_sum" else g for g in modules]
-            total = sum(weight * g for weight, g in zip(row, parts, strict=True))
+            total = standard(sum(weight * g for weight, g in zip(row, parts, strict=True)), net.norm)
             sums.append(total if net.relu == "before_sum" else relu(total))
         return sums
 
@@ -83,12 +92,16 @@ def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> t
         {"head": "sum"},
         {"head": "sum", "num_layers": 2},
         {"routing_feeds": "logits"},
+        {"norm": "layer"},
+        {"norm": "layer", "relu": "before_sum"},
+        {"norm": "layer", "head": "sum", "embedding_relu": False},
         {"head": "sum", "relu": "before_sum", "routing_reads": "last", "gating_layers": 0, "embedding_relu": False},
     ],
     ids=str,
 )
-def test_soft_modular_equals_a_loop_over_modules(options):
-    net = make("soft_modular", **options)
+@pytest.mark.parametrize("kind", ["soft_modular", "hard_routing"])
+def test_soft_modular_equals_a_loop_over_modules(kind, options):
+    net = make(kind, **options)
     x = torch.randn(3, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         out, routes = net(x), net.routing(x)
@@ -100,9 +113,10 @@ def test_soft_modular_equals_a_loop_over_modules(options):
                 torch.testing.assert_close(route[member, task, row], torch.stack(rows), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
 @pytest.mark.parametrize("kind", ["mlp", "multi_head"])
-def test_baselines_equal_plain_layers_on_a_one_hot_task(kind):
-    net = make(kind)
+def test_baselines_equal_plain_layers_on_a_one_hot_task(kind, norm):
+    net = make(kind, norm=norm)
     x = torch.randn(3, 4, 4, dtype=torch.float64)
     one_hot = torch.eye(3, dtype=torch.float64)
     with torch.no_grad():
@@ -110,9 +124,10 @@ def test_baselines_equal_plain_layers_on_a_one_hot_task(kind):
         for member, task, row in [(m, t, b) for m in range(2) for t in range(3) for b in range(4)]:
             trunk = net.trunk
             weight = torch.cat([trunk.first.weight[member], trunk.task.weight[member]])
-            hidden = torch.relu(torch.cat([x[task, row], one_hot[task]]) @ weight + trunk.first.bias[member, 0])
+            hidden = torch.cat([x[task, row], one_hot[task]]) @ weight + trunk.first.bias[member, 0]
             for layer in trunk.hidden:
-                hidden = torch.relu(linear(layer, member, hidden))
+                hidden = linear(layer, member, torch.relu(standard(hidden, norm)))
+            hidden = torch.relu(standard(hidden, norm))
             head, index = (net.head, member) if kind == "mlp" else (net.heads, member * 3 + task)
             torch.testing.assert_close(out[member, task, row], linear(head, index, hidden), rtol=1e-10, atol=1e-12)
 
@@ -237,7 +252,7 @@ def test_the_frozen_policy_acts_like_the_network(kind):
     obs = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
     noise = np.random.default_rng(1).standard_normal((2, 3, 1), np.float32)
     tasks = np.array([2, 0])
-    net = KINDS[kind](4, 2, 3, 1, **SMALL[kind])
+    net = FORMS[kind](4, 2, 3, 1, **SMALL[kind])
     policy = Policy(net)
     mean, log_std = split(net(torch.from_numpy(obs), torch.from_numpy(tasks))[0])
     np.testing.assert_array_equal(policy.act(obs, tasks), mean.tanh().numpy())

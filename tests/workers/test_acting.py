@@ -11,6 +11,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softmod.networks.network import Network
@@ -19,7 +20,7 @@ from softmod.networks.soft_modular import SoftModular
 from softmod.recording import NotRepeatableError
 from softmod.workers import acting
 from softmod.workers.acting import Recorded, Repeated, repeated
-from tests.networks.kinds import KINDS
+from tests.networks.kinds import FORMS
 from tests.networks.kinds import SMALL as SIZES
 
 TASKS, OBS, ACTION = 4, 6, 3
@@ -37,7 +38,8 @@ SMALL = {"num_layers": 3, "num_modules": 3, "module_width": 8, "embedding_width"
 ACTORS = {
     "soft_modular": lambda: actor(SoftModular, **SMALL),
     "before_sum": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"),
-} | {name: partial(actor, form, **SIZES[name]) for name, form in KINDS.items() if name != "soft_modular"}
+    "before_sum_normed": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", norm="layer"),
+} | {name: partial(actor, form, **SIZES[name]) for name, form in FORMS.items() if name != "soft_modular"}
 
 
 class Counter(TorchDispatchMode):
@@ -88,7 +90,7 @@ def test_new_weights_count_without_recording_anew():
 
 
 class Unusual(Network):
-    """Operations that numpy is not taught: layer norm, GELU, a reduction with two results, writing in place."""
+    """Operations that numpy is not taught: GELU, a reduction with two results, writing in place."""
 
     def __init__(self) -> None:
         super().__init__(OBS, 2 * ACTION, TASKS, 1)
@@ -99,6 +101,29 @@ class Unusual(Network):
         hidden = hidden + hidden.max(-1, keepdim=True).values
         hidden[..., 0] = hidden[..., 1] * 2
         return self.linear(hidden.sigmoid_()).unsqueeze(0)
+
+
+@pytest.mark.parametrize("axes", [(6,), (5, 6)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
+    """Over one axis and several, of memory in another order too, and far from zero."""
+    weights = torch.randn(2, *axes, generator=torch.Generator().manual_seed(0)).unbind() if affine else (None, None)
+    act = Recorded(lambda x: layer_norm(x.transpose(1, 2) + 3.0, axes, *weights), [torch.zeros(2, 6, 5)])
+    act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)
+    with Counter() as counter:
+        ours = act().copy()
+    assert counter.count == 0
+    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
+def test_lengths_are_those_of_pytorch(order: float):
+    act = Recorded(lambda x: torch.nn.functional.normalize(x, order, -1), [torch.zeros(2, 6, 5)])
+    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal((2, 5, 5))  # one of each has no length
+    with Counter() as counter:
+        ours = act().copy()
+    assert counter.count == 0
+    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_numpy_does_not_know_is_left_to_pytorch():

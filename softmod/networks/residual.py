@@ -1,0 +1,85 @@
+"""A residual network with layer normalisation and a learned task embedding (BRC, Nauman et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize, relu
+
+from softmod.networks.network import Network
+from softmod.networks.norm import normalised
+from softmod.networks.stacked import StackedLinear, spread
+
+
+class Residual(Network):
+    """Dense, LayerNorm and ReLU on input and task embedding, then blocks `x + LN(Dense(ReLU(LN(Dense x))))`.
+
+    The task is embedded on the unit sphere. Weights start orthogonal, biases at zero.
+
+    Args:
+        num_blocks, width: of the residual blocks, two layers each.
+        embedding_width: of the task's embedding.
+        head_gain: of the head's orthogonal start; that of all other layers is sqrt(2).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tasks: int,
+        stack: int = 1,
+        *,
+        num_blocks: int = 2,
+        width: int = 128,
+        embedding_width: int = 32,
+        head_gain: float = 1.0,
+    ) -> None:
+        super().__init__(in_dim, out_dim, num_tasks, stack)
+        self.task = nn.Parameter(normalize(torch.randn(stack, num_tasks, embedding_width), dim=-1))
+        self.first = orthogonal(stack, in_dim + embedding_width, width)
+        self.blocks = nn.ModuleList(Block(stack, width) for _ in range(num_blocks))
+        self.head = orthogonal(stack, width, out_dim, head_gain)
+
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        features = relu(normalised(self._first(x, tasks), "layer")).flatten(1, 2)
+        for block in self.blocks:
+            features = block(features)
+        return self.head(features).unflatten(1, x.shape[:2])
+
+    def _first(self, x: Tensor, tasks: Tensor | None) -> Float[Tensor, "stack task batch width"]:
+        """Return the first layer of input and embedding side by side, as a sum of two products.
+
+        The embedding's is a row per task, added to all rows of the task.
+        """
+        for_input, for_task = self.first.weight.split((self.in_dim, self.task.shape[-1]), 1)
+        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input).unflatten(1, x.shape[:2])
+        return rows + (self._embedding(tasks) @ for_task).unsqueeze(2)
+
+    def _embedding(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
+        return normalize(self.task if tasks is None else self.task.index_select(1, tasks), dim=-1)
+
+
+class Block(nn.Module):
+    """`x + LN(Dense(ReLU(LN(Dense x))))`."""
+
+    def __init__(self, stack: int, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = orthogonal(stack, width, width), orthogonal(stack, width, width)
+
+    def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
+        return x + normalised(self.outer(relu(normalised(self.inner(x), "layer"))), "layer")
+
+
+@torch.no_grad()
+def orthogonal(stack: int, fan_in: int, fan_out: int, gain: float = math.sqrt(2.0)) -> StackedLinear:
+    """Make stacked layers whose weights are orthogonal, member by member, and whose biases are zero."""
+    layer = StackedLinear(stack, fan_in, fan_out, "torch")
+    for weight in layer.weight:
+        nn.init.orthogonal_(weight, gain)
+    layer.bias.zero_()
+    return layer

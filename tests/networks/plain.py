@@ -1,0 +1,20 @@
+"""Layers in plain tensors, to compare networks with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def standard(x: Tensor, norm: str = "layer") -> Tensor:
+    """Layer normalisation by its formula; with "none", `x` itself."""
+    if norm == "none":
+        return x
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def chain(x: Tensor, layers: list[tuple[Tensor, Tensor]], norm: str = "none") -> Tensor:
+    """Plain layers; between them normalisation, if there is one, and ReLU."""
+    for number, (weight, bias) in enumerate(layers):
+        x = x @ weight + bias if number == 0 else standard(x, norm).relu() @ weight + bias
+    return x
