@@ -171,6 +171,14 @@ class AdamConfig:
 
 
 @dataclass
+class AdamWConfig(AdamConfig):
+    """Adam with decoupled weight decay, fused."""
+
+    _target_: str = "torch.optim.AdamW"
+    weight_decay: float = number(1e-4, low=0.0)
+
+
+@dataclass
 class OptimizersConfig:
     """One optimizer option, mounted three times."""
 
@@ -235,12 +243,13 @@ class TrainConfig:
     """Everything that `python -m softmod.train` takes."""
 
     name: str = MISSING
-    method: str = MISSING
+    model: str = MISSING
     seed: int = number(0, low=0)
     allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
+    published_task_weights: str = choice("none", "none", "released", "paper")  # of the model; read by algorithm=mtsac
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
     run: RunConfig = field(default_factory=RunConfig)
