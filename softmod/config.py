@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from softmod import schema
+from softmod import renamed, resolvers, schema
 from softmod.errors import ConfigError, listed, near
 from softmod.rules import check_fields, check_rules
 
 GROUPS = (
     "env",
+    "model",
     "network",
     "critic_head",
     "algorithm",
     "optimizer",
-    "method",
-    "variant",
     "run",
     "workers",
     "fabric",
     "tracking",
     "experiment",
+    "variant",
     "sweep",
 )
 NOT_RESULTS = {
-    "": ("seed", "name", "allow", "tracking"),
+    "": ("seed", "name", "allow", "tracking", "published_task_weights"),
     "env": ("fast",),
     "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals",
             "final_eval_goals", "save_every", "log_every"),
@@ -63,7 +63,8 @@ def options(group: str) -> list[str]:
 
 
 def register() -> None:
-    """Tell Hydra the schemas."""
+    """Register the schemas with Hydra, the resolvers with OmegaConf."""
+    resolvers.register()
     store = ConfigStore.instance()
     store.store(name="train_schema", node=schema.TrainConfig)
     store.store(name="evaluate_schema", node=schema.EvaluateConfig)
@@ -83,32 +84,28 @@ def parse(overrides: list[str]) -> list[Override]:
     Raises:
         ConfigError: one is not of the form key=value, or adds or deletes a key.
     """
-    parsed = []
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            raise ConfigError(f"{text}: not of the form key=value ({str(error).splitlines()[0]})") from error
+    parsed = [read(text) for text in overrides]
+    renamed.check(parsed)
+    for override in parsed:
+        text = str(override.input_line)
         if override.type is not None and override.type.name != "CHANGE" and not text.lstrip("+~").startswith("hydra"):
             raise ConfigError(f"{text}: keys are changed by key=value, none can be added or deleted")
         group = override.key_or_group
         if group in GROUPS and not override.is_sweep_override() and override.value() is None:
             raise ConfigError(f"{text}: {group} needs an option; it has {listed(options(group))}")
-        parsed.append(override)
     return parsed
 
 
-def check_sweep(overrides: Iterable[Override], config_dir: str | None) -> None:
-    """
+def read(text: str) -> Override:
+    """An override as Hydra reads it.
+
     Raises:
-        ConfigError: there is no such sweep; Hydra would go on without, since none is needed.
+        ConfigError: it is not of the form key=value.
     """
-    names = options("sweep") + [path.stem for path in Path(config_dir or "", "sweep").glob("*.yaml") if config_dir]
-    for override in overrides:
-        chosen = override.value() if override.key_or_group == "sweep" and not override.is_sweep_override() else None
-        if chosen is not None and str(chosen) not in names:
-            line = f"sweep={chosen}: sweep has no option {chosen}; it has {listed(names, str(chosen))}"
-            raise ConfigError(line + near(str(chosen), names))
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(f"{text}: not of the form key=value ({str(error).splitlines()[0]})") from error
 
 
 def compose(
@@ -120,9 +117,7 @@ def compose(
         ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
     """
     register()
-    parsed = parse(overrides)
-    if name == "train":
-        check_sweep(parsed, config_dir)
+    parse(overrides)
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
@@ -142,6 +137,7 @@ def typed(config: DictConfig) -> Any:
     Raises:
         ConfigError: a type, a range, a choice or a rule across fields is broken.
     """
+    resolvers.register()  # a launcher's process has composed nothing itself
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -160,13 +156,17 @@ def explain(error: BaseException, overrides: list[str], name: str = "train") -> 
     cause: BaseException = error
     while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
         cause = cause.__cause__
-    text = plainly((str(cause).strip() or type(cause).__name__).splitlines()[0])
+    line, *more = (str(cause).strip() or type(cause).__name__).splitlines()
+    line += f" {more[0]}" if more and line.endswith(":") else ""
+    if f"{ConfigError.__name__} raised while" in line:  # by a resolver of ours: complete as it is
+        return plainly(line)
+    text = plainly(line)
     about = str(getattr(cause, "full_key", None) or "")
     for override in reversed(overrides):  # of two for the same key, the last one counts
         others = [other for other in overrides if other != override]
-        if line := explain_override(override, others, f"{error}\n", about, text, name):
-            return line
-    return f"{about}: {text}" if about and about not in text else text
+        if found := explain_override(override, others, f"{error}\n", about, text, name):
+            return found
+    return (f"{about}: {text}" if about and about not in text else text) + renamed.hint(f"{error}\n")
 
 
 WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "Boolean": "true or false"}
@@ -177,6 +177,8 @@ def plainly(text: str) -> str:
     """What OmegaConf says of a value of the wrong type, in words of the command line."""
     if "is not a ListConfig" in text:
         return "must be a list, as in [a,b]"
+    if "raised while resolving interpolation: " in text:
+        return text.partition("raised while resolving interpolation: ")[2]
     if "is not Optional" in text:
         return "must not be null"
     kind = re.search(r"(?:could not be converted to|is not a valid) (\w+)", text)
@@ -189,10 +191,11 @@ def explain_override(
     """A line about this override, if the error is about it; `overrides` are the others."""
     key, _, value = override.partition("=")
     group = key.split("@")[0]
-    if group in GROUPS and f"/{value.strip('[]')}'" in message:
+    missing = re.escape(f"{group}/{value.strip('[]')}")
+    if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
         names = options(group)
         return f"{override}: {group} has no option {value}; it has {listed(names, value)}{near(value, names)}"
-    unknown = "is not in struct" in text or "not in '" in text
+    unknown = ("is not in struct" in text or "not in '" in text) and not text.startswith("In '")  # a file
     if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
         return f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
     if about == key:

@@ -226,7 +226,7 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
 
 def about_run(cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None) -> dict[str, Any]:
     """What MLflow needs to know to file the run."""
-    skipped = ("seed=", "experiment=", "method=", "name=", "env=", "run=", "tracking", "run.folder", "sweep=", "hydra.")
+    skipped = ("seed=", "experiment=", "model=", "name=", "env=", "run=", "tracking", "run.folder", "sweep=", "hydra.")
     own = [override for override in overrides if not override.startswith(skipped)]
     name = " ".join([cfg.name, f"seed={cfg.seed}", *own])
     return {"experiment": cfg.tracking.experiment or cfg.env.name, "run_name": name[:250], "sweep": sweep}

@@ -293,7 +293,7 @@ class TrainConfig:
     """Everything that `python -m softmod.train` takes."""
 
     name: str = MISSING
-    method: str = MISSING
+    model: str = MISSING
     seed: int = number(0, low=0)
     allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
     env: Any = field(default_factory=dict)
@@ -301,6 +301,7 @@ class TrainConfig:
     critic: Any = field(default_factory=dict)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic_head: Any = field(default_factory=dict)
+    published_task_weights: str = choice("none", "none", "released", "paper")  # of the model; read by algorithm=mtsac
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -33,7 +33,7 @@ USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna
   KEY=tag(log,interval(A,B))    the same, on a logarithmic scale
   KEY=int(interval(A,B))        whole numbers, both ends included
   KEY=range(A,B,STEP)           A, A+STEP, ... below B
-  KEY=A,B or choice(A,B)        one of these; groups too: method=soft_modular,mt_sac
+  KEY=A,B or choice(A,B)        one of these; groups too: model=soft_modular,mt_sac
   KEY=VALUE                     what all trials share, as for python -m softmod.train
   trials=20                     how many are to be finished in all
   storage=sqlite:///optuna.db   where Optuna keeps the study
@@ -41,7 +41,7 @@ USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna
 Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on where it stopped,
 and several of them at once, on one storage, share the work. Needs Optuna: pip install "softmod[search]".
 
-  python -m softmod.search trials=30 experiment=quickstart "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
+  python -m softmod.search trials=30 env=quickstart "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
       "algorithm.target_smoothing=tag(log,interval(1e-3,2e-2))" actor.num_modules=2,4"""
 
 

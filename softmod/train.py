@@ -67,7 +67,9 @@ def run(arguments: list[str], ends: bool = False) -> int:
         os.environ[SWEEP] = json.dumps(sweep)
         alone = sweep is None and not {"--cfg", "-c"} & set(flags)
         with signals.heeded(ends):
-            return to_the_end(partial(single, composed) if alone else partial(hand_over, [*flags, *overrides]))
+            return to_the_end(
+                partial(single, composed) if alone else partial(hand_over, [*with_numbers(flags), *overrides])
+            )
     except KeyboardInterrupt:
         print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -170,6 +172,11 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
     return flags, overrides, folder
 
 
+def with_numbers(flags: list[str]) -> list[str]:
+    """Let `--cfg job` show numbers instead of interpolations."""
+    return [*flags, "--resolve"] if "job" in flags and "--resolve" not in flags else flags
+
+
 def _values(override: Override) -> list[str]:
     """What a sweep goes through.
 
@@ -201,7 +208,7 @@ def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[
     lines = sorted(str(override.input_line) for override in fixed)
     digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
     chosen = {override.get_key_element(): str(override.value()) for override in fixed}
-    subject = chosen.get("experiment", "quickstart")
+    subject = chosen.get("experiment") or chosen.get("env", "quickstart")
     varied = ", ".join(sorted(swept)) or chosen.get("sweep", "sweep")
     return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
 

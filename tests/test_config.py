@@ -24,13 +24,13 @@ def cfg(*overrides: str):
 @pytest.mark.parametrize("run", ["", "run=smoke"])
 def test_every_experiment_composes(experiment, run):
     config = cfg(f"experiment={experiment}", *[run][: bool(run)])
-    assert config.name == f"{config.env.name}-{config.method}"
+    assert config.name == f"{config.env.name}-{config.model}"
     assert (config.run.steps_per_task == 300) == bool(run)
 
 
 @pytest.mark.parametrize(
-    "line", [f"{group}={option}" for group in ("env", "method", "run", "workers", "fabric", "tracking", "sweep")
-             for option in options(group)]
+    "line", [f"{group}={option}" for group in ("env", "model", "algorithm", "run", "workers", "fabric", "tracking",
+                                               "variant", "sweep") for option in options(group)]
 )  # fmt: skip
 def test_every_option_composes(line):
     cfg(line)
@@ -55,33 +55,38 @@ def test_experiments_only_select():
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_a_method_that_is_typed_is_the_one_that_runs(experiment):
-    """Networks chosen by the experiment itself would beat those of the method."""
-    config = cfg(f"experiment={experiment}", "method=mt_sac")
+def test_a_model_that_is_typed_is_the_one_that_runs(experiment):
+    """Networks chosen by the experiment itself would beat those of the model."""
+    config = cfg(f"experiment={experiment}", "model=mt_sac")
     assert config.name.endswith("-mt_sac")
     assert {config.actor._target_, config.critic._target_} == {"softmod.networks.mlp.MLP"}
 
 
 def test_the_protocol_of_today():
-    for name in ("mt10_soft", "mt10_mt_sac", "mt50_soft"):
-        config = cfg(f"experiment={name}")
+    for line in (["experiment=paper_mt10"], ["experiment=paper_mt10", "model=mt_sac"], ["experiment=paper_mt50"]):
+        config = cfg(*line)
         assert config.run.steps_per_task == 2_000_000
         assert (config.env.reward, config.env.horizon, config.env.goals) == ("v2", 500, "benchmark")
         assert config.run.final_eval_goals == 50
-    assert len(cfg("experiment=mt50_soft").env.tasks) == 50
+    assert len(cfg("experiment=paper_mt50").env.tasks) == 50
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["experiment=mt10_soft", "seed=3"], {"seed": 3}),
-        (["experiment=mt10_soft", "run=smoke", "run.steps_per_task=7_000"], {"run.steps_per_task": 7000}),
-        (["experiment=mt10_soft", "method=mt_mh_sac"], {"method": "mt_mh_sac", "algorithm.task_weights": "none"}),
-        (["method=soft_modular", "algorithm.task_weights=paper"], {"algorithm.task_weights": "paper"}),
-        (["method=mt_sac", "network@actor=multi_head"], {"actor._target_": "softmod.networks.multi_head.MultiHead",
-                                                          "critic._target_": "softmod.networks.mlp.MLP"}),
+        (["experiment=paper_mt10", "seed=3"], {"seed": 3}),
+        (["experiment=paper_mt10", "run=smoke", "run.steps_per_task=7_000"], {"run.steps_per_task": 7000}),
+        (["experiment=paper_mt10", "model=mt_mh_sac"], {"model": "mt_mh_sac", "algorithm.task_weights": "none"}),
+        (["experiment=paper_mt10", "algorithm=fast"], {"optimizer.actor._target_": "torch.optim.AdamW"}),
+        (["algorithm=mtsac", "algorithm.task_weights=paper"], {"algorithm.task_weights": "paper"}),
+        (["algorithm=mtsac", "optimizer@optimizer.actor=adamw"], {"optimizer.actor._target_": "torch.optim.AdamW",
+                                                                   "optimizer.critic._target_": "torch.optim.Adam"}),
+        (["algorithm=mtsac", "optimizer.critic.lr=1e-3"], {"optimizer.critic.lr": 1e-3, "optimizer.actor.lr": 3e-4}),
+        (["model=mt_sac", "network@actor=multi_head"], {"actor._target_": "softmod.networks.multi_head.MultiHead",
+                                                        "critic._target_": "softmod.networks.mlp.MLP"}),
+        (["env=quickstart", "run=recipe"], {"run.max_minutes": None, "run.eval_goals": 10}),
         (["actor.num_modules=4"], {"actor.num_modules": 4, "critic.num_modules": 2}),
-        (["env=mt1", "env.tasks=[push-v3]"], {"env.tasks": ["push-v3"], "run.steps_per_task": None}),
+        (["env=mt1", "env.tasks=[push-v3]"], {"env.tasks": ["push-v3"]}),
     ],
 )  # fmt: skip
 def test_what_is_typed_wins(overrides, expected):
@@ -90,7 +95,81 @@ def test_what_is_typed_wins(overrides, expected):
         found = config
         for name in key.split("."):
             found = getattr(found, name)
-        assert value is None or found == value
+        assert found == value
+
+
+# --- a budget that follows from the tasks -----------------------------------------------------------
+
+
+def test_no_experiment_is_the_quickstart():
+    assert cfg() == cfg("env=quickstart") == cfg("experiment=quickstart")
+    assert run_folder(cfg()) == run_folder(cfg("experiment=quickstart"))
+    assert run_folder(cfg()).parent.name.startswith("quickstart-")
+
+
+@pytest.mark.parametrize("tasks", ["mt10", "mt50"])
+def test_a_task_set_alone_is_its_experiment(tasks):
+    assert cfg(f"env={tasks}") == cfg(f"experiment={tasks}")
+
+
+@pytest.mark.parametrize(
+    ("line", "tasks", "steps_per_task"),
+    [(["env=mt1", "env.tasks=[push-v3]"], 1, 200_000), (["env=mt10"], 10, 200_000), (["env=mt25"], 25, 200_000),
+     (["env=mt50"], 50, 160_000), (["env=mt50", "env.tasks=[push-v3,reach-v3]"], 2, 200_000)],
+)  # fmt: skip
+def test_the_recipe_follows_from_the_number_of_tasks(line, tasks, steps_per_task):
+    run = cfg(*line).run
+    assert len(cfg(*line).env.tasks) == tasks
+    assert run.steps_per_task == run.replay_per_task == steps_per_task
+    assert (run.eval_every, run.save_every, run.log_every) == (10_000 * tasks, 10_000 * tasks, 2_000 * tasks)
+    assert run.max_minutes is None
+
+
+def test_only_small_task_sets_select_a_run_of_their_own():
+    assert cfg("env=quickstart").run.max_minutes is not None
+    assert cfg("env=toy").run.steps_per_task == 6_000
+    assert cfg("env=toy", "run=smoke").run.steps_per_task == 300
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("tasks", ["mt10", "mt50"])
+@pytest.mark.parametrize("run", ["recipe", "paper", "smoke"])
+def test_every_model_composes_with_every_size(model, tasks, run):
+    config = cfg(f"env={tasks}", f"model={model}", "algorithm=mtsac", f"run={run}")
+    assert config.name == f"{tasks}-{model}"
+    assert config.actor._target_.startswith("softmod.networks.")
+
+
+@pytest.mark.parametrize(
+    ("model", "experts"), [("care", {"mt10": 6, "mt25": 6, "mt50": 10}), ("moore", {"mt10": 4, "mt25": 4, "mt50": 6})]
+)
+def test_more_experts_for_more_tasks(model, experts):
+    for tasks, expected in experts.items():
+        config = cfg(f"env={tasks}", f"model={model}")
+        assert (config.actor.num_experts, config.critic.num_experts) == (expected, expected)
+
+
+def test_the_published_budget_follows_from_the_number_of_tasks():
+    ten, fifty = cfg("experiment=paper_mt10").run, cfg("experiment=paper_mt50").run
+    assert (ten.replay_per_task, ten.eval_every, ten.save_every, ten.log_every) == (100_000, 500_000, 250_000, 10_000)
+    assert (fifty.replay_per_task, fifty.eval_every, fifty.save_every) == (200_000, 2_500_000, 1_250_000)
+
+
+def test_published_task_weights_are_those_of_the_model():
+    balanced = {"soft_modular", "soft_modular_deep", "soft_modular_wide"}
+    for model in options("model"):
+        expected = "released" if model in balanced else "paper" if model == "soft_modular_paper" else "none"
+        assert cfg("experiment=paper_mt10", f"model={model}").algorithm.task_weights == expected, model
+        assert cfg("env=mt10", f"model={model}").algorithm.task_weights == "none", model
+
+
+def test_published_algorithms_come_with_their_optimizers():
+    for algorithm in ("mtsac", "pcgrad", "balanced"):
+        optimizer = cfg("env=mt10", f"algorithm={algorithm}").optimizer
+        for one in (optimizer.actor, optimizer.critic, optimizer.temperature):
+            assert (one._target_, one.lr) == ("torch.optim.Adam", 3e-4)
+    assert cfg("algorithm=pcgrad").algorithm.gradient_surgery == "pcgrad"
+    assert cfg("algorithm=balanced").algorithm.task_weights == "released"
 
 
 # --- faulty command lines -------------------------------------------------------------------------
@@ -99,7 +178,7 @@ FAULTY = {
     "algorithm.discount=1.5": "algorithm.discount=1.5: must be in [0, 1]",
     "algoritm.discount=1": "there is no key or group algoritm.discount; did you mean algorithm.discount?",
     "run.batch_pertask=3": "there is no key or group run.batch_pertask; did you mean run.batch_per_task?",
-    "method=soft": "method has no option soft; it has",
+    "model=soft": "model has no option soft; it has",
     "env.tasks=[reach-v2]": "unknown task 'reach-v2', did you mean reach-v3",
     "env.tasks=[]": "env.tasks=[]: name at least one task",
     "env.tasks=[push-v3,push-v3]": "names push-v3 more than once",
@@ -111,6 +190,13 @@ FAULTY = {
     "run=smok": "did you mean smoke?",
     "experimnt=toy": "did you mean experiment?",
     "experiment=quickstrt": "did you mean quickstart?",
+    "experiment=mt11": "experiment has no option mt11; it has mt10, mt50, paper_mt10, paper_mt50, quickstart, toy",
+    "variant=clp": "did you mean clip?",
+    "sweep=sedes": "did you mean seeds?",
+    "run.eval_every=${per_task:x}": "run.eval_every: ${per_task:x}: takes one whole number",
+    "run.eval_every=${per_task:1,2}": "run.eval_every: ${per_task:1,2}: takes one whole number",
+    "run.eval_every=${from_tasks:50,1}": "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value from",
+    "run.eval_every=${from_tasks:x,1,2}": "run.eval_every: ${from_tasks:x,1,2}: takes a number of tasks, the value",
     "actor.width=3": "did you mean actor.module_width?",
     "actor.num_modules=two": "actor.num_modules=two: must be a whole number",
     "actor.num_layers=1": "actor.num_layers=1: must be at least 2",
@@ -132,7 +218,7 @@ FAULTY = {
     "optimizer.actor.lr=nan": "must be above 0",
     "actor._target_=os.system": "must lie in softmod, torch.optim",
     "optimizer.actor._target_=torch.optim.adam.torch.os.system": "must name a class",
-    "method=[a]": "method has no option [a]",
+    "model=[a]": "model has no option [a]",
     "~seed": "none can be added or deleted",
     "+foo=1": "none can be added or deleted",
     "seed=0,1": "several values need -m",
@@ -171,7 +257,7 @@ def test_flags_with_faulty_values(flags, told):
         split(flags)
 
 
-@pytest.mark.parametrize("line", ["method=glob(*)", "algorithm.discount=interval(0.9,0.99)"])
+@pytest.mark.parametrize("line", ["model=glob(*)", "algorithm.discount=interval(0.9,0.99)"])
 def test_sweeps_whose_values_cannot_be_told(line):
     with pytest.raises(ConfigError, match="name the values, as in key=a,b"):
         check(*split(["-m", line]))
@@ -186,7 +272,7 @@ def test_checking_imports_nothing_heavy():
     code = """
 import sys
 from softmod.train import check, split
-check(*split(["experiment=mt10_soft", "seed=3"]))
+check(*split(["experiment=paper_mt10", "seed=3"]))
 print([name for name in ("torch", "lightning", "mlflow", "metaworld", "mujoco") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -194,7 +280,7 @@ print([name for name in ("torch", "lightning", "mlflow", "metaworld", "mujoco") 
 
 # --- identity -------------------------------------------------------------------------------------
 
-BASE = ["experiment=mt10_soft"]
+BASE = ["experiment=paper_mt10"]
 
 
 @pytest.mark.parametrize(
@@ -223,15 +309,17 @@ def test_folder_of_a_run():
 
 
 def test_identity_of_a_sweep_is_its_question():
-    first = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac"]))[1]
-    more = check(*split(["-m", "method=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))[1]
-    other = check(*split(["-m", "experiment=toy", "seed=0,1", "method=mt_sac,mt_mh_sac", "run=smoke"]))[1]
+    first = check(*split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac"]))[1]
+    more = check(*split(["-m", "model=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))[1]
+    other = check(*split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac", "run=smoke"]))[1]
     assert first == more
     assert first["id"] != other["id"]
-    assert first["name"] == "toy: method, seed"
+    assert first["name"] == "toy: model, seed"
     assert check(*split(["experiment=toy"]))[1] is None
     assert check(*split(["sweep=seeds", "experiment=toy"]))[1]["name"] == "toy: seed"
-    assert sweep_identity([], ["seed"]) != sweep_identity([], ["method"])
+    assert sweep_identity([], ["seed"]) != sweep_identity([], ["model"])
+    assert check(*split(["-m", "env=mt10", "seed=0,1"]))[1]["name"] == "mt10: seed"
+    assert check(*split(["sweep=seeds"]))[1]["name"] == "quickstart: seed"
 
 
 # --- _target_ -------------------------------------------------------------------------------------

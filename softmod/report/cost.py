@@ -1,4 +1,4 @@
-"""What a method costs, counted and not timed: parameters, and floating point operations of one update."""
+"""What a model costs, counted and not timed: parameters, and floating point operations of one update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Cost(NamedTuple):
-    """Of a method on a task set."""
+    """Of a model and its algorithm on a task set."""
 
     actor: int  # parameters
     critics: int  # parameters, both critics, without targets
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
 
 def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
-    """The cost of a run's method; None, and a word, where its networks cannot be built here."""
+    """The cost of a run's updates; None, and a word, where its networks cannot be built here."""
     try:
         cfg = configuration({"config": nested(run.config)}, allow)
         suite: TaskSuite = build(cfg.env, cfg.allow, "env")

@@ -1,4 +1,4 @@
-"""The figures of a report. A method has the same colour in all of them, told apart with any colour vision."""
+"""The figures of a report. A model has the same colour in all of them, told apart with any colour vision."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from softmod.report.runs import Comparison, Curve, Group
 from softmod.report.statistics import by_seed, improvement, interval, iqm
 from softmod.report.tables import Table
 
-METHODS = (  # a row has a line style, a column a colour: relatives share it
+MODELS = (  # a row has a line style, a column a colour: relatives share it
     "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
-    "soft_modular_small_balanced", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
-    "paco", "soft_modular_wide", "soft_modular_paper", "pcgrad", "mt_mh_sac_wide", "film", "moore",
+    "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
+    "paco", "moore", "soft_modular_paper", "film", "mt_mh_sac_wide",
 )  # fmt: skip
 MARKERS = ("o", "s", "^")
 LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
@@ -34,22 +34,18 @@ Look = tuple[str, str, str]  # colour, line style, marker
 
 
 def looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """Each label's look: a known method's own; where two share a method, a free one, if there is in a free colour."""
-    names = {group.label: _known(group.method) for group in groups}
+    """Each label's look: a known model's own; where two share a model, a free one, if there is in a free colour."""
+    names = {group.label: group.model if group.model in MODELS else None for group in groups}
     made: dict[str, Look] = {}
     for label, name in names.items():
-        if name is not None and LOOKS[METHODS.index(name)] not in made.values():
-            made[label] = LOOKS[METHODS.index(name)]
+        if name is not None and LOOKS[MODELS.index(name)] not in made.values():
+            made[label] = LOOKS[MODELS.index(name)]
     for label in names:
         if label not in made:
             free = [look for look in LOOKS if look not in made.values()] or LOOKS
             taken = {color for color, _, _ in made.values()}
             made[label] = next((look for look in free if look[0] not in taken), free[-1])
     return made
-
-
-def _known(method: str) -> str | None:
-    return next((name for name in (method, method.removesuffix("_mt50")) if name in METHODS), None)
 
 
 def folded(label: str) -> str:
@@ -82,7 +78,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def intervals(comparison: Comparison, path: Path) -> Path:
-    """IQM over seeds of the task mean, one line per method, with its interval and the seeds as dots."""
+    """IQM over seeds of the task mean, one line per group, with its interval and the seeds as dots."""
     groups = comparison.groups
     names = [folded(group.label) for group in groups]
     figure, axes = sheet(height=1.2 + max(0.45, 0.1 + LINE * most_lines(names)) * len(groups))
@@ -100,7 +96,7 @@ def intervals(comparison: Comparison, path: Path) -> Path:
 
 
 def heat_map(comparison: Comparison, path: Path) -> Path:
-    """Success per method and task, mean over seeds."""
+    """Success per group and task, mean over seeds."""
     values = np.stack([group.scores().mean(0) for group in comparison.groups])
     rows, columns = [group.label for group in comparison.groups], [name_of(task) for task in comparison.tasks]
     return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
@@ -115,7 +111,7 @@ def task_sets(table: Table, path: Path) -> Path:
 
 
 def improvement_matrix(comparison: Comparison, path: Path) -> Path:
-    """The probability that the row's method does better than the column's."""
+    """The probability that the row's group does better than the column's."""
     groups = comparison.groups
     values = np.array([[improvement(a.scores(), b.scores()).value for b in groups] for a in groups])
     names = [group.label for group in groups]

@@ -82,7 +82,7 @@ def budget_line(comparison: Comparison) -> str:
 
 
 def unequal_line(group: Group) -> str | None:
-    """That the seeds of a method did not train equally long; None where they did, to a twentieth."""
+    """That the seeds of a model did not train equally long; None where they did, to a twentieth."""
     steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None

@@ -98,7 +98,7 @@ def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], o
         if part is not page:
             page.heading(f"Protocol {number}")
             page.text(protocol_line(comparison))
-            page.link(part.write(), f"{len(comparison.groups)} methods")
+            page.link(part.write(), f"{len(comparison.groups)} models")
     if len(found) > 1 and only_tasks_differ(found):
         page.heading("Tasks, set by set")
         table = tables.task_sets(found)
@@ -128,9 +128,9 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
         page.note(f"Left out: {line}")
     page.heading("Success")
     page.table(tables.success(comparison))
-    page.picture(figures.intervals(comparison, folder / "success.png"), "Success per method, with intervals")
+    page.picture(figures.intervals(comparison, folder / "success.png"), "Success per model, with intervals")
     page.table(tables.per_task(comparison))
-    page.picture(figures.heat_map(comparison, folder / "tasks.png"), "Success per method and task, mean over seeds")
+    page.picture(figures.heat_map(comparison, folder / "tasks.png"), "Success per model and task, mean over seeds")
     if len(comparison.groups) > 1:
         page.heading("Who does better")
         page.table(tables.improvements(comparison))

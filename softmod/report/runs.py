@@ -1,4 +1,4 @@
-"""The runs of a report: read from journals or from MLflow, sorted by protocol and by method, never mixed."""
+"""The runs of a report: read from journals or from MLflow, sorted by protocol and by model, never mixed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOALS = ("run.eval_goals", "run.final_eval_goals")
 # how options and tags begin on which times and rates depend
 MACHINE = ("fabric.accelerator", "fabric.precision", "fabric.compile", "machine.")
 UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
-NOT_METHOD = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin that make no method
+NOT_MODEL = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin in which runs of a model may differ
 FINISHED = "FINISHED"
 
 Curve = list[tuple[float, float]]
@@ -101,7 +101,7 @@ class Group:
     """Runs that differ in their seed only."""
 
     label: str
-    method: str
+    model: str
     runs: list[Run]
 
     def scores(self) -> NDArray[np.float64]:
@@ -140,7 +140,7 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
             raise ConfigError(f"runs={pattern}: no journal of a run there")
         for folder in found:
             record = Record.read(folder)
-            runs.append(Run(str(folder), record.status, record.params, record.values, record.tags))
+            runs.append(Run(str(folder), record.status, renamed(record.params), record.values, record.tags))
     return runs
 
 
@@ -197,7 +197,12 @@ def _from_mlflow(client: Any, run: Any) -> Run:
         for name in run.data.metrics
         if not name.startswith("system/")
     }
-    return Run(run.info.run_id, run.info.status, config, values, run.data.tags)
+    return Run(run.info.run_id, run.info.status, renamed(config), values, run.data.tags)
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run under today's names; `model` was `method` once."""
+    return {"model" if key == "method" else key: value for key, value in config.items()}
 
 
 def _value(text: str) -> Any:
@@ -222,7 +227,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     by_protocol: dict[Any, list[Run]] = defaultdict(list)
     lost = []  # runs that no comparison tells of
     for run in runs:
-        if {"seed", "method", "env.tasks"} <= run.config.keys():
+        if {"seed", "model", "env.tasks"} <= run.config.keys():
             by_protocol[run.protocol].append(run)
         else:
             lost.append(f"{run.source}: ended before it told its configuration")
@@ -231,11 +236,11 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
         finished, left_out = [], []
         seen: dict[tuple[Any, int], str] = {}
         for run in members:
-            key = (_frozen(method_of(run)), run.seed)
+            key = (_frozen(settings(run)), run.seed)
             if run.status != FINISHED:
                 left_out.append(f"{run.source}: {run.status or 'no status'}")
             elif key in seen:
-                left_out.append(f"{run.source}: the same method and seed as {seen[key]}")
+                left_out.append(f"{run.source}: the same model and seed as {seen[key]}")
             else:
                 seen[key] = run.source
                 finished.append(run)
@@ -250,28 +255,28 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     return made
 
 
-def method_of(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that makes its method."""
-    return {key: value for key, value in run.config.items() if not key.startswith(NOT_METHOD) and key != "method"}
+def settings(run: Run) -> dict[str, Any]:
+    """The part of a run's configuration that the runs of a group share, but for the model's name."""
+    return {key: value for key, value in run.config.items() if not key.startswith(NOT_MODEL) and key != "model"}
 
 
 def _groups(runs: list[Run]) -> list[Group]:
-    """Runs by method; what tells methods of one name apart is added to their label."""
+    """Runs by model and settings; what tells groups of one model apart is added to their label."""
     groups: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.config["method"], _frozen(method_of(run))].append(run)
+        groups[run.config["model"], _frozen(settings(run))].append(run)
     made = []
-    for (method, _), members in groups.items():
-        rivals = [others[0] for (name, _), others in groups.items() if name == method]
-        label = " ".join([method, *_differences(members[0], rivals)])
-        made.append(Group(label, method, sorted(members, key=lambda run: run.seed)))
+    for (model, _), members in groups.items():
+        rivals = [others[0] for (name, _), others in groups.items() if name == model]
+        label = " ".join([model, *_differences(members[0], rivals)])
+        made.append(Group(label, model, sorted(members, key=lambda run: run.seed)))
     return sorted(made, key=lambda group: group.label)
 
 
 def _differences(run: Run, rivals: list[Run]) -> list[str]:
-    """In which options a run differs from most others of its method; what actor and critic share is said once."""
-    own = method_of(run)
-    others = [method_of(rival) for rival in rivals]
+    """In which options a run differs from most others of its model; what actor and critic share is said once."""
+    own = settings(run)
+    others = [settings(rival) for rival in rivals]
     told: dict[str, str] = {}  # by key
     for key in sorted(own):
         part, _, name = key.partition(".")

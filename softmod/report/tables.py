@@ -91,7 +91,7 @@ def _tex(text: str) -> str:
 
 
 def success(comparison: Comparison) -> Table:
-    """Per method: mean and IQM over seeds of the task mean, and the IQM over seeds and tasks."""
+    """Per model: mean and IQM over seeds of the task mean, and the IQM over seeds and tasks."""
     rows: list[list[Cell]] = []
     for group in comparison.groups:
         scores = group.scores()
@@ -102,18 +102,18 @@ def success(comparison: Comparison) -> Table:
     caption = "Success of the last evaluation, with 95 % stratified bootstrap intervals"
     if min(len(group.runs) for group in comparison.groups) < 5:
         caption += "; of fewer than five seeds an interval says little, a single one has none"
-    columns = ["method", "seeds", "mean", "IQM over seeds of the task mean", "IQM over seeds and tasks"]
+    columns = ["model", "seeds", "mean", "IQM over seeds of the task mean", "IQM over seeds and tasks"]
     return Table("success", caption, columns, rows)
 
 
 def per_task(comparison: Comparison) -> Table:
     """Mean success over seeds, per task."""
     rows: list[list[Cell]] = [[g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups]
-    return Table("tasks", "Success per task, mean over seeds", ["method", *comparison.tasks], rows)
+    return Table("tasks", "Success per task, mean over seeds", ["model", *comparison.tasks], rows)
 
 
 def task_sets(found: Sequence[Comparison]) -> Table:
-    """Mean success over seeds, per task, in one row for each method and set of tasks."""
+    """Mean success over seeds, per task, in one row for each model and set of tasks."""
     tasks = list(dict.fromkeys(task for comparison in found for task in comparison.tasks))
     rows: list[list[Cell]] = []
     for comparison in sorted(found, key=lambda one: len(one.tasks)):
@@ -124,7 +124,7 @@ def task_sets(found: Sequence[Comparison]) -> Table:
         "Success per task, mean over seeds, as the set of tasks changes; "
         "goals are those of MT10 or MT25 for these very sets, of MT50 for others"
     )
-    return Table("task_sets", caption, ["method", "tasks in the set", *tasks], rows)
+    return Table("task_sets", caption, ["model", "tasks in the set", *tasks], rows)
 
 
 def improvements(comparison: Comparison) -> Table:
@@ -136,7 +136,7 @@ def improvements(comparison: Comparison) -> Table:
         if ours is not theirs
     ]
     caption = "Probability that a run of the first does better on a task than one of the second (ties count half)"
-    return Table("improvement", caption, ["method", "against", "probability"], rows)
+    return Table("improvement", caption, ["model", "against", "probability"], rows)
 
 
 def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
@@ -154,7 +154,7 @@ def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
              *(sizes if sizes else (None, None, None)),
              _average(group, ENV_STEPS_PER_SECOND), _average(group, UPDATES_PER_SECOND)]
         )  # fmt: skip
-    columns = ["method", f"runs that reach {level:g}", "env steps until then, median", "parameters, actor",
+    columns = ["model", f"runs that reach {level:g}", "env steps until then, median", "parameters, actor",
                "parameters, critics", "GFLOP per update", "env steps/s", "updates/s"]  # fmt: skip
     caption = f"Sample efficiency and cost; the level is {level:g} of mean success in an evaluation"
     return Table("efficiency", caption, columns, rows)
@@ -167,7 +167,7 @@ def _average(group: Group, name: str) -> float:
 
 def published(rows: Sequence[dict[str, object]]) -> Table:
     """Figures of others, with their protocol."""
-    keys = ["benchmark", "method", "success", "statistic", "protocol", "source"]
+    keys = ["benchmark", "model", "success", "statistic", "protocol", "source"]
     columns = ["success, %" if key == "success" else key for key in keys]
     cells: list[list[Cell]] = [[_plain(row.get(key)) for key in keys] for row in rows]
     return Table("published", "Published figures; their protocols are not those of the runs above", columns, cells)

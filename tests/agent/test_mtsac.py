@@ -313,7 +313,7 @@ def test_acts_for_some_of_the_tasks():
     assert not torch.equal(frozen["network.first.weight"], agent.actor.network.first.weight)  # a copy, not a view
 
 
-# --- options of the update ----------------------------------------------------------------------------------------------
+# --- options of the update -------------------------------------------------------------------------------------------
 
 
 def test_a_delayed_policy_is_updated_every_third_time_and_the_critics_always():

@@ -56,12 +56,12 @@ def runs(folder: Path, experiment: str = "toy") -> list[Any]:
 
 # --- a sweep ----------------------------------------------------------------------------------------------------------
 
-SWEEP = command("softmod.train", "-m", *BRIEF, "workers=inline", "method=soft_modular_small,mt_mh_sac")
+SWEEP = command("softmod.train", "-m", *BRIEF, "workers=inline", "model=soft_modular_small,mt_mh_sac")
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A working folder after a sweep of two methods and two seeds."""
+    """A working folder after a sweep of two models and two seeds."""
     folder = tmp_path_factory.mktemp("swept")
     done([*SWEEP, "seed=0,1"], folder, environment)
     return folder
@@ -75,11 +75,11 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
     assert len(children) == 4
     assert {run.info.status for run in everything} == {"FINISHED"}
     assert {run.data.tags[store.PARENT_TAG] for run in children} == {parent.info.run_id}
-    assert parent.info.run_name == "toy: method, seed"
+    assert parent.info.run_name == "toy: model, seed"
     client = store.connect(f"sqlite:///{swept / 'mlflow.db'}")
     assert store.KIND.items() <= client.get_experiment_by_name("toy").tags.items()
-    told = {(run.data.params["method"], run.data.params["seed"]) for run in children}
-    assert told == {(method, seed) for method in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")}
+    told = {(run.data.params["model"], run.data.params["seed"]) for run in children}
+    assert told == {(model, seed) for model in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")}
     for run in children:
         assert {f"eval/success_rate/toy-{task}" for task in ("reach", "opposite", "touch")} <= set(run.data.metrics)
         assert f"seed={run.data.params['seed']}" in run.info.run_name
@@ -88,7 +88,7 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
         for name in ("config.yaml", "success.png", "evaluation.json", "checkpoints/best/manifest.json"):
             assert (kept / name).is_file(), name
         routed = store.image_steps(client, run.info.run_id, store.ROUTING)
-        assert bool(routed) == (run.data.params["method"] == "soft_modular_small")
+        assert bool(routed) == (run.data.params["model"] == "soft_modular_small")
 
 
 def test_the_same_sweep_again_does_nothing_and_says_why(swept: Path, environment: dict[str, str]) -> None:
@@ -122,7 +122,7 @@ def test_the_notebooks_run_on_it(name: str, swept: Path, tmp_path: Path, environ
 def test_a_report_on_it(swept: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the parent's name from MLflow, and from journals alone: the same tables; and logged to the parent."""
     report = command("softmod.report")
-    assert "written: report/report.html" in done([*report, "sweep=toy: method, seed"], swept, environment)
+    assert "written: report/report.html" in done([*report, "sweep=toy: model, seed"], swept, environment)
     monkeypatch.chdir(swept)
     assert run_report(["runs=[runs]", "output=beside"]) == 0
     for name in ("success", "tasks", "improvement", "efficiency", "published"):
@@ -146,14 +146,14 @@ def test_notebooks_are_light() -> None:
 
 def test_a_finished_run_is_one_of_another_sweep_too(swept: Path, environment: dict[str, str]) -> None:
     """The last to use the sweep above: it moves two of its runs under another parent."""
-    told = done([*SWEEP[:-1], "method=mt_mh_sac", "seed=0,1"], swept, environment)
+    told = done([*SWEEP[:-1], "model=mt_mh_sac", "seed=0,1"], swept, environment)
     assert told.count("nothing to do") == 2
     parents = {run.info.run_name: run.info.run_id for run in runs(swept) if store.SWEEP_TAG in run.data.tags}
-    assert set(parents) == {"toy: method, seed", "toy: seed"}
+    assert set(parents) == {"toy: model, seed", "toy: seed"}
     uri = f"sqlite:///{swept / 'mlflow.db'}"
     members = {name: {run.source for run in from_mlflow(uri, name)[1]} for name in parents}
     assert [len(members[name]) for name in sorted(members)] == [4, 2]
-    assert members["toy: seed"] < members["toy: method, seed"]
+    assert members["toy: seed"] < members["toy: model, seed"]
     assert len(runs(swept)) == 6
 
 

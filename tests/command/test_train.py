@@ -152,7 +152,7 @@ def test_a_result_without_its_journal_is_shown_all_the_same(here, capsys):
 
 def test_what_cannot_work_creates_nothing(here, capsys):
     faulty = {
-        ("method=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
+        ("model=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
         (
             "fabric.compile=captured",
             "optimizer.actor.fused=false",

@@ -43,9 +43,9 @@ FAULTY = {  # and what the answer has to name: key and value, what is allowed, t
     "actor.modul_width=8": "actor.modul_width=8 | did you mean actor.module_width",
     "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | optimizer.actor has | lr",
     "experimnt=toy": "experimnt=toy | did you mean experiment",
-    "experiment=quikstart": "experiment=quikstart | quickstart | more (--help) | did you mean quickstart",
+    "experiment=quikstart": "experiment=quikstart | paper_mt10, paper_mt50, quickstart | did you mean quickstart",
     "env=mt500": "env=mt500 | mt10, mt25 | did you mean mt50",
-    "method=mt_sack": "method=mt_sack | mt_sac | did you mean mt_sac",
+    "model=mt_sack": "model=mt_sack | mt_sac | did you mean mt_sac",
     "network@actor=soft_modula": "network@actor=soft_modula | did you mean soft_modular",
     "network=mlp": "network=mlp | network@actor",
     "tracking=wandb": "tracking=wandb | journal, mlflow",
@@ -163,7 +163,7 @@ def test_a_run_folder_in_use(stopped, here, capsys, record_property):
 
 TEN = [
     "algoritm.discount=0.9", "seed=abc", "algorithm.discount=1.5", "optimizer.actor.lr=-0.1", "env.tasks=[toy-rech]",
-    "run.batch_per_task=20000", "env.horizon=501", "method=mt_sack", "run.resume=mustt", "--resum",
+    "run.batch_per_task=20000", "env.horizon=501", "model=mt_sack", "run.resume=mustt", "--resum",
 ]  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
-    cfg = typed(compose(["experiment=mt10_soft", "fabric=cpu", f"run.replay_per_task={rows}"]))
+    cfg = typed(compose(["experiment=paper_mt10", "fabric=cpu", f"run.replay_per_task={rows}"]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
     replay, clock, suite = Replay(spec, rows), Clock(), Toy(["toy-reach"])

@@ -42,7 +42,7 @@ def test_a_faulty_line_gets_one_line(here: Path, capsys, arguments: list[str], c
 
 
 def test_a_policy_that_does_not_route_and_a_run_that_is_not_over(here: Path, capsys):
-    assert train([*(word for word in SMALL if word[:5] not in ("actor", "criti")), "method=mt_sac_small"]) == 0
+    assert train([*(word for word in SMALL if word[:5] not in ("actor", "criti")), "model=mt_sac_small"]) == 0
     (folder,) = here.glob("runs/*/seed_0")
     assert run([f"checkpoint={folder}"]) == 2
     assert "its network does not route" in capsys.readouterr().err

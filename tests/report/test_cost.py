@@ -1,4 +1,4 @@
-"""What a method costs: counted for every one of them, and against a count by hand."""
+"""What a model costs: counted for every one of them, and against a count by hand."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def of(*overrides: str) -> cost.Cost:
     return cost.of(typed(compose(["experiment=toy", "fabric=cpu", "run.batch_per_task=4", *overrides])), SPEC)
 
 
-@pytest.mark.parametrize("method", [name for name in options("method") if not name.endswith("_wide")])
-def test_every_method_is_counted(method):
-    counted = of(f"method={method}")
+@pytest.mark.parametrize("model", [name for name in options("model") if not name.endswith("_wide")])
+def test_every_model_is_counted(model):
+    counted = of(f"model={model}")
     assert min(counted) > 0
 
 
@@ -37,5 +37,5 @@ def test_of_a_gradient_that_is_asked_for():
 
 
 def test_surgery_costs_more_than_the_same_network_without():
-    assert of("method=pcgrad").gflop > of("method=mt_sac").gflop
-    assert of("method=pcgrad")[:2] == of("method=mt_sac")[:2]
+    assert of("model=mt_sac", "algorithm=pcgrad").gflop > of("model=mt_sac").gflop
+    assert of("model=mt_sac", "algorithm=pcgrad")[:2] == of("model=mt_sac")[:2]

@@ -1,4 +1,4 @@
-"""How methods look in figures, and how tables tell what a single seed cannot."""
+"""How models look in figures, and how tables tell what a single seed cannot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from softmod.config import options
 from softmod.report import figures
-from softmod.report.figures import LOOKS, METHODS, looks, running_mean
+from softmod.report.figures import LOOKS, MODELS, looks, running_mean
 from softmod.report.page import LONG, Page
 from softmod.report.runs import Comparison, Group, comparisons
 from softmod.report.statistics import improvement, interval, iqm
@@ -25,18 +25,17 @@ def groups(*labels: str) -> list[Group]:
     return [Group(label, label.split()[0], []) for label in labels]
 
 
-def test_a_method_looks_the_same_everywhere():
-    every = [name for name in options("method") if not name.endswith("_mt50")]
+def test_a_model_looks_the_same_everywhere():
+    every = options("model")
     among = looks(groups(*reversed(every)))
-    assert len(set(among.values())) == len(every) == len(METHODS)
+    assert len(set(among.values())) == len(every) == len(MODELS)
     for name in every:
-        assert looks(groups(name, f"a {name}"))[name] == among[name] == LOOKS[METHODS.index(name)]
-    assert looks(groups("care_mt50"))["care_mt50"] == among["care"]
+        assert looks(groups(name, f"a {name}"))[name] == among[name] == LOOKS[MODELS.index(name)]
 
 
 def test_up_to_seven_have_a_colour_each_whatever_they_are():
     labels = [f"{name} task_weights={how}" for name in ("mt_mh_sac_small", "soft_modular_small") for how in "abc"]
-    made = looks(groups(*labels, "a method of one's own"))
+    made = looks(groups(*labels, "a model of one's own"))
     assert len({color for color, _, _ in made.values()}) == 7
 
 
@@ -51,7 +50,7 @@ def test_a_single_seed_has_no_interval(found):
     assert math.isnan(found.low)
     assert math.isnan(found.high)
     assert shown(found) == f"{found.value:.3f}"
-    lines = Table("t", "", ["method", "success"], [["ours", found]]).as_csv().splitlines()
+    lines = Table("t", "", ["model", "success"], [["ours", found]]).as_csv().splitlines()
     assert lines[1].endswith(f"{found.value},,")
 
 
@@ -67,13 +66,13 @@ def test_a_long_table_is_folded(rows: int, tmp_path: Path):
 
 SHIPPED = "soft_modular_small state_in_routing=False task_weights=released"  # as long as shipped sweeps make them
 SEARCHED = "soft_modular_small num_modules=4 optimizer.actor.lr=0.00023746273847263 discount=0.98123456789"
-UNBROKEN = "a_method_of_ones_own_" * 6
+UNBROKEN = "a_model_of_ones_own_" * 6
 
 
 def comparison(name: str, count: int) -> Comparison:
-    """Two seeds each of methods with such names, with routing that four layers tell."""
+    """Two seeds each of models with such names, with routing that four layers tell."""
     runs = [
-        run(method=f"{name}_{letter}", seed=seed, actor__width=width)
+        run(model=f"{name}_{letter}", seed=seed, actor__width=width)
         for width, letter in enumerate(ascii_letters[:count])
         for seed in (0, 1)
     ]

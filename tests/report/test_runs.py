@@ -18,7 +18,7 @@ from softmod.report.runs import Run, comparisons, from_folders
 from softmod.report.tables import task_sets
 
 BASE: dict[str, Any] = {
-    "seed": 0, "name": "toy-a", "method": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
+    "seed": 0, "name": "toy-a", "model": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
     "env.reward": "v2", "env.horizon": 50, "run.eval_goals": 10, "run.final_eval_goals": 50, "run.batch_per_task": 64,
     "actor._target_": "m.A", "critic._target_": "m.A", "actor.width": 8, "critic.width": 8,
     "algorithm.task_weights": "none", "run.steps_per_task": 1000, "workers.processes": 2,
@@ -33,11 +33,11 @@ def run(status: str = "FINISHED", success: tuple[float, float] = (1.0, 0.5), **c
         "eval/success_rate/y": {100: 0.0, 200: success[1]},
         "time/seconds": {100: 10.0, 200: 25.0},
     }
-    return Run(f"run {config['method']} {config['seed']}", status, config, values)
+    return Run(f"run {config['model']} {config['seed']}", status, config, values)
 
 
-def test_seeds_of_one_method_are_one_group():
-    (comparison,) = comparisons([run(), run(seed=1, workers__processes=0, name="b"), run(method="b", actor__width=9)])
+def test_seeds_of_one_model_are_one_group():
+    (comparison,) = comparisons([run(), run(seed=1, workers__processes=0, name="b"), run(model="b", actor__width=9)])
     assert [(group.label, len(group.runs)) for group in comparison.groups] == [("a", 2), ("b", 1)]
     np.testing.assert_array_equal(comparison.groups[0].scores(), [[1.0, 0.5], [1.0, 0.5]])
 
@@ -58,7 +58,7 @@ def test_seen_failing_a_protocol_that_does_not_count(monkeypatch: pytest.MonkeyP
     assert len(comparisons([run(), run(seed=1, env__reward="v1")])) == 1
 
 
-def test_what_differs_within_a_method_stands_in_the_label():
+def test_what_differs_within_a_model_stands_in_the_label():
     weights = [run(algorithm__task_weights=word) for word in ("none", "paper")]
     both = run(actor__width=16, critic__width=16)
     one = run(actor__width=16, critic__width=8)
@@ -92,13 +92,13 @@ def test_networks_of_one_shape_are_told_apart_by_their_class():
 
 
 @pytest.mark.parametrize("changes", [{"fabric__precision": "tf32"}, {"workers__copies": 2}], ids=str)
-def test_what_changes_results_makes_another_method(changes: dict[str, Any]):
+def test_what_changes_results_makes_another_group(changes: dict[str, Any]):
     (comparison,) = comparisons([run(), run(seed=1, **changes)])
     assert [len(group.runs) for group in comparison.groups] == [1, 1]
 
 
 @pytest.mark.parametrize("changes", [{"fabric__accelerator": "cuda"}, {"run__save_every": 7}], ids=str)
-def test_what_does_not_is_the_same_method(changes: dict[str, Any]):
+def test_what_does_not_is_the_same_group(changes: dict[str, Any]):
     (comparison,) = comparisons([run(), run(seed=1, **changes)])
     assert [len(group.runs) for group in comparison.groups] == [2]
 
@@ -113,7 +113,7 @@ def test_nothing_disappears_without_a_word():
 
 
 def test_runs_of_unlike_machines_are_told():
-    """They are of one method, but their times are not."""
+    """They are of one model, but their times are not."""
     alike, other = [run(), run(seed=1, workers__timeout=9, fabric__threads=1)], run(seed=2, fabric__accelerator="cuda")
     other.tags = {"machine.processor": "another"}
     (same,), (mixed,) = comparisons(alike), comparisons([*alike, other])
@@ -152,7 +152,7 @@ def test_a_task_is_followed_from_set_to_set(tmp_path: Path):
 def test_what_has_not_finished_is_left_out_and_told():
     (comparison,) = comparisons([run(), run("KILLED", seed=1), run()])
     assert len(comparison.groups[0].runs) == 1
-    assert comparison.left_out == ["run a 1: KILLED", "run a 0: the same method and seed as run a 0"]
+    assert comparison.left_out == ["run a 1: KILLED", "run a 0: the same model and seed as run a 0"]
     with pytest.raises(ConfigError, match="no run has finished"):
         comparisons([run("FAILED")])
 

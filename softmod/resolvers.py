@@ -1,0 +1,63 @@
+"""Values in `conf/` that depend on the number of tasks: `${per_task:...}` and `${from_tasks:...}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from softmod.errors import ConfigError
+
+
+def register() -> None:
+    """Register the resolvers with OmegaConf, which keeps them for the process; repeated calls are harmless."""
+    OmegaConf.register_new_resolver("per_task", per_task, replace=True)
+    OmegaConf.register_new_resolver("from_tasks", from_tasks, replace=True)
+
+
+def per_task(*given: Any, _root_: DictConfig) -> int:
+    """Return `${per_task:steps}`: the steps of one task times the number of tasks.
+
+    Raises:
+        ValueError: the argument is not a whole number.
+        ConfigError: there are no tasks to count.
+    """
+    if len(given) != 1 or not _whole(given[0]):
+        raise ValueError(f"${{per_task:{_shown(given)}}}: takes one whole number, the steps of one task")
+    return int(given[0]) * _count(_root_)
+
+
+def from_tasks(*given: Any, _root_: DictConfig) -> Any:
+    """Return `${from_tasks:number,there,below}`: one value from this number of tasks on, the other below it.
+
+    Raises:
+        ValueError: there are not three arguments, or the first is not a whole number.
+        ConfigError: there are no tasks to count.
+    """
+    if len(given) != 3 or not _whole(given[0]):
+        raise ValueError(
+            f"${{from_tasks:{_shown(given)}}}: takes a number of tasks, the value from there on, and the value below"
+        )
+    number, there, below = given
+    return there if _count(_root_) >= number else below
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(given: tuple[Any, ...]) -> str:
+    return ",".join(str(value) for value in given)
+
+
+def _count(root: DictConfig) -> int:
+    """Count the tasks of the configuration.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    tasks = OmegaConf.select(root, "env.tasks")
+    if not isinstance(tasks, ListConfig) or not tasks:
+        shown = "" if tasks is None else tasks
+        raise ConfigError(f"env.tasks={shown}: name at least one task (python -m softmod.envs lists them)")
+    return len(tasks)
