@@ -62,7 +62,7 @@ def test_none_valid_is_an_error_and_none_at_all_is_not(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "manifest", ["[]", "{}", "nonsense", '{"format": 2, "shared": {}, "files": [1]}', '{"format": 99, "files": {}}']
+    "manifest", ["[]", "{}", "nonsense", '{"format": 3, "shared": {}, "files": [1]}', '{"format": 99, "files": {}}']
 )
 def test_any_manifest_is_answered_in_one_line(tmp_path, manifest):
     folder = write(tmp_path, 10)
@@ -75,7 +75,7 @@ def test_any_manifest_is_answered_in_one_line(tmp_path, manifest):
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     folder = write(tmp_path, 10)
     (tmp_path / "secret").write_text("x")
-    (folder / "manifest.json").write_text(json.dumps({"format": 2, "shared": {}, "files": {"../../secret": "0"}}))
+    (folder / "manifest.json").write_text(json.dumps({"format": 3, "shared": {}, "files": {"../../secret": "0"}}))
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
         checkpoint.verify(folder)
 

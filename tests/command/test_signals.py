@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmod import experiment, loop, signals
+from softmod import checkpoint, experiment, loop, signals
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import all_in, newest
 from softmod.envs.toy import ToyEnv
+from softmod.state import COMPONENTS, state_hash
 from softmod.tracking import WALL_CLOCK
 from softmod.workers.pool import Workers
 from tests.command.test_train import here, metrics, only, run, state, statuses
@@ -112,6 +113,64 @@ def test_stopped_again_and_again(here, undisturbed):
     assert codes == [signals.STOPPED] * 6
     assert run() == 0
     assert results(only(here)) == undisturbed[0]
+
+
+RECIPE = [  # every state that the recipe adds, and actions that are no policy's before the first update
+    "algorithm=fast", "network@critic=residual", "critic.width=8", "actor.norm=layer", "env.train_horizon=10",
+    "algorithm.policy_averaging=0.1", "run.warmup_policy=uniform", "critic_head.atoms=11",
+]  # fmt: skip
+
+
+@pytest.mark.bar(2)
+def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monkeypatch, here):
+    """Its statistics, the averaged policy, delayed updates and uniform actions are all part of what is saved."""
+    line = [f"run.folder={tmp_path / 'whole'}", *RECIPE]
+    assert run(*line) == 0
+    (whole,) = (tmp_path / "whole").glob("*/seed_0")
+    update = (MTSAC, "training_step")
+    stops = [(Workers, "start", 3), (*update, 4), (*update, 8), (*update, 9), (Workers, "evaluate", 1)]
+    stops += [(Workers, "finish", 2), (*update, 1)]
+    for owner, name, at in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            send_at(patch, owner, name, at)
+            assert run(*RECIPE) == signals.STOPPED
+    assert run(*RECIPE) == 0
+    assert results(only(here)) == results(whole)
+    ours, theirs = state(only(here)), state(whole)
+    assert {"agent.moments.mean", "agent.return_scale.largest", "agent.actor.normalizer.scale"} <= ours.keys()
+    assert "agent.averaged_actor.network.first.weight" in ours
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert state_hash(newest(only(here))[0])["state"] == state_hash(newest(whole)[0])["state"]
+
+
+@pytest.mark.control(2)
+@pytest.mark.parametrize("forgotten", ["moments", "return_scale", "averaged_actor"])
+def test_seen_failing_each_state_of_the_recipe_is_needed(tmp_path, here, forgotten):
+    """A checkpoint in which one of them is as at the start leads to another end."""
+    assert run(f"run.folder={tmp_path / 'whole'}", *RECIPE) == 0
+    (whole,) = (tmp_path / "whole").glob("*/seed_0")
+    with pytest.MonkeyPatch.context() as patch:
+        send_at(patch, MTSAC, "training_step", 30)
+        assert run(*RECIPE) == signals.STOPPED
+
+    def without(live, saved, what):
+        kept = {name: live[name].clone() if name.startswith(forgotten) else value for name, value in saved.items()}
+        restore(live, kept, what)
+
+    restore = checkpoint.restore_arrays
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "restore_arrays", without)
+        assert run(*RECIPE) == 0
+    assert any(not torch.equal(value, state(whole)[name]) for name, value in state(only(here)).items())
+
+
+def test_every_array_of_an_agent_belongs_to_a_component_of_the_hash(here):
+    assert run(*RECIPE) == 0
+    known = tuple(begin for begins in COMPONENTS.values() for begin in begins)
+    agent = [name for name in state(only(here)) if name.startswith("agent.")]
+    assert agent
+    assert all(name.removeprefix("agent.").startswith(known) for name in agent)
 
 
 @pytest.mark.bar(9)

@@ -17,6 +17,8 @@ import softmod
 from softmod import archive, evaluate, loop, replay_fault, train
 from softmod.checkpoint import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
+from softmod.types import TaskScore
+from softmod.workers.pool import Workers
 
 SMALL = [
     "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20",
@@ -113,7 +115,7 @@ def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
         return make(self, *arguments)
 
     monkeypatch.setattr(loop.Evaluation, "make", watched)
-    monkeypatch.setattr(loop, "out_of_time", lambda *_: bool(evaluations))
+    monkeypatch.setattr(loop, "ended", lambda *_: bool(evaluations))
     assert run(f"run.eval_every={every}") == 0
     values, result = metrics(only(here)), json.loads((only(here) / "result.json").read_text())
     assert sorted(step for name, step in values if name == "eval/success_rate/mean") == expected
@@ -227,6 +229,45 @@ def test_the_clock_ends_a_run(here):
     assert run("run.max_minutes=0.0001") == 0  # finished: by the clock
     assert run("run.max_minutes=5") == 0  # and goes on when given more
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
+
+
+def solve(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
+    """Let evaluations have these mean success rates, one after the other, and the last one for good; their goals."""
+    made: list[int] = []
+
+    def evaluate(self, policy, goals):
+        made.append(goals)
+        rate = rates[min(len(made), len(rates)) - 1]
+        return [TaskScore(task, rate, 0.0, goals) for task in self.spec.tasks]
+
+    monkeypatch.setattr(Workers, "evaluate", evaluate)
+    return made
+
+
+def test_two_evaluations_running_end_a_run(here, monkeypatch):
+    made = solve(monkeypatch, [0.95, 0.5, 0.9, 1.0])
+    often = ["run.eval_every=90", "run.stop_at=0.9"]
+    assert run(*often) == 0
+    result = json.loads((only(here) / "result.json").read_text())
+    assert result["env_steps"] == 390  # four evaluations, and a round before the last one
+    assert made == [2, 2, 2, 2, 4]
+    assert result["stopped_at"] == 0.9
+    assert run(*often) == 0  # finished
+    assert len(made) == 5
+    assert run("run.eval_every=90", "run.stop_at=0.8") == 0  # that is less than was reached
+    assert len(made) == 5
+    assert run("run.eval_every=90") == 0  # and goes on when it may
+    assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
+
+
+def test_success_in_training_is_told(here):
+    assert run() == 0
+    told = [key for key in metrics(only(here)) if key[0].startswith("train/success_rate/")]
+    assert {name for name, _ in told} == {
+        f"train/success_rate/{task}" for task in ("toy-reach", "toy-opposite", "toy-touch")
+    }
+    assert min(step for _, step in told) < 150  # before the first evaluation
+    assert all(0 <= metrics(only(here))[key] <= 1 for key in told)
 
 
 def test_evaluation_repeats_the_last_figures(here, capsys):

@@ -8,10 +8,11 @@ import time
 def begin() -> None:
     from softmod.envs.toy import Toy
     from softmod.networks.mlp import MLP
+    from softmod.networks.policy import Actor
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
-    actor = MLP(9, 4, 2, 1, num_layers=1, width=8)
+    actor = Actor(MLP(9, 4, 2, 1, num_layers=1, width=8))
     with Workers(Plan(Toy(["toy-reach", "toy-touch"]), actor, 0), 2) as workers:
         workers.start(dict(actor.state_dict()), 10)
         workers.finish()

@@ -15,7 +15,7 @@ from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softmod.networks.network import Network
-from softmod.networks.policy import actions
+from softmod.networks.policy import Actor, actions
 from softmod.networks.soft_modular import SoftModular
 from softmod.recording import NotRepeatableError
 from softmod.workers import acting
@@ -26,11 +26,15 @@ from tests.networks.kinds import SMALL as SIZES
 TASKS, OBS, ACTION = 4, 6, 3
 
 
-def actor(form: Callable[..., Network], **options: Any) -> Network:
+def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
+    """A policy; as the `recipe` has it, it normalises observations and squashes its log std."""
     torch.manual_seed(0)
-    net = form(OBS, 2 * ACTION, TASKS, **options).eval().requires_grad_(False)
+    network = form(OBS, 2 * ACTION, TASKS, **options)
+    net = (Actor(network, "tanh", normalize_obs=True) if recipe else Actor(network)).eval().requires_grad_(False)
     for parameter in net.parameters():  # away from the small start values, so that an error shows
         parameter.add_(torch.randn_like(parameter) * 0.3)
+    if net.normalizer is not None:
+        net.normalizer.set(torch.randn(OBS), torch.rand(OBS))
     return net
 
 
@@ -38,6 +42,7 @@ SMALL = {"num_layers": 3, "num_modules": 3, "module_width": 8, "embedding_width"
 ACTORS = {
     "soft_modular": lambda: actor(SoftModular, **SMALL),
     "before_sum": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"),
+    "recipe": lambda: actor(SoftModular, recipe=True, **SMALL),
     "before_sum_normed": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", norm="layer"),
 } | {name: partial(actor, form, **SIZES[name]) for name, form in FORMS.items() if name != "soft_modular"}
 
@@ -127,7 +132,7 @@ def test_lengths_are_those_of_pytorch(order: float):
 
 
 def test_what_numpy_does_not_know_is_left_to_pytorch():
-    net = Unusual().requires_grad_(False)
+    net = Actor(Unusual()).requires_grad_(False)
     act = repeated(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
     assert isinstance(act, Recorded)
     act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)

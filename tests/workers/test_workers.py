@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from math import erf
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
+from softmod.networks.policy import Actor, Policy
+from softmod.randomness import Purpose, generator
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
 from softmod.workers.share import Process, limit, share_of
@@ -31,9 +34,9 @@ from tests.faulty import AlwaysBroken, Faulty
 TASKS = ["toy-reach", "toy-opposite", "toy-touch"]
 
 
-def actor() -> MLP:
+def actor() -> Actor:
     torch.manual_seed(0)
-    return MLP(9, 4, 3, 1, num_layers=1, width=8, init="torch")
+    return Actor(MLP(9, 4, 3, 1, num_layers=1, width=8, init="torch"))
 
 
 def plan(suite=None, seed=0, draw_goals=False) -> Plan:
@@ -53,7 +56,7 @@ def rounds(workers: Workers, count: int, steps: int = 10):
 
 
 def same(first, second, exact=True) -> None:
-    for name in ("obs", "action", "reward", "next_obs"):
+    for name in ("obs", "action", "reward", "next_obs", "begins"):
         a, b = getattr(first, name), getattr(second, name)
         assert a.shape == b.shape
         np.testing.assert_array_equal(a, b) if exact else np.testing.assert_allclose(a, b, atol=1e-4)
@@ -78,6 +81,56 @@ def test_shapes_and_the_order_of_steps(inline):
     assert [e[:3] for e in second.episodes] == [(t, c, 0) for t in range(3) for c in range(2)]
     returns = first.reward.sum(-1) + second.reward.sum(-1)
     np.testing.assert_allclose([e.episode_return for e in second.episodes], returns.reshape(-1), rtol=1e-5)
+
+
+def test_where_episodes_begin_and_what_they_bring(inline):
+    begins = np.concatenate([rollout.begins for rollout in inline[:4]], -1)
+    assert (np.flatnonzero(begins[1, 0]) == [0, 20]).all()
+    assert (begins == begins[:1, :1]).all()
+    reward = np.concatenate([rollout.reward for rollout in inline[:2]], -1)
+    for episode in inline[1].episodes:
+        np.testing.assert_allclose(episode.rewards, reward[episode.task, episode.copy], rtol=1e-6)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_training_episodes_may_be_shorter_than_evaluations(processes):
+    shorter = Plan(Toy(TASKS, horizon=20, train_horizon=5), actor(), 0)
+    with Workers(shorter, processes) as workers:
+        first, second = rounds(workers, 2)
+        state = workers.state()
+        scores = workers.evaluate(weights(), 2)
+    assert np.flatnonzero(first.begins[0, 0]).tolist() == [0, 5]
+    assert [e[:3] for e in first.episodes if e.task == 0] == [(0, 0, 0), (0, 0, 1)]
+    with Workers(shorter, processes) as workers:
+        workers.restore(state)
+        resumed = rounds(workers, 1)[0]
+    assert resumed.begins[0, 0, 0]
+    assert [len(episode.rewards) for episode in second.episodes] == [5] * 6
+    longer = Toy(TASKS, horizon=20).make(1)
+    obs, returned = longer.reset(Toy(TASKS, horizon=20).goals(1)[0]), 0.0
+    policy = Policy(actor())
+    for _ in range(20):
+        obs, reward, success = longer.step(policy.act(obs[None, None], np.array([1]))[0, 0])
+        returned += reward
+        assert not success  # an untrained policy, for the whole horizon
+    one = Workers(shorter, 0, training=False)
+    assert one.evaluate(weights(), 1)[1].episode_return == pytest.approx(returned, rel=1e-4)
+    assert scores[1].episodes == 2
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_uniform_actions_are_uniform_and_the_same_for_any_number_of_processes(processes):
+    with Workers(plan(), processes) as workers:
+        rollouts = []
+        for _ in range(30):
+            workers.start(weights(), 10, uniform=True)
+            rollouts.append(workers.finish())
+    action = np.concatenate([rollout.action for rollout in rollouts], 2)
+    assert np.abs(action).max() <= 1.0
+    counts = np.histogram(action, bins=10, range=(-1, 1))[0] / action.size
+    np.testing.assert_allclose(counts, 0.1, atol=0.03)  # 1,800 numbers: four standard deviations
+    noise = generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32)
+    np.testing.assert_allclose(action[0, 0, :20], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
 
 
 @pytest.mark.bar(17)
@@ -165,8 +218,9 @@ def test_evaluation_ends_an_episode_at_success():
             return torch.cat([towards, torch.zeros_like(towards)], -1)[None]
 
     suite = Toy(["toy-reach"], horizon=40)
-    with Workers(Plan(suite, Always(9, 4, 1, 1), 0), 0, training=False) as workers:
-        (score,) = workers.evaluate(dict(Always(9, 4, 1, 1).state_dict()), 50)
+    policy = Actor(Always(9, 4, 1, 1))
+    with Workers(Plan(suite, policy, 0), 0, training=False) as workers:
+        (score,) = workers.evaluate(dict(policy.state_dict()), 50)
     assert score.success_rate == 1.0
     assert score.episodes == 50
     assert score.episode_return < 40 * 10 * 0.8  # not collected up to the horizon
@@ -270,6 +324,7 @@ def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
         assert all(np.isfinite(getattr(mine, name)).all() for name in ("obs", "action", "reward", "next_obs"))
     if step:
         assert np.abs(rollouts[broken].obs[1, 0, step] - rollouts[broken].next_obs[1, 0, step - 1]).max() > 1e-3
+    assert rollouts[broken].begins[1, 0, step]
     with Workers(plan(), processes) as workers:  # the episodes under way are known
         workers.restore(state)
         for mine, theirs in zip(rounds(workers, 2), after, strict=True):
@@ -342,7 +397,7 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
         return step(env, action)
 
     torch.manual_seed(0)
-    policy = MLP(39, 8, 2, 1, num_layers=1, width=8)
+    policy = Actor(MLP(39, 8, 2, 1, num_layers=1, width=8))
     with Workers(Plan(suite, policy, 0), 0) as workers:
         workers.start(dict(policy.state_dict()), 10)
         expected = workers.finish()
