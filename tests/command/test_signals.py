@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmod import checkpoint, experiment, loop, signals
+from softmod import checkpoint, experiment, loop, signals, train
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import all_in, newest
 from softmod.envs.toy import ToyEnv
 from softmod.state import COMPONENTS, state_hash
 from softmod.tracking import WALL_CLOCK
 from softmod.workers.pool import Workers
-from tests.command.test_train import here, metrics, only, run, state, statuses
+from tests.command.test_train import SMALL, here, metrics, only, run, state, statuses
 
 __all__ = ["here"]
 
@@ -116,16 +116,21 @@ def test_stopped_again_and_again(here, undisturbed):
 
 
 RECIPE = [  # every state that the recipe adds, and actions that are no policy's before the first update
-    "algorithm=fast", "network@critic=residual", "critic.width=8", "actor.norm=layer", "env.train_horizon=10",
+    "algorithm=fast", "model=soft_modular_residual", "critic.width=8", "actor.norm=layer", "env.train_horizon=10",
     "algorithm.policy_averaging=0.1", "run.warmup_policy=uniform", "critic_head.atoms=11",
 ]  # fmt: skip
+
+
+def run_recipe(*more: str) -> int:
+    small = [word for word in SMALL if not word.startswith("critic.")]
+    return train.run([*small, "fabric.compile=eager", *RECIPE, *more])
 
 
 @pytest.mark.bar(2)
 def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monkeypatch, here):
     """Its statistics, the averaged policy, delayed updates and uniform actions are all part of what is saved."""
-    line = [f"run.folder={tmp_path / 'whole'}", *RECIPE]
-    assert run(*line) == 0
+    line = f"run.folder={tmp_path / 'whole'}"
+    assert run_recipe(line) == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
     update = (MTSAC, "training_step")
     stops = [(Workers, "start", 3), (*update, 4), (*update, 8), (*update, 9), (Workers, "evaluate", 1)]
@@ -133,8 +138,8 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
     for owner, name, at in stops:
         with pytest.MonkeyPatch.context() as patch:
             send_at(patch, owner, name, at)
-            assert run(*RECIPE) == signals.STOPPED
-    assert run(*RECIPE) == 0
+            assert run_recipe() == signals.STOPPED
+    assert run_recipe() == 0
     assert results(only(here)) == results(whole)
     ours, theirs = state(only(here)), state(whole)
     assert {"agent.moments.mean", "agent.return_scale.largest", "agent.actor.normalizer.scale"} <= ours.keys()
@@ -148,11 +153,11 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
 @pytest.mark.parametrize("forgotten", ["moments", "return_scale", "averaged_actor"])
 def test_seen_failing_each_state_of_the_recipe_is_needed(tmp_path, here, forgotten):
     """A checkpoint in which one of them is as at the start leads to another end."""
-    assert run(f"run.folder={tmp_path / 'whole'}", *RECIPE) == 0
+    assert run_recipe(f"run.folder={tmp_path / 'whole'}") == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
     with pytest.MonkeyPatch.context() as patch:
         send_at(patch, MTSAC, "training_step", 30)
-        assert run(*RECIPE) == signals.STOPPED
+        assert run_recipe() == signals.STOPPED
 
     def without(live, saved, what):
         kept = {name: live[name].clone() if name.startswith(forgotten) else value for name, value in saved.items()}
@@ -161,12 +166,12 @@ def test_seen_failing_each_state_of_the_recipe_is_needed(tmp_path, here, forgott
     restore = checkpoint.restore_arrays
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "restore_arrays", without)
-        assert run(*RECIPE) == 0
+        assert run_recipe() == 0
     assert any(not torch.equal(value, state(whole)[name]) for name, value in state(only(here)).items())
 
 
 def test_every_array_of_an_agent_belongs_to_a_component_of_the_hash(here):
-    assert run(*RECIPE) == 0
+    assert run_recipe() == 0
     known = tuple(begin for begins in COMPONENTS.values() for begin in begins)
     agent = [name for name in state(only(here)) if name.startswith("agent.")]
     assert agent

@@ -66,7 +66,7 @@ def test_the_component_that_differs_is_named(here, capsys):
     folder, _ = find(only(here))
     before = hashes(capsys, folder)
     for name, key, component in [
-        ("agent", "actor.first.weight", "networks"),
+        ("agent", "actor.network.first.weight", "networks"),
         ("agent", "target_critic.first.weight", "targets"),
         ("agent", "log_temperature", "temperatures"),
         ("optimizers", "0.0.exp_avg", "optimizers"),

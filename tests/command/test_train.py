@@ -139,7 +139,7 @@ def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "out_of_time", interrupted)
+        patch.setattr(loop, "ended", interrupted)
         assert run("run.steps_per_task=400") == 130
     assert run() == 0  # finished as it was asked for here; that it was to be longer, and was not, stays said
     assert statuses(only(here))[-1] == "KILLED"
@@ -173,7 +173,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(here):
     first, second, third = (state(next(here.glob(f"{name}/*/seed_*"))) for name in ("first", "second", "third"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["agent.actor.first.weight"], third["agent.actor.first.weight"])
+    assert not torch.equal(first["agent.actor.network.first.weight"], third["agent.actor.network.first.weight"])
 
 
 @pytest.mark.parametrize("stop", [90, pytest.param(270, marks=pytest.mark.reliability), 390])
