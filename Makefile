@@ -11,7 +11,7 @@ OUTCOMES = build/reliability.jsonl
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
-	@echo '  ARGS="..." is passed on: make train ARGS="experiment=mt10_soft seed=3"'
+	@echo '  ARGS="..." is passed on: make train ARGS="env=mt10 seed=3"'
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

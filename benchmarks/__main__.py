@@ -85,20 +85,20 @@ def ways(chosen: argparse.Namespace) -> Rows:
     from benchmarks import updates as section
 
     rows: Rows = []
-    for experiment in ("mt10_soft", "mt50_soft", "quickstart"):
+    for experiment in ("paper_mt10", "paper_mt50", "quickstart"):
         for precision in ("32-true", "tf32", "bf16-mixed") if torch.cuda.is_available() else ("32-true",):
-            compiled = experiment == "mt10_soft" and precision != "bf16-mixed"  # half a minute each
+            compiled = experiment == "paper_mt10" and precision != "bf16-mixed"  # half a minute each
             figures = section.ways(experiment, precision, chosen.turns, compiled)
             rows += [row | {"what": f"{experiment} {precision}: {row['what']}"} for row in compare(figures, ["eager"])]
     return rows
 
 
-def methods(chosen: argparse.Namespace) -> Rows:
-    """Every method on MT10: parameters, operations and rate of one update, all cores."""
+def models(chosen: argparse.Namespace) -> Rows:
+    """Every model on MT10: parameters, operations and rate of one update, all cores."""
     from benchmarks import updates as section
 
     rows: Rows = []
-    figures, costs = section.methods(chosen.turns, len(os.sched_getaffinity(0)))
+    figures, costs = section.models(chosen.turns, len(os.sched_getaffinity(0)))
     for row in compare(figures, [section.SOFT]):
         actor, critics, gflop = costs[row["what"]]
         rows.append(row | {"actor": f"{actor:,}", "critics": f"{critics:,}", "GFLOP": round(gflop, 1)})
@@ -123,7 +123,7 @@ def checkpoints(chosen: argparse.Namespace) -> Rows:
     """A whole checkpoint of MT10 with a million transitions in the replay: seconds to write and to restore, size."""
     from benchmarks import saving
 
-    return saving.measure("mt10_soft", 1_000_000, chosen.turns)
+    return saving.measure("paper_mt10", 1_000_000, chosen.turns)
 
 
 def runs(chosen: argparse.Namespace) -> Rows:
@@ -131,7 +131,7 @@ def runs(chosen: argparse.Namespace) -> Rows:
     from benchmarks import whole
 
     rows = []
-    for experiment, steps in (("quickstart", 8_000), ("mt10_soft", 600)):
+    for experiment, steps in (("quickstart", 8_000), ("paper_mt10", 600)):
         figures = whole.rates(experiment, steps, max(1, chosen.turns // 2))
         for row in compare(figures, [whole.COLLECT, whole.LEARN]):
             rows.append(row | {"what": f"{experiment}: {row['what']}"})
@@ -144,13 +144,13 @@ def startup(chosen: argparse.Namespace) -> Rows:
 
     rows = []
     for name, measure in {
-        "mt10_soft: command to first round": lambda: whole.startup("mt10_soft"),
-        "mt50_soft: command to first round": lambda: whole.startup("mt50_soft"),
+        "paper_mt10: command to first round": lambda: whole.startup("paper_mt10"),
+        "paper_mt50: command to first round": lambda: whole.startup("paper_mt50"),
         "--help": whole.help_seconds,
     }.items():
         measure()  # goals, byte code
         rows.append(_seconds(name, measure, chosen.turns))
-    for experiment in ("mt10_soft", "mt50_soft"):
+    for experiment in ("paper_mt10", "paper_mt50"):
         gib = whole.peak_memory(experiment, 60.0)
         rows.append({"what": f"{experiment}: memory after a minute", "median": gib, "unit": "GiB"})
     return rows
@@ -164,7 +164,7 @@ def _seconds(name: str, measure: Callable[[], float], turns: int) -> dict[str, A
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "stepping": stepping,
     "updates": updates,
-    "methods": methods,
+    "models": models,
     "ways": ways,
     "growth": growth,
     "checkpoints": checkpoints,

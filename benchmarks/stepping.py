@@ -75,7 +75,7 @@ class Acting:
     """Workers that act with the paper's shallow actor in rounds of 50 steps, as in training."""
 
     def __init__(self, tasks: tuple[str, ...], processes: int) -> None:
-        cfg = typed(compose(["experiment=mt10_soft", f"env.tasks=[{','.join(tasks)}]"]))
+        cfg = typed(compose(["experiment=paper_mt10", f"env.tasks=[{','.join(tasks)}]"]))
         suite = MetaWorld(tasks)
         actor, _ = networks(cfg, suite.spec)
         self.weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}

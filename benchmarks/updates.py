@@ -30,11 +30,11 @@ ONEDNN_NAIVE = "module by module, oneDNN"
 LONG = 10.0  # seconds; as long as a run is measured, since a core is not equally fast from one second to the next
 WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
-    ("mt10_soft", [], True),
-    ("mt10_soft_deep", [], True),
-    ("mt50_soft", [], True),
-    ("mt10_mt_sac", [], False),
-    ("mt10_mt_mh_sac", [], False),
+    ("paper_mt10", [], True),
+    ("paper_mt10", ["model=soft_modular_deep"], True),
+    ("paper_mt50", [], True),
+    ("paper_mt10", ["model=mt_sac"], False),
+    ("paper_mt10", ["model=mt_mh_sac"], False),
     ("quickstart", [], True),
 ]
 
@@ -49,7 +49,7 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
     update, operations, spec, cfg = ours(experiment, overrides)
     onednn = fast_products()
     rates: dict[str, Rate] = {
-        cfg.method: partial(by, onednn, per_second, update),
+        cfg.model: partial(by, onednn, per_second, update),
         PRODUCT: partial(by, False, product, operations),
     }
     if onednn:
@@ -62,17 +62,16 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
     return alternate(rates, "updates/s", turns), operations / 1e9
 
 
-def methods(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
-    """Rates of every method's update on MT10, and what else it costs; those of 34 M parameters are left out."""
+def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
+    """Rates of every model's published update on MT10 and its cost; those of 34 M parameters are left out."""
     torch.set_num_threads(threads)
     fast_products()
     rates: dict[str, Rate] = {}
     costs: dict[str, Cost] = {}
-    for method in options("method"):
-        if method.endswith(("_wide", "_small", "_balanced", "_mt50")):
-            continue
-        update, _, spec, cfg = ours("mt10_soft", [f"method={method}"])
-        rates[method], costs[method] = partial(per_second, update), cost.of(cfg, spec)
+    lines = {name: [f"model={name}"] for name in options("model") if not name.endswith(("_wide", "_small"))}
+    for name, line in (lines | {"mt_sac, pcgrad": ["model=mt_sac", "algorithm=pcgrad"]}).items():
+        update, _, spec, cfg = ours("paper_mt10", line)
+        rates[name], costs[name] = partial(per_second, update), cost.of(cfg, spec)
     return alternate(rates, "updates/s", turns), costs
 
 
@@ -81,9 +80,13 @@ def growth(turns: int, threads: int) -> list[Figure]:
     torch.set_num_threads(threads)
     wide = ["actor.module_width=512", "critic.module_width=512"]
     many = ["actor.num_modules=4", "critic.num_modules=4"]
-    sizes = {"mt10": ("mt10_soft", []), "mt50": ("mt50_soft", []), "mt10, modules twice as wide": ("mt10_soft", wide)}
+    sizes = {
+        "mt10": ("paper_mt10", []),
+        "mt50": ("paper_mt50", []),
+        "mt10, modules twice as wide": ("paper_mt10", wide),
+    }
     rates: dict[str, Rate] = {}
-    for name, (experiment, overrides) in (sizes | {"mt10, twice as many modules": ("mt10_soft", many)}).items():
+    for name, (experiment, overrides) in (sizes | {"mt10, twice as many modules": ("paper_mt10", many)}).items():
         update, _, spec, cfg = ours(experiment, overrides)
         rates[name] = partial(env_steps_per_second, update, spec.num_tasks / cfg.run.update_ratio)
     return alternate(rates, "env steps/s", turns)

@@ -39,6 +39,8 @@ OPTIONS = {
     "network=care_mt50": "network=care",
     "network=moore_mt50": "network=moore",
     "optimizer=adam_fast": "optimizer=adam",
+    "sweep=methods": "sweep=models",
+    "sweep=small_methods": "sweep=small_models",
 }
 EXTRA = {"optimizer=adam_fast": ("lr", "5e-4")}  # a key of the place where the option is mounted
 

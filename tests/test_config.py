@@ -172,6 +172,32 @@ def test_published_algorithms_come_with_their_optimizers():
     assert cfg("algorithm=balanced").algorithm.task_weights == "released"
 
 
+def test_a_run_by_the_recipe_can_be_lengthened():
+    assert identity(cfg("env=mt10", "run.steps_per_task=300_000")) == identity(cfg("env=mt10"))
+
+
+def test_options_of_ones_own(tmp_path):
+    """As docs/extending.md says: they build on softmod's, select others, and their numbers follow from the tasks."""
+    files = {
+        "algorithm/mine": "# @package _global_\ndefaults: [fast, _self_]\nalgorithm:\n  discount: 0.5\n",
+        "model/mine": "# @package _global_\ndefaults:\n  - override /network@actor: mlp\n"
+        "  - override /network@critic: mlp\n\nmodel: mine\npublished_task_weights: paper\n",
+        "run/mine": "defaults: [recipe, _self_]\n\nlog_every: ${per_task:7}\n",
+        "env/mine": "defaults: [mt1, override /run@_global_.run: mine, _self_]\n\nname: mine\n"
+        "tasks: [reach-v3, push-v3]\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir()
+        path.write_text(text)
+    config = typed(compose(["env=mine", "model=mine", "algorithm=mine"], config_dir=str(tmp_path)))
+    assert config.name == "mine-mine"
+    assert (config.run.log_every, config.run.eval_every) == (14, 20_000)
+    assert (config.algorithm.discount, config.optimizer.actor._target_) == (0.5, "torch.optim.AdamW")
+    published = typed(compose(["env=mine", "model=mine", "algorithm=mtsac", "run=paper"], config_dir=str(tmp_path)))
+    assert (published.algorithm.task_weights, published.run.log_every) == ("paper", 2_000)
+
+
 # --- faulty command lines -------------------------------------------------------------------------
 
 FAULTY = {
@@ -266,6 +292,11 @@ def test_sweeps_whose_values_cannot_be_told(line):
 def test_a_sweep_is_checked_before_its_first_job():
     with pytest.raises(ConfigError, match="num_modules=0: must be at least 1"):
         check(*split(["-m", "actor.num_modules=2,0", "seed=0,1"]))
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_job_of_a_sweep_is_valid(name):
+    assert check(*split([f"sweep={name}"]))[1] is not None
 
 
 def test_checking_imports_nothing_heavy():

@@ -152,6 +152,23 @@ def test_a_result_without_its_journal_is_shown_all_the_same(here, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (["env=mt50", "--cfg", "job"], ["name: mt50-soft_modular", "eval_every: 500000", "steps_per_task: 160000"]),
+        (["--cfg", "job", "-p", "run", "env=mt10"], ["eval_every: 100000", "steps_per_task: 200000"]),
+        (["env=mt10", "model=moore", "algorithm=mtsac", "run=smoke", "-c", "job"], ["num_experts: 4", "lr: 0.0003"]),
+        (["--cfg", "job", "--resolve"], ["name: quickstart-"]),
+    ],
+)
+def test_a_configuration_is_shown_with_its_numbers(here, line, shown, capsys):
+    assert train.run(line) == 0
+    told = capsys.readouterr().out
+    assert "${" not in told
+    assert all(words in told for words in shown)
+    assert not list(here.iterdir())
+
+
 def test_what_cannot_work_creates_nothing(here, capsys):
     faulty = {
         ("model=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
