@@ -334,6 +334,11 @@ def test_what_does_not_leaves_it(change):
     assert identity(cfg(*BASE, change)) == identity(cfg(*BASE))
 
 
+def test_published_task_weights_count_where_they_are_used():
+    assert identity(cfg("published_task_weights=paper")) == identity(cfg())
+    assert identity(cfg("algorithm=mtsac", "published_task_weights=paper")) != identity(cfg("algorithm=mtsac"))
+
+
 def test_folder_of_a_run():
     config = cfg(*BASE, "seed=4")
     assert str(run_folder(config)) == f"runs/mt10-soft_modular-{identity(config)}/seed_4"

@@ -178,3 +178,12 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
     (found,) = from_folders([str(tmp_path)])
     assert found.seed == 0
     np.testing.assert_array_equal(found.success(), [1.0, 0.0])
+
+
+def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
+    """They call the model a method."""
+    old = {"method" if key == "model" else key: value for key, value in BASE.items()}
+    lines = [{"kind": "header", "time": 1, "schema": 1, "run_id": "r"}, {"kind": "params", "time": 1, "values": old}]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = from_folders([str(tmp_path)])
+    assert found.config == BASE
