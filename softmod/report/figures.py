@@ -22,6 +22,7 @@ MODELS = (  # a row has a line style, a column a colour: relatives share it
     "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
     "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
     "paco", "moore", "soft_modular_paper", "film", "mt_mh_sac_wide",
+    "soft_modular_residual",
 )  # fmt: skip
 MARKERS = ("o", "s", "^")
 LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softmod.networks.hard_routing import HardRouting
-from softmod.networks.policy import Policy, split, squash
+from softmod.networks.policy import Actor, Policy, split, squash
 from softmod.networks.soft_modular import SoftModular
 from tests.networks.kinds import EVERY, FORMS, ROUTING_LAYERS, SMALL
 from tests.networks.plain import standard
@@ -253,7 +253,7 @@ def test_the_frozen_policy_acts_like_the_network(kind):
     noise = np.random.default_rng(1).standard_normal((2, 3, 1), np.float32)
     tasks = np.array([2, 0])
     net = FORMS[kind](4, 2, 3, 1, **SMALL[kind])
-    policy = Policy(net)
+    policy = Policy(Actor(net))
     mean, log_std = split(net(torch.from_numpy(obs), torch.from_numpy(tasks))[0])
     np.testing.assert_array_equal(policy.act(obs, tasks), mean.tanh().numpy())
     sampled = squash(mean, log_std, torch.from_numpy(noise))[0]
