@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
@@ -77,6 +78,7 @@ def run_experiment(
         if checkpoint.versions(folder) != there:  # another process went on with the run, and is gone now
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
+        journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
         journal.status("RUNNING")
         uploader = None
         try:

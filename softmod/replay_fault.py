@@ -1,6 +1,7 @@
 """`python -m softmod.replay_fault <bundle>`: the update that ended a run is made again, and what is wrong is named.
 
 A bundle is what a run leaves when its updates stay non-finite: parameters, optimizers, the batch and the noise.
+Running statistics in it (normalised observations, scaled rewards) are those of the end of the round.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
 def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
     """What `repeat` tells, of a bundle's facts."""
     cfg, spec = configuration(facts, allow), spec_of(facts)
+    cfg.fabric.compile = "eager"
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
     checkpoint.restore_arrays(dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
     live = checkpoint.optimizer_arrays(optimizers)
@@ -84,7 +86,8 @@ def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list
     given = checkpoint.arrays(folder, "given")
     agent.updates = facts["update"] - 1
     agent.draw()
-    metrics = agent.update(Batch(*(given[name] for name in Batch._fields)), given["noise"], given["next_noise"])
+    batch = Batch(*(given[name] for name in Batch._fields))
+    metrics = agent.programs[agent.program(agent.updates)](batch, given["noise"], given["next_noise"])
     finite = bool(metrics["finite"])
     told = [
         f"update {facts['update']:,} of seed {facts['seed']}: {'finite here' if finite else 'not finite, as it was'}"

@@ -1,4 +1,4 @@
-"""Values in `conf/` that depend on the number of tasks: `${per_task:...}` and `${from_tasks:...}`."""
+"""Values in `conf/` that depend on the task set: `${per_task:...}`, `${from_tasks:...}`, `${within_horizon:...}`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def register() -> None:
     """Register the resolvers with OmegaConf, which keeps them for the process; repeated calls are harmless."""
     OmegaConf.register_new_resolver("per_task", per_task, replace=True)
     OmegaConf.register_new_resolver("from_tasks", from_tasks, replace=True)
+    OmegaConf.register_new_resolver("within_horizon", within_horizon, replace=True)
 
 
 def per_task(*given: Any, _root_: DictConfig) -> int:
@@ -40,6 +41,18 @@ def from_tasks(*given: Any, _root_: DictConfig) -> Any:
         )
     number, there, below = given
     return there if _count(_root_) >= number else below
+
+
+def within_horizon(*given: Any, _root_: DictConfig) -> int:
+    """Return `${within_horizon:steps}`: so many steps, or `env.horizon` where that is less.
+
+    Raises:
+        ValueError: the argument is not a whole number.
+    """
+    if len(given) != 1 or not _whole(given[0]):
+        raise ValueError(f"${{within_horizon:{_shown(given)}}}: takes one whole number of steps")
+    horizon = OmegaConf.select(_root_, "env.horizon")
+    return min(int(given[0]), horizon) if _whole(horizon) else int(given[0])
 
 
 def _whole(value: Any) -> bool:

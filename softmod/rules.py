@@ -60,6 +60,8 @@ def check_rules(cfg: schema.TrainConfig) -> None:
         raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.{name}={steps}")
     if steps > cfg.env.horizon:
         raise ConfigError(f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}")
+    if cfg.algorithm.reward_scaling == "return" and cfg.algorithm.discount == 1.0:
+        raise ConfigError("algorithm.discount=1.0: must be below 1 with algorithm.reward_scaling=return")
     if cfg.algorithm.policy_delay > 1 and cfg.algorithm.update_order == "released":
         raise ConfigError(
             f"algorithm.policy_delay={cfg.algorithm.policy_delay}: only with algorithm.update_order=sequential"

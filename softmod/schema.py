@@ -329,7 +329,9 @@ class ReportConfig:
 
     parent: str | None = None  # a sweep's parent in MLflow: its id or name; typed as sweep=
     runs: list[str] = field(default_factory=list)  # or folders with runs
+    results: list[str] = field(default_factory=list)  # or folders with saved results
     checkpoint: str | None = None  # or a checkpoint, or a run's folder: how its policy uses its modules
+    save: str | None = None  # with runs: save them as results in this folder too
     uri: str | None = None  # the MLflow store; null: as for training
     output: str = "report"
     level: float = number(0.8, low=0.0, high=1.0)  # of success, whose environment steps are told

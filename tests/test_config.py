@@ -85,7 +85,7 @@ def test_the_protocol_of_today():
         (["model=mt_sac", "network@actor=multi_head"], {"actor._target_": "softmod.networks.multi_head.MultiHead",
                                                         "critic._target_": "softmod.networks.mlp.MLP"}),
         (["env=quickstart", "run=recipe"], {"run.max_minutes": None, "run.eval_goals": 10}),
-        (["actor.num_modules=4"], {"actor.num_modules": 4, "critic.num_modules": 2}),
+        (["model=soft_modular_small", "actor.num_modules=4"], {"actor.num_modules": 4, "critic.num_modules": 2}),
         (["env=mt1", "env.tasks=[push-v3]"], {"env.tasks": ["push-v3"]}),
     ],
 )  # fmt: skip
@@ -228,7 +228,7 @@ FAULTY = {
     "actor.num_layers=1": "actor.num_layers=1: must be at least 2",
     "actor.relu=after": "actor.relu=after: must be one of after_sum, before_sum; did you mean after_sum?",
     "actor.embedding_relu=perhaps": "must be true or false",
-    "run.round_steps=7": "must divide env.horizon=500",
+    "run.round_steps=7": "must divide env.train_horizon=200",
     "run.batch_per_task=20000000": "larger than run.replay_per_task",
     "run.max_minutes=0": "run.max_minutes=0.0: must be above 0",
     "run.resume=maybe": "must be one of auto, must, never",
@@ -381,3 +381,15 @@ def test_own_packages_are_allowed_by_name():
 def test_options_that_a_class_does_not_take():
     with pytest.raises(ConfigError, match="num_heads"):
         build({"_target_": "softmod.networks.mlp.MLP", "num_heads": 3}, in_dim=1, out_dim=1, num_tasks=1)
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [(500, 200), (100, 100)])
+def test_training_episodes_of_the_recipe_are_no_longer_than_evaluations(horizon, expected):
+    assert compose(["env=mt10", f"env.horizon={horizon}"]).env.train_horizon == expected
+    assert compose(["env=mt10", f"env.horizon={horizon}", "algorithm=mtsac"]).env.train_horizon is None
+
+
+@pytest.mark.parametrize("steps", [40, 600])
+def test_training_episodes_have_whole_rounds_and_are_no_longer_than_the_horizon(steps):
+    with pytest.raises(ConfigError, match=f"env.train_horizon={steps}|run.round_steps=50"):
+        typed(compose(["env=mt10", f"env.train_horizon={steps}"]))

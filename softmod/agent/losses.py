@@ -31,7 +31,7 @@ def project(
     """Return the distribution on evenly spaced atoms that is nearest to one on other values (C51, Algorithm 1).
 
     Each value's probability goes to the two atoms around it, the nearer one gets more: mass and, within the atoms'
-    range, the mean stay. Values beyond the range count as its ends. What is not finite makes its whole row NaN.
+    range, the mean stay. Values beyond the range count as its ends. A value that is not finite makes its row NaN.
     """
     step = (support[-1] - support[0]) / (len(support) - 1)
     position = ((values - support[0]) / step).nan_to_num().clamp(0, len(support) - 1)

@@ -105,7 +105,8 @@ class MTSAC(L.LightningModule):
         self.return_scale = (
             ReturnScale(spec.num_tasks, discount, self.target_entropy) if reward_scaling == "return" else None
         )
-        self.log_temperature = nn.Parameter(torch.full((spec.num_tasks,), initial_temperature).log())
+        start = torch.full((spec.num_tasks,), initial_temperature).log()
+        self.log_temperature = nn.Parameter(start.clamp(-LOG_TEMPERATURE, LOG_TEMPERATURE))
         self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
         self.register_buffer("order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False)
         self.make_optimizers = optimizers
@@ -187,10 +188,14 @@ class MTSAC(L.LightningModule):
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
-        program = self.programs["critics" if self.updates % self.policy_delay else "whole"]
+        program = self.programs[self.program(self.updates)]
         self.updates += 1
         self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
         return program(*self.given)
+
+    def program(self, number: int) -> str:
+        """Return which program makes the update of this number, counted from 0."""
+        return "critics" if number % self.policy_delay else "whole"
 
     def draw(self) -> None:
         """What else is random in the next update: within networks, and the order of tasks in gradient surgery."""
@@ -230,7 +235,7 @@ class MTSAC(L.LightningModule):
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
-        """The batch as networks read it: observations normalised, rewards scaled."""
+        """The batch as networks read it: observations normalised, rewards scaled (by temperatures before the update)."""
         reward = batch.reward
         if self.return_scale is not None:
             reward = self.return_scale(reward, self.log_temperature.detach().exp())

@@ -51,8 +51,9 @@ class ReturnScale(nn.Module):
     """Scale rewards so that every task's values have the same size (BRC, Nauman et al. 2025).
 
     A task's rewards are divided by `(G + alpha_i |H| / (2 (1 - gamma))) / 10`, where `G` is the largest absolute
-    discounted return from any step of a whole training episode so far, and H the target entropy: values then lie within
-    +-10. An episode's return beyond its last step is taken as its mean reward for ever.
+    discounted return from any step of a whole training episode so far, and H the target entropy. Returns seen so far
+    then lie within +-10; the entropy's part of the values comes on top. An episode's return beyond its last step is
+    taken as its mean reward for ever.
 
     Args:
         num_tasks: whose returns are kept.

@@ -35,11 +35,17 @@ def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back from the start."""
+    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back from the start.
+
+    A step makes it; what the step did to the parameters, such as weight decay, is taken back.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [parameter.detach().clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, before)
     for value in _tensors(optimizer):
         value.zero_()
     optimizer.zero_grad()

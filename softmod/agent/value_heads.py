@@ -97,7 +97,7 @@ class Categorical(ValueHead):
         self.register_buffer("support", torch.linspace(low, high, atoms), persistent=False)
 
     def value(self, outputs: Float[Tensor, "critic task batch out"]) -> Float[Tensor, "task batch"]:
-        return (outputs.softmax(-1) @ self.support).mean(0)
+        return (outputs.float().softmax(-1) * self.support).sum(-1).mean(0)
 
     def target(
         self,
@@ -106,7 +106,7 @@ class Categorical(ValueHead):
         next_outputs: Float[Tensor, "critic task batch out"],
         next_entropy: Float[Tensor, "task batch"],
     ) -> Float[Tensor, "task batch atom"]:
-        probabilities = next_outputs.softmax(-1).mean(0)
+        probabilities = next_outputs.float().softmax(-1).mean(0)
         first = reward + discount * next_entropy
         values = torch.addcmul(first[..., None], discount[..., None], self.support)
         return losses.project(values, probabilities, self.support)
@@ -117,4 +117,4 @@ class Categorical(ValueHead):
         target: Float[Tensor, "task batch atom"],
         weight: Float[Tensor, " task"],
     ) -> Float[Tensor, " critic"]:
-        return losses.cross_entropy(outputs, target, weight)
+        return losses.cross_entropy(outputs.float(), target, weight)

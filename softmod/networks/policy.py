@@ -16,7 +16,7 @@ from softmod.networks.network import Network
 from softmod.networks.normalization import Normalizer
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # 14
-TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = -10.0, 6.0, 0.805  # a start at log std 0, within (-10, 2)
+TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = -10.0, 6.0, 0.805  # log std starts at about 0, within (-10, 2)
 
 
 def split(
@@ -25,7 +25,7 @@ def split(
     """Return a network's outputs as mean and log standard deviation.
 
     The latter is clamped to [-20, 2] (14), or, with `tanh`, `-10 + 6 (tanh(x + 0.805) + 1)`: within (-10, 2), with a
-    gradient everywhere, and 0 where the output is 0.
+    gradient everywhere, and about 0 where the output is 0.
     """
     mean, raw = outputs.chunk(2, -1)
     if log_std == "tanh":

@@ -12,12 +12,17 @@ from softmod.schema import ReportConfig
 from softmod.train import tell
 
 QUOTES = "\"'"
-USAGE = """usage: python -m softmod.report sweep=PARENT | runs=[FOLDER,...] | checkpoint=FOLDER [KEY=VALUE ...]
+USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURCE is one of
 
   sweep=PARENT         a sweep in MLflow, by its parent run's id or name; the report is logged to the parent too
   runs=[FOLDER,...]    run folders, or folders with some of them inside: reads their journals, no MLflow
+  results=[FOLDER,...] folders with results that were saved: one JSON file for each seed
   checkpoint=FOLDER    a checkpoint or a run's folder: how its policy uses its modules
+
+and KEY is one of
+
   output=report        the folder for report.html, figures and tables (CSV, LaTeX)
+  save=FOLDER          with runs=: save them as results there, to be committed
   level=0.8            the mean success whose environment steps are told
   episodes=5           episodes of each task, with checkpoint=
   video=false          with checkpoint=: an mp4 per task, the routes moving beside the robot
@@ -39,8 +44,10 @@ def run(arguments: list[str]) -> int:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
         cfg: ReportConfig = config.typed(config.compose([_renamed(argument) for argument in arguments], "report"))
-        if sum(map(bool, (cfg.parent, cfg.runs, cfg.checkpoint))) != 1:
-            raise ConfigError("sweep, runs, checkpoint: give one of them; --help tells what each reads")
+        if sum(map(bool, (cfg.parent, cfg.runs, cfg.results, cfg.checkpoint))) != 1:
+            raise ConfigError("sweep, runs, results, checkpoint: give one of them; --help tells what each reads")
+        if cfg.save and not cfg.runs:
+            raise ConfigError(f"save={cfg.save}: only with runs=[FOLDER,...]")
         from softmod.report.report import report
 
         print(f"written: {report(cfg, Path(cfg.output))}")

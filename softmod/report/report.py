@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from softmod import checkpoint
 from softmod.errors import ConfigError
 from softmod.mlflow_store import prepare_environment, store_uri
-from softmod.report import cost, figures, routing, tables
+from softmod.report import cost, figures, results, routing, tables
 from softmod.report.page import Page, budget_line, machines_line, protocol_line, unequal_line
 from softmod.report.runs import GOALS, Comparison, Group, Run, comparisons, from_folders, from_mlflow
 from softmod.schema import ReportConfig
@@ -35,8 +35,12 @@ def report(cfg: ReportConfig, output: Path) -> Path:
         prepare_environment()
         uri = store_uri(cfg.uri)
         parent, runs = from_mlflow(uri, cfg.parent)
+    elif cfg.results:
+        runs = results.load(cfg.results)
     else:
         runs = from_folders(cfg.runs)
+        if cfg.save:
+            results.save(runs, Path(cfg.save))
     found = comparisons(runs)
     with checkpoint.writing(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,7 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
 
 def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path) -> Path:
     """All comparisons, one after the other, and the published figures."""
-    page = Page(f"softmod report: {cfg.parent or ', '.join(cfg.runs)}", output)
+    page = Page(f"softmod report: {cfg.parent or ', '.join(cfg.runs or cfg.results)}", output)
     if len(found) > 1:
         page.note(
             f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon, evaluation). "
@@ -131,6 +135,8 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     page.picture(figures.intervals(comparison, folder / "success.png"), "Success per model, with intervals")
     page.table(tables.per_task(comparison))
     page.picture(figures.heat_map(comparison, folder / "tasks.png"), "Success per model and task, mean over seeds")
+    page.table(tables.per_seed(comparison))
+    tables.readme(comparison).write(folder)
     if len(comparison.groups) > 1:
         page.heading("Who does better")
         page.table(tables.improvements(comparison))

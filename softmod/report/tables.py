@@ -14,7 +14,7 @@ import numpy as np
 
 from softmod.report.runs import Comparison, Group
 from softmod.report.statistics import Interval, by_seed, improvement, interval, iqm, mean, steps_to_reach
-from softmod.tracking import ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND
+from softmod.tracking import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
 
 Cell = str | int | float | Interval | None
 Cost = Callable[[Group], tuple[int, int, float] | None]  # actor's and critics' parameters, GFLOP of an update
@@ -30,8 +30,9 @@ class Table:
     rows: list[list[Cell]]
 
     def write(self, folder: Path) -> None:
-        """`<name>.csv` with plain numbers, an interval as three columns, and `<name>.tex`."""
+        """`<name>.csv` with plain numbers, an interval as three columns, `<name>.tex` and `<name>.md`."""
         (folder / f"{self.name}.csv").write_text(self.as_csv())
+        (folder / f"{self.name}.md").write_text(self.as_markdown())
         (folder / f"{self.name}.tex").write_text(self.as_latex())
 
     def as_csv(self) -> str:
@@ -55,6 +56,11 @@ class Table:
         lines += [" & ".join(_tex(column) for column in self.columns) + " \\\\", "\\midrule"]
         lines += [" & ".join(_tex(shown(cell)) for cell in row) + " \\\\" for row in self.rows]
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+    def as_markdown(self) -> str:
+        """Lines as a README has them."""
+        lines = [self.columns, ["---"] * len(self.columns), *([shown(cell) for cell in row] for row in self.rows)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def as_html(self) -> str:
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
@@ -110,6 +116,27 @@ def per_task(comparison: Comparison) -> Table:
     """Mean success over seeds, per task."""
     rows: list[list[Cell]] = [[g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups]
     return Table("tasks", "Success per task, mean over seeds", ["model", *comparison.tasks], rows)
+
+
+def per_seed(comparison: Comparison) -> Table:
+    """Each run's last success per task, with what it took."""
+    rows: list[list[Cell]] = []
+    for group in comparison.groups:
+        for run in group.runs:
+            scores, (steps, _) = run.success(), run.curve()[-1]
+            seconds = run.values.get(TRAINING_SECONDS, {}).get(int(steps), math.nan)
+            cells: list[Cell] = [round(float(value), 3) for value in (*scores, scores.mean())]
+            rows.append([group.label, run.seed, int(steps), round(seconds / 60, 1), *cells])
+    columns = ["model", "seed", "env steps", "minutes", *comparison.tasks, "mean"]
+    return Table("seeds", "Success per seed and task, in the last evaluation", columns, rows)
+
+
+def readme(comparison: Comparison) -> Table:
+    """The same for a README: short names of tasks, and no model where there is one only."""
+    table = per_seed(comparison)
+    single = len(comparison.groups) == 1
+    columns = [column.removesuffix("-v3") for column in table.columns]
+    return Table("readme", table.caption, columns[single:], [row[single:] for row in table.rows])
 
 
 def task_sets(found: Sequence[Comparison]) -> Table:

@@ -388,6 +388,41 @@ def test_networks_learn_on_normalised_observations_and_scaled_rewards():
     torch.testing.assert_close(scaled.act(given.obs), plain.act(by_hand.obs), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("program", ["update", "update_critics"])
+@pytest.mark.parametrize("field", ["obs", "reward", "next_obs"])
+def test_a_bad_update_of_either_program_changes_nothing(program, field):
+    agent = make(policy_averaging=0.25, policy_delay=2, reward_scaling="return", normalize_obs=True)
+    before, broken = everything(agent), batch()
+    getattr(broken, field)[1, 2] = torch.nan
+    noise = torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
+    assert not getattr(agent, program)(broken, noise[0], noise[1])["finite"]
+    assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
+
+
+def test_statistics_reach_both_policies_and_the_weights_that_workers_get():
+    agent = make(policy_averaging=0.25, normalize_obs=True)
+    obs = np.random.default_rng(0).normal(2.0, 3.0, (3, 1, 40, 5)).astype("f")
+    agent.observe(Rollout(obs, obs[..., :2], obs[..., 0], obs, np.zeros(obs.shape[:3], bool)))
+    expected = torch.from_numpy(obs.reshape(-1, 5).mean(0))
+    for actor in (agent.actor, agent.averaged_actor):
+        torch.testing.assert_close(actor.normalizer.mean, expected)
+    torch.testing.assert_close(agent.policy()["normalizer.mean"], expected)
+
+
+def test_weight_decay_does_nothing_before_the_first_update():
+    """Optimizers' state is made by a step, which must leave the weights, and so targets and averages are copies."""
+    torch.manual_seed(3)
+    actor, critic = MLP(5, 4, 3, 1, num_layers=1, width=8), MLP(7, 1, 3, 2, num_layers=1, width=8)
+    before = [parameter.detach().clone() for parameter in (*actor.parameters(), *critic.parameters())]
+    decaying = dict.fromkeys(
+        ("actor", "critic", "temperature"), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True)
+    )
+    agent = MTSAC(SPEC, Actor(actor), critic, decaying, batch_per_task=6)
+    agent.configure_optimizers()
+    after = (*agent.actor.parameters(), *agent.critic.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_the_released_order_has_no_delay():
     with pytest.raises(ValueError, match="policy_delay=1"):
         make(policy_delay=2, update_order="released")

@@ -100,3 +100,26 @@ def test_cross_entropy_is_least_at_the_target_and_weighs_tasks():
 def test_a_distribution_needs_a_range(wrong):
     with pytest.raises(ValueError, match="at least two atoms"):
         Categorical(**wrong)
+
+
+@pytest.mark.parametrize("head", [Squared(), Categorical()])
+def test_heads_compute_in_full_precision_under_autocast(head):
+    draws = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 5, head.outputs, generator=draws)
+    reward, entropy = torch.rand(2, 3, 5, generator=draws).unbind(0)
+    arguments = reward, torch.full((3, 5), 0.9), outputs, entropy
+    expected = head.value(outputs), head.target(*arguments)
+    expected += (head.loss(outputs, expected[1], torch.ones(3)),)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = head.value(outputs), head.target(*arguments)
+        ours += (head.loss(outputs, ours[1], torch.ones(3)),)
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_gradient_of_cross_entropy_is_the_difference_of_distributions():
+    outputs = torch.randn(1, 4, 6, 101, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target, weight = some_distributions(2, 1.0)[1], torch.tensor([0.5, 1.5, 1.0, 1.0])
+    losses.cross_entropy(outputs, target, weight).sum().backward()
+    expected = (outputs.detach().softmax(-1) - target) * weight[:, None, None] / (4 * 6)
+    torch.testing.assert_close(outputs.grad, expected)

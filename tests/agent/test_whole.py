@@ -143,7 +143,8 @@ def test_warming_up_changes_nothing(options: dict[str, object], monkeypatch: pyt
     agent = make("captured", **options)
     before = everything(agent)
     monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # nothing is run but the warm-up
-    agent.programs["whole"](*batches(1)[0])
+    for program in agent.programs.values():
+        program(*batches(1)[0])
     assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
 
 

@@ -22,7 +22,7 @@ __all__ = ["here"]
 @pytest.mark.parametrize(
     ("arguments", "code", "answer"),
     [
-        ([], 2, "sweep, runs, checkpoint: give one of them"),
+        ([], 2, "sweep, runs, results, checkpoint: give one of them"),
         (["sweep=a: b, c", "runs=[runs]"], 2, "give one of them"),
         (["--video", "checkpoint=runs"], 2, "--video: unknown flag"),
         (["chekpoint=runs"], 2, "did you mean checkpoint"),
