@@ -20,7 +20,7 @@ help: ## this list
 
 setup: .venv/.installed ## the virtual environment .venv with everything in it
 
-train: setup ## train (ARGS: overrides; without any: the quickstart, a quarter of an hour on two cores)
+train: setup ## train (ARGS: overrides; without any: the quickstart, minutes on two cores)
 	$(RUN) softmod.train $(ARGS)
 
 evaluate: setup ## evaluate a checkpoint (ARGS="checkpoint=runs/... video=true")

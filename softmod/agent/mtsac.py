@@ -235,7 +235,7 @@ class MTSAC(L.LightningModule):
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
-        """The batch as networks read it: observations normalised, rewards scaled (by temperatures before the update)."""
+        """The batch as networks read it: observations normalised, rewards scaled by the temperatures as they are."""
         reward = batch.reward
         if self.return_scale is not None:
             reward = self.return_scale(reward, self.log_temperature.detach().exp())
