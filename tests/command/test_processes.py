@@ -212,9 +212,15 @@ def test_the_wheel_installed_elsewhere_trains(tmp_path: Path, environment: dict[
     assert "toy-opposite" in told
 
 
-def test_the_example_of_the_docs(tmp_path: Path, environment: dict[str, str]) -> None:
-    text = (ROOT / "docs" / "extending.md").read_text()
-    (line,) = [line.strip() for line in text.splitlines() if line.startswith("    python -m softmod.train")]
+LINES = [
+    line.strip()
+    for line in (ROOT / "docs" / "extending.md").read_text().splitlines()
+    if line.startswith("    python -m softmod.train")
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=["all of it", "value head"])
+def test_the_examples_of_the_docs(tmp_path: Path, environment: dict[str, str], line: str) -> None:
     words = [word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word for word in line.split()]
     own = environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'docs/example'}"}
     done([sys.executable, *words[1:], "tracking=journal"], tmp_path, own)

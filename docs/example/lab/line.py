@@ -15,9 +15,17 @@ class Line:
     """Knows the tasks and their goals; picklable, since workers get a copy. The arguments are the keys of `env`."""
 
     def __init__(
-        self, tasks: Sequence[str], goals: str, goal_seed: int, reward: str, horizon: int, name: str, fast: bool
+        self,
+        tasks: Sequence[str],
+        goals: str,
+        goal_seed: int,
+        reward: str,
+        horizon: int,
+        train_horizon: int | None,
+        name: str,
+        fast: bool,
     ) -> None:
-        self.spec = EnvSpec(tuple(tasks), obs_dim=2, action_dim=1, horizon=horizon)
+        self.spec = EnvSpec(tuple(tasks), obs_dim=2, action_dim=1, horizon=horizon, train_horizon=train_horizon)
         rng = np.random.default_rng(goal_seed)
         self._goals = rng.uniform(0.3, 0.9, (50, 1)) * rng.choice([-1, 1], (50, 1))
 
