@@ -37,7 +37,7 @@ from softmod.networks.policy import Actor
 from softmod.randomness import Purpose, sequence
 from softmod.replay import Replay
 from softmod.schema import TrainConfig
-from softmod.targets import build, resolve_target
+from softmod.targets import build, resolve_target, target_of
 from softmod.types import EnvSpec, TaskSuite
 from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
@@ -74,8 +74,29 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
 
 
 def value_head(cfg: TrainConfig) -> ValueHead:
-    """What the critics' outputs mean."""
+    """What the critics' outputs mean.
+
+    Raises:
+        ConfigError: the class is no value head, or what it makes of outputs has other shapes than it should.
+    """
     head: ValueHead = build(cfg.critic_head, cfg.allow, "critic_head")
+    line = f"critic_head._target_={target_of(cfg.critic_head)}"
+    number = getattr(head, "outputs", None)
+    if not isinstance(head, ValueHead) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"{line}: must be a softmod.agent.value_heads.ValueHead with a whole number of outputs")
+    critics, tasks, rows = 2, 3, 5
+    outputs, reward = torch.zeros(critics, tasks, rows, number), torch.zeros(tasks, rows)
+    try:
+        value, target = head.value(outputs), head.target(reward, reward, outputs, reward)
+        loss = head.loss(outputs, target, torch.ones(tasks))
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{line}: fails on outputs of {critics} critics, {tasks} tasks, {rows} rows ({told})"
+        ) from error
+    for what, made, wanted in (("value", value, (tasks, rows)), ("loss", loss, (critics,))):
+        if tuple(made.shape) != wanted:
+            raise ConfigError(f"{line}: {what} has shape {list(made.shape)}, not {list(wanted)}")
     return head
 
 

@@ -56,10 +56,10 @@ def check_rules(cfg: schema.TrainConfig) -> None:
     name, steps = ("horizon", cfg.env.horizon)
     if cfg.env.train_horizon is not None:
         name, steps = ("train_horizon", cfg.env.train_horizon)
-    if steps % run.round_steps:
-        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.{name}={steps}")
     if steps > cfg.env.horizon:
         raise ConfigError(f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}")
+    if steps % run.round_steps:
+        raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.{name}={steps}")
     if cfg.algorithm.reward_scaling == "return" and cfg.algorithm.discount == 1.0:
         raise ConfigError("algorithm.discount=1.0: must be below 1 with algorithm.reward_scaling=return")
     if cfg.algorithm.policy_delay > 1 and cfg.algorithm.update_order == "released":

@@ -1,7 +1,8 @@
 """Value heads: what a critic's outputs mean, and how they learn.
 
-A head is handed the critics' outputs and does all arithmetic on values in pure functions of `softmod.agent.losses`.
-Another kind of distribution is another class with the same four members.
+A head is handed the critics' outputs and is all that knows what they stand for. Another kind of distribution is
+another class with the same four members: `outputs`, `value`, `target`, `loss`. Targets are made without gradients;
+rewards arrive as they are to be learned, scaled if that is asked for; a loss may be asked for some of the tasks only.
 """
 
 from __future__ import annotations

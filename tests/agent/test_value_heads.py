@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softmod.agent import losses
-from softmod.agent.value_heads import Categorical, Squared
+from softmod.agent.value_heads import Categorical, Squared, ValueHead
+from softmod.errors import ConfigError
+from softmod.parts import value_head
 
 SUPPORT = torch.linspace(-10.0, 10.0, 101)
 
@@ -123,3 +126,43 @@ def test_the_gradient_of_cross_entropy_is_the_difference_of_distributions():
     losses.cross_entropy(outputs, target, weight).sum().backward()
     expected = (outputs.detach().softmax(-1) - target) * weight[:, None, None] / (4 * 6)
     torch.testing.assert_close(outputs.grad, expected)
+
+
+class NoTarget(ValueHead):
+    outputs = 1
+    value, loss = Squared.value, Squared.loss
+
+
+class ScalarLoss(Squared):
+    def loss(self, outputs, target, weight):
+        return super().loss(outputs, target, weight).sum()
+
+
+class NoOutputs(Squared):
+    outputs = None
+
+
+class Fails(Squared):
+    def target(self, reward, discount, next_outputs, next_entropy):
+        return reward + next_outputs
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [(NoTarget, "abstract"), (ScalarLoss, r"loss has shape \[\], not \[2\]"), (NoOutputs, "a whole number of outputs"),
+     (Fails, "fails on outputs of 2 critics")],
+)  # fmt: skip
+def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told):
+    name = f"{head.__module__}.{head.__name__}"
+    cfg = SimpleNamespace(critic_head=SimpleNamespace(_target_=name), allow=["tests"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("softmod.parts.build", lambda node, allow, part: built(head))
+        with pytest.raises(ConfigError, match=told):
+            value_head(cfg)
+
+
+def built(head):
+    try:
+        return head()
+    except TypeError as error:
+        raise ConfigError(str(error)) from error
