@@ -136,7 +136,9 @@ def readme(comparison: Comparison) -> Table:
     table = per_seed(comparison)
     single = len(comparison.groups) == 1
     columns = [column.removesuffix("-v3") for column in table.columns]
-    return Table("readme", table.caption, columns[single:], [row[single:] for row in table.rows])
+    scores = len(comparison.tasks) + 1  # at the end of a row
+    rows = [[*row[single:-scores], *(f"{cell:.2f}" for cell in row[-scores:])] for row in table.rows]
+    return Table("readme", table.caption, columns[single:], rows)
 
 
 def task_sets(found: Sequence[Comparison]) -> Table:
