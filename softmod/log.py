@@ -28,7 +28,7 @@ class Log:
     """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device only then.
 
     Between two writes: losses are those of the last update, returns are means over the episodes that ended, success
-    rates of training are those of each task's last episodes, rates
+    rates of training are over each task's last episodes, rates
     count the time spent in rounds, waits are shares of that time.
     """
 

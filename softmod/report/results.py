@@ -19,7 +19,7 @@ from softmod.tracking import ENV_STEPS_PER_SECOND, SUCCESS_MEAN, TRAINING_SECOND
 FORMAT = 1
 RATES = (TRAINING_SECONDS, ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND)
 KEPT = (SUCCESS_MEAN.rpartition("/")[0], "train/success_rate", *RATES)  # how the names of kept curves begin
-DIGITS = 4  # significant ones of what is no success rate
+DIGITS = 4  # significant ones of a curve's values
 
 
 def save(runs: Iterable[Run], folder: Path) -> list[Path]:
