@@ -105,6 +105,17 @@ def models(chosen: argparse.Namespace) -> Rows:
     return rows
 
 
+def ingredients(chosen: argparse.Namespace) -> Rows:
+    """One update of the default recipe, one thread, and the same without each of its parts."""
+    from benchmarks import updates as section
+
+    rows: Rows = []
+    for experiment in ("mt10", "quickstart"):
+        figures = section.ingredients(experiment, chosen.turns)
+        rows += [row | {"what": f"{experiment}: {row['what']}"} for row in compare(figures, [section.RECIPE])]
+    return rows
+
+
 def growth(chosen: argparse.Namespace) -> Rows:
     """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
     from benchmarks import stepping as collecting
@@ -127,14 +138,17 @@ def checkpoints(chosen: argparse.Namespace) -> Rows:
 
 
 def runs(chosen: argparse.Namespace) -> Rows:
-    """A whole run against collecting alone and learning alone."""
+    """A whole run against collecting alone and learning alone, and the share of all cores' time that it uses."""
     from benchmarks import whole
 
     rows = []
-    for experiment, steps in (("quickstart", 8_000), ("paper_mt10", 600)):
+    for experiment, steps in (("quickstart", 8_000), ("mt10", 4_000), ("paper_mt10", 600)):
         figures = whole.rates(experiment, steps, max(1, chosen.turns // 2))
         for row in compare(figures, [whole.COLLECT, whole.LEARN]):
             rows.append(row | {"what": f"{experiment}: {row['what']}"})
+        busy = Figure("", "of all cores", [whole.busy(experiment, 30.0) for _ in range(max(1, chosen.turns // 2))])
+        row = {"what": f"{experiment}: cores busy", "median": busy.median, "unit": busy.unit, "each": busy.rates}
+        rows.append(row)
     return rows
 
 
@@ -165,6 +179,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "stepping": stepping,
     "updates": updates,
     "models": models,
+    "ingredients": ingredients,
     "ways": ways,
     "growth": growth,
     "checkpoints": checkpoints,

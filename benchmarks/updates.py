@@ -39,6 +39,27 @@ CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether t
 ]
 
 
+RECIPE = "the recipe"
+INSTEAD: dict[str, list[str]] = {  # what the recipe would be without each of its parts
+    RECIPE: [],
+    "squared errors, minimum of twins": ["critic_head=squared"],
+    "rewards as they come": ["algorithm.reward_scaling=none"],
+    "observations as they come": ["policy.normalize_obs=false"],
+    "targets of one step": ["algorithm.n_step=1"],
+    "actor without layer normalisation": ["network@actor=soft_modular_small"],
+    "log std clamped": ["policy.log_std=clamp"],
+    "no average of the policy": ["algorithm.policy_averaging=0"],
+    "a policy update every second time": ["algorithm.policy_delay=2"],
+    "Adam": ["optimizer@optimizer.actor=adam", "optimizer@optimizer.critic=adam"],
+    "MLP actor": ["network@actor=mlp_small"],
+    "critics half as wide": ["critic.width=128"],
+    "soft-modular critics": ["network@critic=soft_modular_small_normed"],
+    "none of them: the published update, small soft-modular networks": [
+        "algorithm=mtsac", "model=soft_modular_small"
+    ],
+}  # fmt: skip
+
+
 def measure(experiment: str, overrides: list[str], turns: int, threads: int, naive: bool) -> tuple[list[Figure], float]:
     """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP.
 
@@ -73,6 +94,17 @@ def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
         update, _, spec, cfg = ours("paper_mt10", line)
         rates[name], costs[name] = partial(per_second, update), cost.of(cfg, spec)
     return alternate(rates, "updates/s", turns), costs
+
+
+def ingredients(experiment: str, turns: int) -> list[Figure]:
+    """Measure the recipe's update on one thread, and the same without each of the recipe's parts."""
+    torch.set_num_threads(1)
+    fast_products()
+    rates: dict[str, Rate] = {}
+    for name, line in INSTEAD.items():
+        rates[name] = partial(per_second, ours(experiment, line)[0])
+        torch.set_num_threads(1)
+    return alternate(rates, "updates/s", turns)
 
 
 def growth(turns: int, threads: int) -> list[Figure]:

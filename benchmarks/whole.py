@@ -102,6 +102,25 @@ def peak_memory(experiment: str, seconds: float, *more: str) -> float:
         return most
 
 
+def busy(experiment: str, seconds: float) -> float:
+    """Measure the share of all cores' time that a run's processes use once updates are under way."""
+    quiet = [f"run.eval_every={NEVER}", f"run.save_every={NEVER}", "run.log_every=1000", "run.warmup_per_task=100"]
+    with started(experiment, "tracking=journal", "run.max_minutes=null", *quiet) as (process, folder):
+        while sum(text.count("time/env_steps_per_second") for text in journals(folder)) < 4:  # updates are captured
+            assert process.poll() is None, "the run ended before it was measured"
+            time.sleep(0.1)
+        began, used = time.perf_counter(), cpu_seconds(process.pid)
+        time.sleep(seconds)
+        used = cpu_seconds(process.pid) - used
+        return used / (time.perf_counter() - began) / len(os.sched_getaffinity(0))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Add up the processor time that a process and its living descendants have used."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(member.cpu_times().user + member.cpu_times().system for member in family)
+
+
 def journals(folder: str) -> list[str]:
     return [path.read_text() for path in Path(folder).glob("runs/*/*/journal.jsonl")]
 

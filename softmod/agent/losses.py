@@ -35,13 +35,31 @@ def project(
     """
     step = (support[-1] - support[0]) / (len(support) - 1)
     position = ((values - support[0]) / step).nan_to_num().clamp(0, len(support) - 1)
+    spread = spread_by_product if probabilities.is_cuda else spread_by_adding
+    projected = spread(position, probabilities, len(support))
+    return projected + 0.0 * values.sum(-1, keepdim=True)
+
+
+def spread_by_adding(
+    position: Float[Tensor, "*batch source"], probabilities: Float[Tensor, "*batch source"], atoms: int
+) -> Float[Tensor, "*batch atom"]:
+    """Give each probability to the two atoms around its position, from 0 to `atoms` - 1."""
     below = position.floor()
     share = position - below  # of the atom above
     index = below.long()
-    projected = torch.zeros_like(probabilities[..., :1]).expand(*probabilities.shape[:-1], len(support)).contiguous()
+    projected = torch.zeros_like(probabilities[..., :1]).expand(*probabilities.shape[:-1], atoms).contiguous()
     projected.scatter_add_(-1, index, probabilities * (1 - share))
-    projected.scatter_add_(-1, (index + 1).clamp(max=len(support) - 1), probabilities * share)
-    return projected + 0.0 * values.sum(-1, keepdim=True)
+    projected.scatter_add_(-1, (index + 1).clamp(max=atoms - 1), probabilities * share)
+    return projected
+
+
+def spread_by_product(
+    position: Float[Tensor, "*batch source"], probabilities: Float[Tensor, "*batch source"], atoms: int
+) -> Float[Tensor, "*batch atom"]:
+    """Do the same by shares of every atom: `atoms` times the work, but on a GPU `scatter_add_` adds in no fixed order."""
+    numbers = torch.arange(atoms, device=position.device, dtype=position.dtype)
+    shares = (1 - (position.unsqueeze(-1) - numbers).abs()).clamp(min=0)
+    return (probabilities.unsqueeze(-1) * shares).sum(-2)
 
 
 def cross_entropy(

@@ -46,6 +46,19 @@ def test_projection_is_that_of_a_loop():
     torch.testing.assert_close(losses.project(values, probabilities, SUPPORT), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("top", [0.0, 3.7, 100.0])
+def test_both_ways_to_spread_probabilities_agree(top):
+    draws = torch.Generator().manual_seed(0)
+    position = top * torch.rand(4, 6, 101, generator=draws)
+    position[0, 0] = position[0, 0].round()
+    probabilities = some_distributions(0, 1.0)[1]
+    added, multiplied = (
+        spread(position, probabilities, 101) for spread in (losses.spread_by_adding, losses.spread_by_product)
+    )
+    assert multiplied.shape == (4, 6, 101)
+    torch.testing.assert_close(multiplied, added, rtol=1e-4, atol=1e-6)
+
+
 def test_values_beyond_the_range_count_as_its_ends():
     values, probabilities = torch.tensor([[-99.0, 99.0]]), torch.tensor([[0.25, 0.75]])
     projected = losses.project(values, probabilities, SUPPORT)

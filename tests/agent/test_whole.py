@@ -222,18 +222,32 @@ def test_a_cuda_graph_serves_every_network(network: type, surgery: str):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("network", [SoftModular, Residual])
+def test_the_recipes_programs_are_cuda_graphs_and_update_as_eager_ones_do(network: type):
+    options = RECIPE | NORM.get(network, {})
+    eager, captured = (make(how, network, "cuda", **options) for how in ("eager", "captured"))
+    for number, given in enumerate(batches(12, "cuda", broken=7)):
+        program = ("whole", "critics")[number % 2]
+        ours, theirs = captured.programs[program](*given), eager.programs[program](*given)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+    for ours, theirs in zip(everything(captured), everything(eager), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
 @pytest.mark.bar(1)
-def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit():
+@pytest.mark.parametrize("options", [{}, RECIPE])
+def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit(options: dict[str, object]):
     """What exact resume needs: the same updates, half of them by an agent that was given the state of another."""
-    whole, half, rest = (make("captured", device="cuda") for _ in range(3))
-    given = batches(20, "cuda", broken=7)
-    for batch in given:
-        whole.programs["whole"](*batch)
-    for batch in given[:10]:
-        half.programs["whole"](*batch)
+    whole, half, rest = (make("captured", device="cuda", **options) for _ in range(3))
+    given = list(zip(("whole", "critics") * 10 if options else ("whole",) * 20, batches(20, "cuda", broken=7), strict=True))
+    for program, batch in given:
+        whole.programs[program](*batch)
+    for program, batch in given[:10]:
+        half.programs[program](*batch)
     with torch.no_grad():
         for mine, saved in zip(live(rest), live(half), strict=True):
             mine.copy_(saved)
-    for batch in given[10:]:
-        rest.programs["whole"](*batch)
+    for program, batch in given[10:]:
+        rest.programs[program](*batch)
     assert all(torch.equal(a, b) for a, b in zip(live(rest), live(whole), strict=True))
