@@ -56,7 +56,7 @@ def spread_by_adding(
 def spread_by_product(
     position: Float[Tensor, "*batch source"], probabilities: Float[Tensor, "*batch source"], atoms: int
 ) -> Float[Tensor, "*batch atom"]:
-    """Do the same by shares of every atom: `atoms` times the work, but on a GPU `scatter_add_` adds in no fixed order."""
+    """Do the same by a product with `atoms` times the work, for GPUs, where `scatter_add_` adds in no fixed order."""
     numbers = torch.arange(atoms, device=position.device, dtype=position.dtype)
     shares = (1 - (position.unsqueeze(-1) - numbers).abs()).clamp(min=0)
     return (probabilities.unsqueeze(-1) * shares).sum(-2)

@@ -240,7 +240,9 @@ def test_the_recipes_programs_are_cuda_graphs_and_update_as_eager_ones_do(networ
 def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit(options: dict[str, object]):
     """What exact resume needs: the same updates, half of them by an agent that was given the state of another."""
     whole, half, rest = (make("captured", device="cuda", **options) for _ in range(3))
-    given = list(zip(("whole", "critics") * 10 if options else ("whole",) * 20, batches(20, "cuda", broken=7), strict=True))
+    given = list(
+        zip(("whole", "critics") * 10 if options else ("whole",) * 20, batches(20, "cuda", broken=7), strict=True)
+    )
     for program, batch in given:
         whole.programs[program](*batch)
     for program, batch in given[:10]:
