@@ -18,7 +18,7 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
   checkpoint=FOLDER    a checkpoint, or a run's folder (its newest checkpoint)
   goals=50             goals per task
   processes=null       worker processes; null: as many as the run had
-  video=false          an mp4 per task, beside the table
+  video=false          an mp4 per task and a GIF of all tasks, beside the table
   video_episodes=1     episodes in each of them
   output=null          a folder for evaluation.json and videos; null: `evaluation` beside the checkpoints
   allow=[]             packages of your own that the checkpoint's tasks and networks come from"""
