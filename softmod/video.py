@@ -76,7 +76,8 @@ def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
 
 def write_gif(pictures: Sequence[Frame], path: Path) -> None:
     """Write an endless GIF of `COLORS` colours at the videos' speed; its last picture stays for a second more."""
-    palette = Image.fromarray(pictures[len(pictures) // 2]).quantize(COLORS)
+    some = np.concatenate([pictures[0], pictures[len(pictures) // 2], pictures[-1]])
+    palette = Image.fromarray(some).quantize(COLORS)
     images = [Image.fromarray(picture) for picture in pictures]
     first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     duration = [1000 * THUMBNAIL_EVERY // FRAMES_PER_SECOND] * len(pictures)
