@@ -114,7 +114,8 @@ def _train(
     journal.tags(where_it_runs(chosen, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
-        plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random")
+        pink = cfg.policy.exploration_noise == "pink"
+        plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random", pink_noise=pink)
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
         signals.leave_if_told()
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)

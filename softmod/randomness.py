@@ -10,6 +10,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from softmod.types import Floats
+
 
 class Purpose(IntEnum):
     """What a stream is for. The values are part of a run's identity: append, never renumber."""
@@ -29,6 +31,26 @@ def sequence(seed: int, purpose: Purpose, *address: int) -> np.random.SeedSequen
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
     """The numpy stream at an address."""
     return np.random.default_rng(sequence(seed, purpose, *address))
+
+
+def pink(white: Floats) -> Floats:
+    """Turn white noise `[step, ...]` into noise of power 1/f along the steps, standard normal at each of them.
+
+    Neighbouring steps then differ little and an episode explores in a direction of its own (Eberhard et al. 2023).
+    """
+    steps = len(white)
+    if steps < 3:  # too short for a frequency beside the mean's
+        return white
+    frequencies = np.fft.rfftfreq(steps)
+    frequencies[0] = frequencies[1]
+    amplitude = frequencies**-0.5
+    twice = np.full(len(frequencies), 2.0)  # each stands for its negative too, but for 0 and a half
+    twice[0] = 1.0
+    twice[-1] = 2.0 if steps % 2 else 1.0
+    amplitude /= np.sqrt((twice * amplitude**2).sum() / steps)
+    shape = (-1,) + (1,) * (white.ndim - 1)
+    spectrum = np.fft.rfft(white, axis=0) * amplitude.reshape(shape)
+    return np.fft.irfft(spectrum, steps, axis=0).astype(white.dtype)
 
 
 def torch_generator(device: torch.device | str, seed: int, purpose: Purpose, *address: int) -> torch.Generator:

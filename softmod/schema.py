@@ -185,6 +185,7 @@ class PolicyConfig:
 
     log_std: str = choice("clamp", "clamp", "tanh")  # 14: clamped to [-20, 2], or squashed into (-10, 2)
     normalize_obs: bool = False  # actor and critics read observations of mean 0 and deviation 1
+    exploration_noise: str = choice("white", "white", "pink")  # pink: correlated over the steps of an episode
 
 
 @dataclass

@@ -23,7 +23,7 @@ from scipy.special import ndtr
 from softmod import signals
 from softmod.errors import PhysicsError, SoftmodError, WorkerError
 from softmod.networks.policy import Actor, actions
-from softmod.randomness import Purpose, generator
+from softmod.randomness import Purpose, generator, pink
 from softmod.types import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
 from softmod.workers.acting import Repeated, repeated
 
@@ -33,12 +33,16 @@ MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker of a run is told once; `draw_goals` says that goals are drawn anew each episode."""
+    """What every worker of a run is told once.
+
+    `draw_goals`: goals are drawn anew for each episode. `pink_noise`: an episode's exploration is correlated in time.
+    """
 
     suite: TaskSuite
     actor: Actor
     seed: int
     draw_goals: bool = False
+    pink_noise: bool = False
 
 
 class Lane:
@@ -60,7 +64,8 @@ class Lane:
         draws = generator(*address)
         goal = self.env.draw_goal(draws) if self.goals is None else self.goals[draws.integers(len(self.goals))]
         noise = generator(self.plan.seed, Purpose.EXPLORATION, self.task, self.copy, episode)
-        self.noise = noise.standard_normal(self.actions.shape, np.float32)
+        white = noise.standard_normal(self.actions.shape, np.float32)
+        self.noise = pink(white) if self.plan.pink_noise else white
         self.obs = self.env.reset(goal)
         self.actions[:] = 0.0
         self.episode, self.steps, self.rewards, self.success = episode, 0, [], False

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from math import erf
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import Actor, Policy
-from softmod.randomness import Purpose, generator
+from softmod.randomness import Purpose, generator, pink
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
 from softmod.workers.share import Process, limit, share_of
@@ -131,6 +132,14 @@ def test_uniform_actions_are_uniform_and_the_same_for_any_number_of_processes(pr
     np.testing.assert_allclose(counts, 0.1, atol=0.03)  # 1,800 numbers: four standard deviations
     noise = generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32)
     np.testing.assert_allclose(action[0, 0, :20], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
+
+
+def test_a_plan_with_pink_noise_explores_by_it():
+    with Workers(replace(plan(), pink_noise=True), 0) as workers:
+        workers.start(weights(), 20, uniform=True)
+        action = workers.finish().action
+    noise = pink(generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32))
+    np.testing.assert_allclose(action[0, 0], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
 
 
 @pytest.mark.bar(17)
