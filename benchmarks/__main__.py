@@ -106,14 +106,10 @@ def models(chosen: argparse.Namespace) -> Rows:
 
 
 def ingredients(chosen: argparse.Namespace) -> Rows:
-    """One update of the default recipe, one thread, and the same without each of its parts."""
+    """One update of the default recipe on MT10, one thread, and the same without each of its parts."""
     from benchmarks import updates as section
 
-    rows: Rows = []
-    for experiment in ("mt10", "quickstart"):
-        figures = section.ingredients(experiment, chosen.turns)
-        rows += [row | {"what": f"{experiment}: {row['what']}"} for row in compare(figures, [section.RECIPE])]
-    return rows
+    return compare(section.ingredients(chosen.turns), [section.RECIPE])
 
 
 def growth(chosen: argparse.Namespace) -> Rows:
