@@ -8,7 +8,6 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
-from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, set_up
+from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, make_plan, set_up
 from softmod.progress import Progress, print_table
 from softmod.record import Record
 from softmod.replay import Replay
@@ -38,7 +37,6 @@ from softmod.schema import TrainConfig
 from softmod.types import TaskScore, TaskSuite
 from softmod.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
 from softmod.workers.pool import Workers
-from softmod.workers.worker import Plan
 
 Found = tuple[Path, dict[str, Any]]
 MOST = 4096  # processes or threads that a checkpoint may ask for
@@ -114,8 +112,7 @@ def _train(
     journal.tags(where_it_runs(chosen, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
-        pink = cfg.policy.exploration_noise == "pink"
-        plan = Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random", pink_noise=pink)
+        plan = make_plan(cfg, suite, actor)
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
         signals.leave_if_told()
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)

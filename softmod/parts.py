@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import closing
+from copy import deepcopy
 from types import MappingProxyType
 from typing import Any
 
@@ -52,6 +53,7 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
     suite: TaskSuite = build(cfg.env, cfg.allow, "env")
     for task in range(suite.spec.num_tasks):
         suite.goals(task)  # now, so that no worker draws them anew
+    check_value_head(cfg)
     actor, critic = networks(cfg, suite.spec)
     check_memory(cfg, suite.spec)
     for name in ("actor", "critic", "temperature"):
@@ -74,30 +76,15 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
 
 
 def value_head(cfg: TrainConfig) -> ValueHead:
-    """What the critics' outputs mean.
-
-    Raises:
-        ConfigError: the class is no value head, or what it makes of outputs has other shapes than it should.
-    """
+    """Build the value head, which says what the critics' outputs mean."""
     head: ValueHead = build(cfg.critic_head, cfg.allow, "critic_head")
-    line = f"critic_head._target_={target_of(cfg.critic_head)}"
-    number = getattr(head, "outputs", None)
-    if not isinstance(head, ValueHead) or not isinstance(number, int) or number < 1:
-        raise ConfigError(f"{line}: must be a softmod.agent.value_heads.ValueHead with a whole number of outputs")
-    critics, tasks, rows = 2, 3, 5
-    outputs, reward = torch.zeros(critics, tasks, rows, number), torch.zeros(tasks, rows)
-    try:
-        value, target = head.value(outputs), head.target(reward, reward, outputs, reward)
-        loss = head.loss(outputs, target, torch.ones(tasks))
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"{line}: fails on outputs of {critics} critics, {tasks} tasks, {rows} rows ({told})"
-        ) from error
-    for what, made, wanted in (("value", value, (tasks, rows)), ("loss", loss, (critics,))):
-        if tuple(made.shape) != wanted:
-            raise ConfigError(f"{line}: {what} has shape {list(made.shape)}, not {list(wanted)}")
     return head
+
+
+def make_plan(cfg: TrainConfig, suite: TaskSuite, actor: Actor) -> Plan:
+    """Say what the workers step, with a copy of the policy of their own, and how they explore."""
+    pink = cfg.policy.exploration_noise == "pink"
+    return Plan(suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random", pink_noise=pink)
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
@@ -153,6 +140,31 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
             f"run.replay_per_task={cfg.run.replay_per_task}: takes {size / gib:,.0f} GiB of {there / gib:,.0f}; "
             f"must be at most {most:,} here"
         )
+
+
+def check_value_head(cfg: TrainConfig) -> None:
+    """
+    Raises:
+        ConfigError: the class is no value head, or what it makes of outputs has other shapes than it should.
+    """
+    head = value_head(cfg)
+    line = f"critic_head._target_={target_of(cfg.critic_head)}"
+    number = getattr(head, "outputs", None)
+    if not isinstance(head, ValueHead) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"{line}: must be a softmod.agent.value_heads.ValueHead with a whole number of outputs")
+    critics, tasks, rows = 2, 3, 5
+    outputs, reward = torch.zeros(critics, tasks, rows, number), torch.zeros(tasks, rows)
+    try:
+        value, target = head.value(outputs), head.target(reward, reward, outputs, reward)
+        loss = head.loss(outputs, target, torch.ones(tasks))
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{line}: fails on outputs of {critics} critics, {tasks} tasks, {rows} rows ({told})"
+        ) from error
+    for what, made, wanted in (("value", value, (tasks, rows)), ("loss", loss, (critics,))):
+        if tuple(made.shape) != wanted:
+            raise ConfigError(f"{line}: {what} has shape {list(made.shape)}, not {list(wanted)}")
 
 
 def check_capture(cfg: TrainConfig, optimizer: torch.optim.Optimizer, key: str) -> None:

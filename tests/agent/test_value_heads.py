@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from softmod.agent import losses
 from softmod.agent.value_heads import Categorical, Squared, ValueHead
 from softmod.errors import ConfigError
-from softmod.parts import value_head
+from softmod.parts import check_value_head
 
 SUPPORT = torch.linspace(-10.0, 10.0, 101)
 
@@ -171,7 +171,7 @@ def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("softmod.parts.build", lambda node, allow, part: built(head))
         with pytest.raises(ConfigError, match=told):
-            value_head(cfg)
+            check_value_head(cfg)
 
 
 def built(head):

@@ -19,12 +19,14 @@ import psutil
 import pytest
 import torch
 
+from softmod.config import compose, typed
 from softmod.envs.metaworld import MetaWorld, MetaWorldEnv
 from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.mlp import MLP
 from softmod.networks.policy import Actor, Policy
+from softmod.parts import make_plan
 from softmod.randomness import Purpose, generator, pink
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
@@ -140,6 +142,16 @@ def test_a_plan_with_pink_noise_explores_by_it():
         action = workers.finish().action
     noise = pink(generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32))
     np.testing.assert_allclose(action[0, 0], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "pink_noise", "draw_goals"),
+    [("env=toy", True, False), ("env=toy policy.exploration_noise=white", False, False),
+     ("env=toy algorithm=mtsac env.goals=random", False, True)],
+)  # fmt: skip
+def test_the_plan_of_a_configuration(line, pink_noise, draw_goals):
+    made = make_plan(typed(compose(line.split())), Toy(TASKS), actor())
+    assert (made.pink_noise, made.draw_goals) == (pink_noise, draw_goals)
 
 
 @pytest.mark.bar(17)
