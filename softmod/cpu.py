@@ -28,16 +28,18 @@ def keep_memory() -> bool:
         return False
 
 
-def fast_products() -> bool:
-    """Multiply fp32 matrices with oneDNN instead of MKL where that is the faster one; whether it now does.
+def fast_products(bf16: bool = False) -> bool:
+    """Multiply fp32 matrices with oneDNN instead of MKL where that is the faster one; return whether it now does.
 
     MKL takes its AVX-512 path on Intel's processors only; on others oneDNN, which PyTorch brings along, is more than
     twice as fast. PyTorch hands fp32 products to oneDNN once that is *allowed* to round their inputs to bfloat16. It is
-    not to do so: its instruction set is limited to one that has no such product, and a probe tells.
+    not to do so: unless `bf16` says that the networks compute in bfloat16 themselves, oneDNN's instruction set is
+    limited to one that has no such product. A probe refuses oneDNN if its fp32 products are rounded all the same.
     """
     if not better_with_onednn():
         return False
-    os.environ.setdefault(ISA, NO_BF16)  # oneDNN reads it once, at its first use
+    if not bf16:
+        os.environ.setdefault(ISA, NO_BF16)  # oneDNN reads it once, at its first use
     return allow_onednn(True)
 
 
