@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from softmod import checkpoint
 from softmod.clock import Clock
 from softmod.config import compose, typed
@@ -18,21 +16,24 @@ from softmod.envs.toy import Toy
 from softmod.log import Log
 from softmod.parts import make_agent, make_fabric, networks
 from softmod.progress import Progress
-from softmod.replay import Replay
+from softmod.replay import Replay, random_rollout
 from softmod.saver import Saver
 from softmod.tracking import Journal
 from softmod.types import EnvSpec
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 
+ROUND = 1000  # steps
+
 
 def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any]]:
     """Seconds of the loop's pause while it is written, of reading it back, and its size; the episodes are a toy's."""
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu"]))
-    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
     replay = Replay(spec, transitions // spec.num_tasks)
-    replay.append(torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths)))
+    for seed in range(replay.capacity // ROUND):
+        replay.extend(random_rollout(spec, ROUND, seed=seed))
     suite, clock = Toy(TOY_TASKS), Clock()
     toy, _ = networks(cfg, suite.spec)
     write, read, size = [], [], 0

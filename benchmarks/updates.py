@@ -16,7 +16,7 @@ from benchmarks.pairing import Figure, Rate, alternate
 from softmod.config import compose, options, typed
 from softmod.cpu import allow_onednn, fast_products
 from softmod.parts import choose, make_agent, make_fabric, networks, set_up
-from softmod.replay import Batch, Replay
+from softmod.replay import Batch, Replay, random_rollout
 from softmod.report import cost
 from softmod.report.cost import Cost
 from softmod.targets import build
@@ -163,14 +163,12 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
     """A call that makes one update, its floating point operations, and what it was made for."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
-    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
     fabric = make_fabric(cfg)
     set_up(cfg, fabric.device)
     agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
     replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
-    rows = torch.randn(spec.num_tasks, replay.capacity, sum(replay.widths))
-    rows[..., -1] = 0.0  # one episode
-    replay.append(rows)
+    replay.extend(random_rollout(spec, replay.capacity))
     draws = torch.Generator(fabric.device).manual_seed(0)
 
     def update() -> None:

@@ -6,22 +6,22 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from softmod import faults
 from softmod.checkpoint import digest, flush, reading
 from softmod.errors import CheckpointError, SaveError
-from softmod.replay import Replay
+from softmod.replay import Piece, Replay
 
 FOLDER = "replay"  # beside `checkpoints` in the run's folder
 
 
 class Archive:
-    """The pieces of one run. A piece holds the rows `[task, count, width]` from the `first`-th to the `last`-th.
+    """The pieces of one run. A piece holds the rows from the `first`-th to the `last`-th, and their episodes' entries.
 
-    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds.
+    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds. An episode that goes
+    on in the next piece has an entry there too, which is the one that counts.
     """
 
     def __init__(self, run: Path, replay: Replay) -> None:
@@ -38,12 +38,11 @@ class Archive:
         for name in self.pieces:
             if not (self.folder / name).is_file():
                 raise SaveError(f"{self.folder / name}: this piece of the replay is gone")
-        first = max(self._last(), replay.written - replay.capacity)
+        first = max(self._last(), replay.first_row)
         if first < replay.written:
             name = f"{first:012d}-{replay.written:012d}.safetensors"
             self.pieces[name] = self._write(name, first)
-        oldest = replay.written - replay.size
-        self.pieces = {name: hashed for name, hashed in self.pieces.items() if span(name)[1] > oldest}
+        self.pieces = {name: hashed for name, hashed in self.pieces.items() if span(name)[1] > replay.first_row}
         return dict(self.pieces)
 
     def restore(self, pieces: Mapping[str, str], written: int) -> None:
@@ -53,16 +52,19 @@ class Archive:
             CheckpointError: a piece is unreadable, of another form, or rows are missing.
         """
         replay, self.pieces = self.replay, dict(pieces)
-        replay.written = oldest = max(0, written - replay.capacity)
+        replay.written = oldest = max(0, written - replay.ring)
         for name in sorted(self.pieces):
             first, last = span(name)
-            rows = self._read(name)
-            expected = [replay.rows.shape[0], last - first, replay.rows.shape[2]]
-            if list(rows.shape) != expected:
-                raise CheckpointError(f"{self.folder / name}: rows {list(rows.shape)}, not {expected}")
+            piece = self._read(name)
+            tasks, _, width = replay.rows.shape
+            count = piece.episodes.shape[1]
+            expected = [[tasks, last - first, width], [tasks], [tasks, count, replay.spec.obs_dim]]
+            shapes = [list(part.shape) for part in piece]
+            if shapes != expected:
+                raise CheckpointError(f"{self.folder / name}: has {shapes}, not {expected}")
             if first > replay.written:
                 raise CheckpointError(f"{self.folder}: no piece holds the rows from {replay.written} to {first}")
-            replay.append(rows[:, max(0, oldest - first) :])
+            replay.append(piece._replace(rows=piece.rows[:, max(0, oldest - first) :]))
         if replay.written != written:
             raise CheckpointError(f"{self.folder}: pieces hold {replay.written} rows per task, not {written}")
 
@@ -78,14 +80,12 @@ class Archive:
         return max((span(name)[1] for name in self.pieces), default=0)
 
     def _write(self, name: str, first: int) -> str:
-        replay = self.replay
-        slots = torch.arange(first, replay.written, device=replay.rows.device) % replay.capacity
-        rows = replay.rows.index_select(1, slots).cpu()
+        piece = self.replay.since(first)
         beside = self.folder / f".{name}.part"
         try:
             self.folder.mkdir(exist_ok=True)
             beside.unlink(missing_ok=True)
-            save_file({"rows": rows}, beside)
+            save_file({key: part.contiguous() for key, part in piece._asdict().items()}, beside)
             hashed = digest(beside)
             flush(beside)
             faults.point("archive.written")
@@ -98,9 +98,12 @@ class Archive:
             raise SaveError(f"{self.folder / name}: could not be written ({error})") from error
         return hashed
 
-    def _read(self, name: str) -> torch.Tensor:
+    def _read(self, name: str) -> Piece:
         with reading(self.folder / name):
-            return load_file(self.folder / name)["rows"]
+            parts = load_file(self.folder / name)
+        if parts.keys() != set(Piece._fields):
+            raise CheckpointError(f"{self.folder / name}: of another version; go on with that one, or begin anew")
+        return Piece(**parts)
 
 
 def span(name: str) -> tuple[int, int]:

@@ -26,7 +26,8 @@ from softmod.errors import CheckpointError, SaveError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)  # what holds weights alone did not change
 KEPT = 2
 ASIDE = ".old"  # how the name ends of what is being replaced
 Arrays = dict[str, Tensor]
@@ -75,7 +76,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     manifest = _json(folder / "manifest.json")
     with reading(folder / "manifest.json"):
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in READABLE:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
         for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)

@@ -36,7 +36,7 @@ from softmod.networks.build import build_actor
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
 from softmod.randomness import Purpose, sequence
-from softmod.replay import Replay
+from softmod.replay import Replay, bytes_per_transition, random_rollout
 from softmod.schema import TrainConfig
 from softmod.targets import build, resolve_target, target_of
 from softmod.types import EnvSpec, TaskSuite
@@ -131,7 +131,7 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
     Raises:
         ConfigError: the replay does not fit into the memory of the learner's device.
     """
-    size = 4 * spec.num_tasks * cfg.run.replay_per_task * (2 * spec.obs_dim + spec.action_dim + 2)
+    size = round(spec.num_tasks * cfg.run.replay_per_task * bytes_per_transition(spec))
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
     there = torch.cuda.get_device_properties(0).total_memory if on_cuda else psutil.virtual_memory().total
     if size > there:
@@ -234,9 +234,7 @@ def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: 
     """
     agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg))
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
-    rows = torch.randn(suite.spec.num_tasks, replay.capacity, sum(replay.widths))
-    rows[..., -1] = 0.0  # one episode
-    replay.append(rows)
+    replay.extend(random_rollout(suite.spec, replay.capacity))
     update: dict[int, float] = {}
     delay = cfg.algorithm.policy_delay  # updates until all kinds of them were made
     for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:

@@ -109,7 +109,8 @@ def spec_of(facts: dict[str, Any]) -> EnvSpec:
     spec = facts["spec"]
     sizes = int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"])
     shorter = spec["train_horizon"]
-    return EnvSpec(tuple(spec["tasks"]), *sizes, None if shorter is None else int(shorter))
+    frame = int(spec.get("frame", 0))  # policies of earlier versions do not say
+    return EnvSpec(tuple(spec["tasks"]), *sizes, None if shorter is None else int(shorter), frame)
 
 
 def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Actor:

@@ -157,7 +157,7 @@ class Saver:
         self.workers.restore({k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()})
         clock.restore(facts["clock"])
         if skipped := facts["counters"].get("skipped"):
-            self.agent.skipped = torch.tensor(skipped, device=self.replay.rows.device)
+            self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
         if begun := facts.get("begun"):
             policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
             self.begun = Begun(policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over")))

@@ -87,14 +87,21 @@ def of_arrays(arrays: checkpoint.Arrays) -> str:
 
 
 def of_replay(folder: Path, written: int, capacity: int) -> str:
-    """Of the rows of each task in the order of their writing, whatever pieces they lie in."""
+    """Hash the rows of each task in the order of their writing, and their episodes, whatever pieces they lie in."""
     total, run = hashlib.sha256(f"{written}".encode()), folder.parent.parent
     pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
     files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
     oldest = max(0, written - capacity)
     for task in range(files[0][1].get_slice("rows").get_shape()[0] if files else 0):
+        entries: dict[int, bytes] = {}
         for first, file in files:
-            total.update(file.get_slice("rows")[task, max(0, oldest - first) :].tobytes())
+            rows = file.get_slice("rows")[task, max(0, oldest - first) :]
+            total.update(rows.tobytes())
+            began, episodes = int(file.get_slice("first_episode")[task]), file.get_slice("episodes")[task]
+            numbers = sorted(set(rows[:, -1].astype(int).tolist()))
+            entries |= {number: episodes[number - began].tobytes() for number in numbers}
+        for number in sorted(entries):
+            total.update(entries[number])
     return total.hexdigest()
 
 

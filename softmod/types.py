@@ -15,13 +15,23 @@ Goal = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a learner has to know about a set of tasks: their names and order, and the sizes."""
+    """What a learner has to know about a set of tasks: their names and order, and the sizes.
+
+    `frame`: an observation is the state (so many numbers), the state one step before, and what does not change within
+    an episode; 0: it is the state. The replay keeps each of them once.
+    """
 
     tasks: tuple[str, ...]
     obs_dim: int
     action_dim: int
     horizon: int  # steps of an evaluation's episode
     train_horizon: int | None = None  # steps of a training episode; None: as in evaluation
+    frame: int = 0
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers of the state."""
+        return self.frame or self.obs_dim
 
     @property
     def episode_steps(self) -> int:

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from softmod import checkpoint
 from softmod.archive import Archive, span
 from softmod.errors import CheckpointError
 from softmod.replay import Replay
-from softmod.types import EnvSpec
+from tests.stream import FRAMES, Stream
+from tests.test_replay import agree
 
-SPEC = EnvSpec(("a", "b"), 3, 2, 10)
-WIDTH = 3 + 2 + 1 + 3 + 1
-
-
-def rows(start: int, count: int) -> torch.Tensor:
-    """Rows that tell their number."""
-    numbers = torch.arange(start, start + count, dtype=torch.float32)
-    return numbers.expand(2, count).unsqueeze(-1).expand(-1, -1, WIDTH) + torch.tensor([0.0, 0.5])[:, None, None]
+WIDTH = FRAMES.state_dim + FRAMES.action_dim + 2
 
 
-def filled(capacity: int, *counts: int) -> Replay:
-    replay = Replay(SPEC, capacity)
+def filled(capacity: int, *counts: int, copies: int = 1) -> tuple[Replay, Stream]:
+    replay, stream = Replay(FRAMES, capacity, copies=copies), Stream(FRAMES, copies)
     for count in counts:
-        replay.append(rows(replay.written, count))
-    return replay
-
-
-def equal(one: Replay, other: Replay) -> bool:
-    same = torch.equal(one.rows[:, : one.size], other.rows[:, : other.size])
-    return one.written == other.written and one.size == other.size and same
+        replay.extend(stream.rollout(count))
+    return replay, stream
 
 
 def sizes(run: Path) -> dict[str, int]:
@@ -43,47 +34,56 @@ def sizes(run: Path) -> dict[str, int]:
 
 
 def test_each_save_writes_what_is_new(tmp_path: Path):
-    replay = filled(1000, 500)
+    replay, stream = filled(1000, 500)
     archive = Archive(tmp_path, replay)
     first = archive.save()
     assert list(first) == ["000000000000-000000000500.safetensors"]
     assert archive.save() == first  # nothing new, nothing written
-    replay.append(rows(500, 20))
+    replay.extend(stream.rollout(20))
     assert set(archive.save()) - set(first) == {"000000000500-000000000520.safetensors"}
     new = sizes(tmp_path)["000000000500-000000000520.safetensors"]
-    assert new < 2 * 20 * WIDTH * 4 + 500
+    assert new < 3 * (20 * WIDTH + 20 * FRAMES.obs_dim) * 4 + 500
 
 
 def test_pieces_that_hold_only_what_was_overwritten_are_let_go(tmp_path: Path):
-    replay = filled(100, 60)
+    replay, stream = filled(99, 60)
     archive = Archive(tmp_path, replay)
     archive.save()
-    for start in (60, 100, 140):
-        replay.append(rows(start, 40))
+    for _ in range(3):
+        replay.extend(stream.rollout(40))
         archive.save()
-    assert [span(name) for name in archive.pieces] == [(60, 100), (100, 140), (140, 180)]  # 80 to 180 are held
+    assert [span(name) for name in archive.pieces] == [
+        (60, 100),
+        (100, 140),
+        (140, 180),
+    ]  # 81 to 180 can be drawn, and the state before them lies in 80
     archive.prune(archive.pieces)
     assert sorted(sizes(tmp_path)) == sorted(archive.pieces)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 12), st.lists(st.one_of(st.integers(1, 30), st.just("save"), st.just("restart")), max_size=25))
-def test_what_comes_back_is_what_was_there(tmp_path_factory, capacity: int, events: list):
+@given(
+    st.integers(4, 20), st.integers(1, 2), st.sampled_from([0.1, 0.9]),
+    st.lists(st.one_of(st.integers(1, 30), st.just("save"), st.just("restart")), max_size=25),
+)  # fmt: skip
+def test_what_comes_back_is_what_was_there(tmp_path_factory, capacity: int, copies: int, faults: float, events: list):
     run = tmp_path_factory.mktemp("run")
-    replay = Replay(SPEC, capacity)
+    replay, stream = Replay(FRAMES, capacity, copies=copies), Stream(FRAMES, copies, faults=faults)
     archive = Archive(run, replay)
-    saved = (archive.save(), 0)
+    saved = (archive.save(), 0, deepcopy(stream))
     for event in [*events, "save", "restart"]:
         if event == "save":
-            saved = (archive.save(), replay.written)
+            saved = (archive.save(), replay.written, deepcopy(stream))
             archive.prune(saved[0])
         elif event == "restart":  # all that was not saved is lost
-            replay = Replay(SPEC, capacity)
+            replay, stream = Replay(FRAMES, capacity, copies=copies), deepcopy(saved[2])
             archive = Archive(run, replay)
-            archive.restore(*saved)
-            assert equal(replay, filled(capacity, *[1] * saved[1]))
+            archive.restore(*saved[:2])
+            assert replay.written == saved[1]
+            if replay.size:
+                agree(replay, stream, 2, draws=20)
         else:
-            replay.append(rows(replay.written, event))
+            replay.extend(stream.rollout(event))
 
 
 def whole(run: Path, archive: Archive, number: int) -> Path:
@@ -92,10 +92,10 @@ def whole(run: Path, archive: Archive, number: int) -> Path:
 
 
 def test_a_damaged_piece_damages_the_checkpoints_that_need_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    replay = filled(1000, 50)
+    replay, stream = filled(1000, 50)
     archive = Archive(tmp_path, replay)
     first = whole(tmp_path, archive, 1)
-    replay.append(rows(50, 10))
+    replay.extend(stream.rollout(10))
     second = whole(tmp_path, archive, 2)
     piece = tmp_path / "replay" / "000000000050-000000000060.safetensors"
     content = piece.read_bytes()
@@ -111,7 +111,7 @@ def test_a_damaged_piece_damages_the_checkpoints_that_need_it(tmp_path: Path, ca
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "replay/../../secret", "secret", "replay/x/y"])
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str):
-    folder = whole(tmp_path, Archive(tmp_path, filled(10, 5)), 1)
+    folder = whole(tmp_path, Archive(tmp_path, filled(10, 5)[0]), 1)
     (tmp_path / "secret").write_text("secret")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shared"] = {name: "0" * 64}
@@ -121,7 +121,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str):
 
 
 def test_a_link_is_not_followed(tmp_path: Path):
-    archive = Archive(tmp_path, filled(10, 5))
+    archive = Archive(tmp_path, filled(10, 5)[0])
     folder = whole(tmp_path, archive, 1)
     (piece,) = (tmp_path / "replay").iterdir()
     piece.rename(tmp_path / "elsewhere")
@@ -131,15 +131,23 @@ def test_a_link_is_not_followed(tmp_path: Path):
 
 
 def test_rows_that_are_missing_are_told(tmp_path: Path):
-    replay = filled(100, 10)
+    replay, stream = filled(100, 10)
     archive = Archive(tmp_path, replay)
     archive.save()
-    replay.append(rows(10, 10))
+    replay.extend(stream.rollout(10))
     archive.save()
-    replay.append(rows(20, 10))
+    replay.extend(stream.rollout(10))
     pieces = archive.save()
     del pieces["000000000010-000000000020.safetensors"]
     with pytest.raises(CheckpointError, match="no piece holds the rows from 10 to 20"):
-        Archive(tmp_path, Replay(SPEC, 100)).restore(pieces, 30)
+        Archive(tmp_path, Replay(FRAMES, 100)).restore(pieces, 30)
     with pytest.raises(CheckpointError, match="not the name of a piece"):
-        Archive(tmp_path, Replay(SPEC, 100)).restore({"x.safetensors": ""}, 30)
+        Archive(tmp_path, Replay(FRAMES, 100)).restore({"x.safetensors": ""}, 30)
+
+
+def test_a_replay_of_an_earlier_version_is_told(tmp_path: Path):
+    replay, _ = filled(100, 10)
+    (name,) = pieces = Archive(tmp_path, replay).save()
+    save_file({"rows": torch.zeros(3, 10, 17)}, tmp_path / "replay" / name)
+    with pytest.raises(CheckpointError, match="of another version"):
+        Archive(tmp_path, Replay(FRAMES, 100)).restore(pieces, 10)

@@ -167,7 +167,7 @@ class MTSAC(L.LightningModule):
         for _ in range(updates):
             if stop():
                 return metrics
-            draws = torch_generator(replay.rows.device, self.seed, Purpose.BATCH, self.updates)
+            draws = torch_generator(replay.device, self.seed, Purpose.BATCH, self.updates)
             batch = replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
             metrics |= self.training_step(batch, self.updates)  # the policy's are of its last update
             self.skipped = self._in_a_row(metrics["finite"])

@@ -31,6 +31,7 @@ from softmod.types import EnvSpec, Floats, Goal
 
 __all__ = ["MetaWorld", "MetaWorldEnv", "never_succeeds"]
 
+FRAME = 18  # numbers of the state: hand, gripper, two objects
 CAMERA = "corner4"  # the nearest of the corner cameras; all of them hang upside down
 
 
@@ -53,7 +54,7 @@ class MetaWorld:
         train_horizon: int | None = None,
     ) -> None:
         shorter = None if train_horizon is None else check_horizon(train_horizon)
-        self.spec = EnvSpec(check_tasks(tasks, MT50), 39, 4, check_horizon(horizon), shorter)
+        self.spec = EnvSpec(check_tasks(tasks, MT50), 39, 4, check_horizon(horizon), shorter, FRAME)
         self.name = name
         self.goal_mode = check_choice("env.goals", goals, GOALS)
         self.goal_seed = int(goal_seed)

@@ -18,7 +18,7 @@ from softmod.networks.mlp import MLP
 from softmod.networks.policy import Actor, split, squash
 from softmod.networks.soft_modular import SoftModular
 from softmod.randomness import Purpose, torch_generator
-from softmod.replay import Batch, Replay
+from softmod.replay import Batch, Replay, random_rollout
 from softmod.types import EnvSpec, Episode, Rollout
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
@@ -247,10 +247,8 @@ def test_temperature_rises_when_the_policy_is_too_certain():
 
 
 def replay() -> Replay:
-    draws = np.random.default_rng(0)
     filled = Replay(SPEC, 40)
-    parts = [draws.standard_normal((3, 1, 30, width), np.float32) for width in (5, 2, 1, 5)]
-    filled.extend(Rollout(parts[0], parts[1], parts[2][..., 0], parts[3], np.zeros(parts[2].shape[:3], bool)))
+    filled.extend(random_rollout(SPEC, 30))
     return filled
 
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from softmod import checkpoint
 from softmod.archive import Archive
-from softmod.replay import Replay
-from tests.test_replay import SPEC, rollout
+from softmod.replay import Replay, bytes_per_transition, random_rollout
+from tests.stream import FRAMES, Stream
+from tests.test_replay import agree
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +64,7 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
     from softmod.workers.worker import Plan
 
     cfg = typed(compose(["experiment=paper_mt10", "fabric=cpu", f"run.replay_per_task={rows}"]))
-    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500)
+    spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, None, 18)
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
     replay, clock, suite = Replay(spec, rows), Clock(), Toy(["toy-reach"])
     fill(replay, rows)
@@ -77,7 +78,7 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
             return saver.save(clock, log, workers.state())
 
         told, place = cost(Path(name), save, "first")
-        told |= {"delta bytes": 4.0 * new * replay.rows[:, 0].numel()}
+        told |= {"delta bytes": new * len(spec.tasks) * bytes_per_transition(spec)}
         told |= {"model bytes": sum(path.stat().st_size for path in place.iterdir())}
         for turn in ("second", "third"):
             fill(replay, new)
@@ -95,10 +96,9 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
 
 
 def fill(replay: Replay, rows: int) -> None:
-    """Append rows by the thousand, as a run's rounds do."""
-    tasks, _, width = replay.rows.shape
+    """Append experience by the thousand, as a run's rounds do."""
     for first in range(0, rows, 1000):
-        replay.append(torch.randn(tasks, min(1000, rows - first), width))
+        replay.extend(random_rollout(replay.spec, min(1000, rows - first), seed=first))
 
 
 def cost(run: Path, save: Callable[[], Path], turn: str) -> tuple[dict[str, float], Path]:
@@ -159,26 +159,12 @@ def test_seen_failing_everything_is_written_each_time():
 
 # --- 16: the replay against a list ------------------------------------------------------------------------------------
 
-Rows = list[list[float]]  # of each task, the first number of each of its rows, oldest first
 
-
-def agrees(replay: Replay, expected: Rows) -> None:
-    """Its counts, what lies in it and what is drawn from it are those of the lists; what was never written is NaN."""
-    size = len(expected[0])
-    assert replay.size == size
-    assert replay.rows[:, size:].isnan().all()
-    for task, rows in enumerate(expected):
-        assert sorted(replay.rows[task, :size, 0].tolist()) == sorted(rows)
-    if size:
-        drawn = replay.sample(40, torch.Generator().manual_seed(size))
-        for part, offset in [(drawn.obs[..., 0], 0.0), (drawn.reward, 0.125), (drawn.next_obs[..., 0], 0.75)]:
-            for task, rows in enumerate(expected):
-                assert set((part[task] - offset).tolist()) <= set(rows)
-
-
-def unwritten(capacity: int) -> Replay:
-    replay = Replay(SPEC, capacity)
+def unwritten(capacity: int, copies: int) -> Replay:
+    """A replay in which what was never written is NaN."""
+    replay = Replay(FRAMES, capacity, copies=copies)
     replay.rows.fill_(torch.nan)
+    replay.episodes.fill_(torch.nan)
     return replay
 
 
@@ -188,7 +174,7 @@ def reloaded(replay: Replay) -> Replay:
         runs = [Path(name, part) for part in ("one", "other", "again")]
         for run in runs:
             run.mkdir()
-        first, second = unwritten(replay.capacity), unwritten(replay.capacity)
+        first, second = (unwritten(replay.capacity, replay.copies) for _ in range(2))
         pieces = Archive(runs[0], replay).save()
         Archive(runs[0], first).restore(pieces, replay.written)
         again = Archive(runs[1], first).save()
@@ -198,25 +184,18 @@ def reloaded(replay: Replay) -> Replay:
     return second
 
 
-def follow(capacity: int, events: list[Any]) -> None:
+def follow(capacity: int, copies: int, events: list[Any]) -> None:
     """The replay through a run's events, compared with lists after each."""
-    replay, expected, written = unwritten(capacity), [[] for _ in SPEC.tasks], 0
+    replay, stream = unwritten(capacity, copies), Stream(FRAMES, copies)
     for event in events:
         if event == "reload":
             replay = reloaded(replay)
         else:
-            copies, steps = event
-            replay.extend(rollout(written, copies, steps))
-            new = range(written, written + copies * steps)
-            expected = [
-                [*rows, *(task * 1000.0 + place for place in new)][-capacity:] for task, rows in enumerate(expected)
-            ]
-            written += copies * steps
-        assert replay.written == written
-        agrees(replay, expected)
-
-
-ROUNDS = st.tuples(st.integers(1, 3), st.integers(1, 12))
+            replay.extend(stream.rollout(event))
+        assert replay.written == len(stream.lists[0])
+        assert replay.rows[:, min(replay.written, replay.ring) :].isnan().all()
+        if replay.size:
+            agree(replay, stream, 2, draws=20)
 
 
 @pytest.mark.reliability
@@ -225,12 +204,15 @@ def test_the_replay_is_a_list_of_each_task(record_property):
     tried = {"examples": 0, "wrapped around": 0, "reloads": 0}
 
     @settings(max_examples=500, deadline=None)
-    @given(st.integers(1, 30), st.lists(st.one_of(ROUNDS, st.just("reload")), max_size=12))
-    def examples(capacity: int, events: list[Any]) -> None:
+    @given(
+        st.integers(3, 30), st.integers(1, 3),
+        st.lists(st.one_of(st.integers(1, 12), st.just("reload")), max_size=12),
+    )  # fmt: skip
+    def examples(capacity: int, copies: int, events: list[Any]) -> None:
         tried["examples"] += 1
         tried["reloads"] += events.count("reload")
-        tried["wrapped around"] += sum(event[0] * event[1] for event in events if event != "reload") > capacity
-        follow(capacity, events)
+        tried["wrapped around"] += copies * sum(event for event in events if event != "reload") > capacity
+        follow(capacity, copies, events)
 
     examples()
     assert tried["examples"] >= 500
@@ -239,16 +221,24 @@ def test_the_replay_is_a_list_of_each_task(record_property):
 
 
 @pytest.mark.control(16)
-@pytest.mark.parametrize("events", [[(1, 3)], [(1, 9), "reload"]])
+@pytest.mark.parametrize("events", [[3], [9, "reload"]])
 def test_seen_failing_a_cursor_that_is_off_by_one(monkeypatch, events):
-    append = Replay.append
+    append = Replay._append
 
-    def shifted(self: Replay, packed: torch.Tensor) -> None:
+    def shifted(self: Replay, rows: torch.Tensor) -> None:
         self.written += 1
-        append(self, packed)
+        append(self, rows)
         self.written -= 1
 
-    follow(8, events)
-    monkeypatch.setattr(Replay, "append", shifted)
+    follow(8, 1, events)
+    monkeypatch.setattr(Replay, "_append", shifted)
     with pytest.raises(AssertionError):
-        follow(8, events)
+        follow(8, 1, events)
+
+
+@pytest.mark.control(16)
+def test_seen_failing_episodes_that_are_forgotten(monkeypatch):
+    follow(8, 1, [30, 30, "reload"])
+    monkeypatch.setattr(Replay, "_enter", lambda *_: None)
+    with pytest.raises(AssertionError):
+        follow(8, 1, [30, 30, "reload"])
