@@ -1,5 +1,9 @@
 """`python -m softmod.state <checkpoint or run folder>`: the hash of a run's state, component by component.
 
+`pack <checkpoint or run folder> <output folder>` writes the state as a few small files that travel, `unpack <folder>`
+makes a run's folder of them again, with the same hash, from which the run's command goes on.
+
+
 Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left out. Equality is
 promised for the same type of machine, the same versions, and the numbers of processes and threads that a run keeps.
 """
@@ -19,10 +23,12 @@ from safetensors import safe_open
 from softmod import checkpoint
 from softmod.archive import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
+from softmod.packing import pack, unpack
 from softmod.policy import find
 from softmod.record import JOURNAL, lines
 from softmod.tracking import WALL_CLOCK
 
+RAW = argparse.RawDescriptionHelpFormatter
 COMPONENTS = {  # of the agent's arrays, by how their names begin
     "networks": ("actor.", "critic."),
     "targets": ("target_critic.",),
@@ -33,18 +39,51 @@ COMPONENTS = {  # of the agent's arrays, by how their names begin
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__)
-    parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        folder, _ = find(parser.parse_args(arguments).path)
-        hashes = state_hash(folder)
+        if words[:1] == ["pack"]:
+            return _pack(words[1:])
+        if words[:1] == ["unpack"]:
+            return _unpack(words[1:])
+        parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__, formatter_class=RAW)
+        parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+        _print(find(parser.parse_args(words).path)[0])
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
         return error.exit_code
+    return 0
+
+
+def _pack(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m softmod.state pack", description="Write a state that travels.")
+    parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+    parser.add_argument("output", type=Path, help="a folder, empty or not there yet")
+    parser.add_argument("--part", type=int, default=16, metavar="MiB", help="size of a part at most (16)")
+    chosen = parser.parse_args(words)
+    if chosen.part < 1:
+        parser.error("--part: must be at least 1")
+    files = pack(*find(chosen.path), chosen.output, chosen.part * 2**20)
+    size = sum(path.stat().st_size for path in files) / 2**20
+    print(f"{chosen.output}: {len(files)} files, {size:.1f} MiB")
+    return 0
+
+
+def _unpack(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m softmod.state unpack", description=unpack.__doc__, formatter_class=RAW
+    )
+    parser.add_argument("packed", type=Path, help="the folder that pack has written")
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="where runs are kept (runs)")
+    chosen = parser.parse_args(words)
+    _print(unpack(chosen.packed, chosen.runs))
+    return 0
+
+
+def _print(folder: Path) -> None:
+    hashes = state_hash(folder)
     print(folder)
     for name, hashed in hashes.items():
         print(f"  {name:<14}{hashed}")
-    return 0
 
 
 def state_hash(folder: Path) -> dict[str, str]:
