@@ -61,6 +61,12 @@ def product_library() -> str:
     return "MKL" if torch.backends.mkl.is_available() else "BLAS"
 
 
+def multiplies_bf16() -> bool:
+    """Return whether the processor multiplies bfloat16 itself (AVX-512 BF16 or AMX); else fp32 is faster."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of PyTorch, in the versions that have them
+    return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, bool)() for name in probes)
+
+
 def better_with_onednn() -> bool:
     """A processor with AVX-512 that is not Intel's, and a PyTorch that has both libraries and the switch."""
     switch = hasattr(torch.backends.mkldnn, "matmul") and torch.backends.mkldnn.is_available()

@@ -28,7 +28,7 @@ from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
-from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, make_plan, set_up
+from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, make_plan, precision, set_up
 from softmod.progress import Progress, print_table
 from softmod.record import Record
 from softmod.replay import Replay
@@ -109,7 +109,7 @@ def _train(
     set_up(cfg, fabric.device)
     chosen = choose(cfg, suite, found[1] if found else {})
     torch.set_num_threads(chosen.threads)
-    journal.tags(where_it_runs(chosen, fabric))
+    journal.tags(where_it_runs(cfg, chosen, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
         plan = make_plan(cfg, suite, actor)
@@ -252,19 +252,19 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
             Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
 
 
-def where_it_runs(chosen: Chosen, fabric: L.Fabric) -> dict[str, str]:
+def where_it_runs(cfg: TrainConfig, chosen: Chosen, fabric: L.Fabric) -> dict[str, str]:
     """The machine, and what was chosen for it."""
     accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
     choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
+    choice |= {"machine.precision": precision(cfg)}
     return machine.hardware_tags(accelerator) | choice
 
 
 def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
     size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
-    on_cpu = fabric.device.type == "cpu"
-    by = product_library() if on_cpu else f"{torch.cuda.get_device_name(fabric.device)}, {cfg.fabric.precision}"
-    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by})"
+    by = product_library() if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
+    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {precision(cfg)})"
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
     return f"{folder}: {len(cfg.env.tasks)} tasks, {how}, {size}{begin}"
 

@@ -117,7 +117,7 @@ def manifest_of(packed: Path) -> dict[str, Any]:
 def split(whole: IO[bytes], output: Path, part: int) -> list[Path]:
     """Write a file as parts."""
     whole.seek(0)
-    paths = []
+    paths: list[Path] = []
     while content := whole.read(part):
         paths.append(output / f"part_{len(paths):03d}")
         paths[-1].write_bytes(content)

@@ -29,7 +29,7 @@ from softmod.cores import (
     thread_counts,
     timed,
 )
-from softmod.cpu import fast_products, keep_memory, product_library
+from softmod.cpu import fast_products, keep_memory, multiplies_bf16, product_library
 from softmod.envs.goals import cache_folder
 from softmod.errors import ConfigError
 from softmod.networks.build import build_actor
@@ -91,7 +91,7 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
     """What lies under the learner: the C library, the library of matrix products and its precision."""
     keep_memory()
     if device.type == "cpu":
-        fast_products(bf16=cfg.fabric.precision == "bf16-mixed")
+        fast_products(bf16=precision(cfg) == "bf16-mixed")
         return
     torch.set_float32_matmul_precision("high" if cfg.fabric.precision == "tf32" else "highest")
     if cfg.fabric.deterministic:
@@ -99,11 +99,21 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
+def precision(cfg: TrainConfig) -> str:
+    """Return the precision of the networks; `auto` is bf16-mixed on processors that multiply bfloat16, else 32-true."""
+    if cfg.fabric.precision != "auto":
+        return cfg.fabric.precision
+    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
+
+
 def make_fabric(cfg: TrainConfig) -> L.Fabric:
-    precision: Any = "32-true" if cfg.fabric.precision == "tf32" else cfg.fabric.precision
+    """Make the Fabric that the learner runs on: one device, in the configuration's precision."""
+    wanted = precision(cfg)
+    of_fabric: Any = "32-true" if wanted == "tf32" else wanted
     for name in ("lightning.fabric", "lightning.pytorch"):  # advice on a precision that the user has chosen
         logging.getLogger(name).setLevel(logging.WARNING)
-    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=precision)
+    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=of_fabric)
 
 
 def make_agent(
@@ -215,6 +225,7 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
         "evaluated": evaluated,
         "torch": torch.__version__,
         "products": product_library(),
+        "precision": precision(cfg),
     }
     return remembered(
         cache_folder(),

@@ -197,12 +197,13 @@ class AlgorithmConfig:
     target_smoothing: float = number(0.005, low=0.0, high=1.0, open_low=True)
     initial_temperature: float = number(1.0, low=0.0, open_low=True)
     target_entropy_per_action: float = number(-1.0)  # times the action's size: -4 on Meta-World
-    task_weights: str = choice("none", "released", "paper", "none")  # 6
+    task_weights: str = choice("none", "released", "paper", "none", "unsolved")  # 6; unsolved: by distance from success
     update_order: str = choice("sequential", "sequential", "released")  # 12
     clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
     gradient_surgery: str = choice("none", "none", "pcgrad")  # what becomes of the tasks' conflicting gradients
     n_step: int = number(1, low=1)  # steps of a transition, within its episode
     reward_scaling: str = choice("none", "none", "return")  # return: divided by the size of each task's returns
+    value_scaling: str = choice("none", "none", "spread")  # spread: the policy's values, by their spread in each task
     policy_delay: int = number(1, low=1)  # updates of the critics for each one of the policy
     policy_averaging: float = number(0.0, low=0.0, high=1.0)  # share of each update in the policy that acts; 0 is off
 
@@ -272,7 +273,7 @@ class FabricConfig:
     """Where the learner computes."""
 
     accelerator: str = choice("auto", "auto", "cpu", "cuda")
-    precision: str = choice("32-true", "32-true", "tf32", "bf16-mixed")  # tf32: of matrix products, on CUDA
+    precision: str = choice("32-true", "auto", "32-true", "tf32", "bf16-mixed")  # tf32: of matrix products, on CUDA
     compile: str = choice("auto", "auto", "eager", "compiled", "captured")  # auto: captured, if the optimizers can be
     deterministic: bool = False  # on CUDA: only operations that repeat to the bit; on a CPU all do
     threads: int | None = number(None, low=1)  # null: chosen from the cores at hand

@@ -33,7 +33,7 @@ COMPONENTS = {  # of the agent's arrays, by how their names begin
     "networks": ("actor.", "critic."),
     "targets": ("target_critic.",),
     "average": ("averaged_actor.",),
-    "statistics": ("moments.", "return_scale."),
+    "statistics": ("moments.", "return_scale.", "success_rates."),
     "temperatures": ("log_temperature",),
 }
 

@@ -160,7 +160,7 @@ def test_published_task_weights_are_those_of_the_model():
     for model in options("model"):
         expected = "released" if model in balanced else "paper" if model == "soft_modular_paper" else "none"
         assert cfg("experiment=paper_mt10", f"model={model}").algorithm.task_weights == expected, model
-        assert cfg("env=mt10", f"model={model}").algorithm.task_weights == "none", model
+        assert cfg("env=mt10", f"model={model}").algorithm.task_weights == "unsolved", model
 
 
 def test_published_algorithms_come_with_their_optimizers():
@@ -232,7 +232,7 @@ FAULTY = {
     "run.batch_per_task=20000000": "larger than run.replay_per_task",
     "run.max_minutes=0": "run.max_minutes=0.0: must be above 0",
     "run.resume=maybe": "must be one of auto, must, never",
-    "fabric.precision=16": "must be one of 32-true, tf32, bf16-mixed",
+    "fabric.precision=16": "must be one of auto, 32-true, tf32, bf16-mixed",
     "env=mt11": "env has no option mt11; it has",
     "env.horizon=600": "env.horizon=600: must be in [1, 500]",
     "env.goals=bench": "did you mean benchmark?",

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from softmod import cpu
+from softmod import cpu, parts
+from softmod.config import compose, typed
 
 
 def says(code: str) -> str:
@@ -41,6 +42,23 @@ def test_the_instruction_set_is_limited_for_fp32_networks_alone(bf16: bool, monk
 
 def test_fp32_products_are_exact_beside_bf16_networks():
     assert says("cpu.fast_products(bf16=True); print(cpu.product_error() < cpu.EXACT)") == "True"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "native", "expected"),
+    [("auto", True, "bf16-mixed"), ("auto", False, "32-true"), ("32-true", True, "32-true"),
+     ("bf16-mixed", False, "bf16-mixed")],
+)  # fmt: skip
+def test_precision_follows_from_the_processor_where_it_is_left_to_it(
+    wanted: str, native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parts, "multiplies_bf16", lambda: native)
+    assert parts.precision(typed(compose(["fabric=cpu", f"fabric.precision={wanted}"]))) == expected
+
+
+def test_the_recipe_leaves_its_precision_to_the_processor_and_the_published_update_does_not():
+    chosen = [typed(compose([f"algorithm={name}"])).fabric.precision for name in ("fast", "mtsac", "pcgrad")]
+    assert chosen == ["auto", "32-true", "32-true"]
 
 
 @pytest.mark.skipif(not cpu.better_with_onednn(), reason="MKL is the fast one here")

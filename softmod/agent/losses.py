@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LEAST_SPREAD = 0.02  # of scaled values; smaller ones are taken for noise
+SOLVED_SHARE = 0.1  # the distance from success of a task that always succeeds
+
 
 def critic_target(
     reward: Float[Tensor, "task batch"],
@@ -80,6 +83,15 @@ def critic_loss(
     return (per_task * weight).mean(-1)
 
 
+def spread(value: Float[Tensor, "task batch"]) -> Float[Tensor, "task 1"]:
+    """Return how far values lie apart within each task: the distance of their quartiles, at least 0.02.
+
+    Few outliers do not change it, such as the states around a task's first successes.
+    """
+    ordered, quarter = value.detach().sort(-1).values, value.shape[-1] // 4
+    return (ordered[:, -1 - quarter] - ordered[:, quarter]).clamp(min=LEAST_SPREAD).unsqueeze(-1)
+
+
 def actor_loss(
     value: Float[Tensor, "task batch"],
     log_prob: Float[Tensor, "task batch"],
@@ -99,6 +111,12 @@ def temperature_loss(
 ) -> Float[Tensor, ""]:
     """`-log alpha_i (log pi(a|s) + target entropy)`: one temperature per task, never weighted (12)."""
     return -(log_temperature * (log_prob.detach() + target_entropy).mean(-1)).mean()
+
+
+def distance_weights(success_rate: Float[Tensor, " task"]) -> Float[Tensor, " task"]:
+    """Return weights that grow with a task's distance from success and average to 1; solved tasks keep a share."""
+    distance = 1.0 - success_rate + SOLVED_SHARE
+    return distance / distance.mean()
 
 
 def task_weights(log_temperature: Float[Tensor, " task"], form: str) -> Float[Tensor, " task"]:

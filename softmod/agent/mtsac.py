@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from softmod.agent import conflicts, losses
-from softmod.agent.statistics import ReturnScale, RunningMoments
+from softmod.agent.statistics import ReturnScale, RunningMoments, SuccessRates
 from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
 from softmod.agent.value_heads import Squared, ValueHead
 from softmod.agent.whole import Update
@@ -45,12 +45,14 @@ class MTSAC(L.LightningModule):
         discount, target_smoothing: gamma and tau.
         initial_temperature: alpha of every task at the start.
         target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
-        task_weights: "released", "paper" or "none" (difference 6; Eq. 10).
+        task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": the further a task is from
+            success in training, the more it counts.
         update_order: "sequential" (critic, then policy with the new critic, then temperature) or "released" (12).
         clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
         gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al. 2020).
         n_step: steps of a transition, within its episode.
         reward_scaling: "none", or "return": rewards are divided by the size of each task's returns.
+        value_scaling: "none", or "spread": the policy's values are divided by how far they lie apart within each task.
         policy_delay: policy and temperatures are updated in every so many updates of the critics.
         policy_averaging: the share of each policy update in the averaged policy, which acts and is evaluated (as
             `target_smoothing` is for the target critics); 0: the policy itself does.
@@ -82,6 +84,7 @@ class MTSAC(L.LightningModule):
         gradient_surgery: str = "none",
         n_step: int = 1,
         reward_scaling: str = "none",
+        value_scaling: str = "none",
         policy_delay: int = 1,
         policy_averaging: float = 0.0,
     ) -> None:
@@ -96,6 +99,7 @@ class MTSAC(L.LightningModule):
         if policy_delay > 1 and update_order == "released":
             raise ValueError("policy_delay: the released order updates policy and critics together (policy_delay=1)")
         self.n_step, self.policy_delay, self.policy_averaging = n_step, policy_delay, policy_averaging
+        self.value_scaling = value_scaling
         self.target_entropy = target_entropy_per_action * spec.action_dim
         self.value_head: ValueHead = Squared() if value_head is None else value_head
         self.actor, self.critic = actor, critic
@@ -105,6 +109,7 @@ class MTSAC(L.LightningModule):
         self.return_scale = (
             ReturnScale(spec.num_tasks, discount, self.target_entropy) if reward_scaling == "return" else None
         )
+        self.success_rates = SuccessRates(spec.num_tasks) if task_weights == "unsolved" else None
         start = torch.full((spec.num_tasks,), initial_temperature).log()
         self.log_temperature = nn.Parameter(start.clamp(-LOG_TEMPERATURE, LOG_TEMPERATURE))
         self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
@@ -146,9 +151,11 @@ class MTSAC(L.LightningModule):
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def observe(self, rollout: Rollout) -> None:
-        """Bring the statistics of observations and returns up to date with a round's experience."""
+        """Bring the statistics of observations, returns and success up to date with a round's experience."""
         if self.return_scale is not None:
             self.return_scale.add(rollout.episodes)
+        if self.success_rates is not None:
+            self.success_rates.add(rollout.episodes)
         if self.moments is not None:
             self.moments.add(rollout.obs)
             for actor in (self.actor, self.averaged_actor):
@@ -300,6 +307,8 @@ class MTSAC(L.LightningModule):
 
     def _temperature_and_weight(self) -> tuple[Tensor, Tensor]:
         log_temperature = self.log_temperature.detach()
+        if self.success_rates is not None:
+            return log_temperature.exp(), losses.distance_weights(self.success_rates.rates)
         return log_temperature.exp(), losses.task_weights(log_temperature, self.task_weights)
 
     def _critic_gradient(
@@ -344,6 +353,8 @@ class MTSAC(L.LightningModule):
             action, log_prob = squash(*self.actor.distribution(obs, indices), noise[tasks])
             log_probs.append(log_prob.detach())
             value = self.value_head.value(_outputs(self.critic, obs, action, indices))
+            if self.value_scaling == "spread":
+                value = value / losses.spread(value)
             return losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
 
         return loss

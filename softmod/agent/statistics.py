@@ -85,6 +85,29 @@ class ReturnScale(nn.Module):
         return reward / divisor[:, None]
 
 
+class SuccessRates(nn.Module):
+    """Keep, per task, a running mean of whether training episodes reached success; about the last ten count.
+
+    Args:
+        num_tasks: whose episodes they are.
+    """
+
+    rates: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("rates", torch.zeros(num_tasks))
+
+    @torch.no_grad()
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Add training episodes that ended."""
+        rates = self.rates.cpu()
+        for episode in episodes:
+            rates[episode.task] += NEWEST_EPISODE * (float(episode.success) - rates[episode.task])
+        self.rates.copy_(rates)
+
+
+NEWEST_EPISODE = 0.1  # its share in a task's success rate
 VALUES = 10.0  # the size of values after scaling
 
 

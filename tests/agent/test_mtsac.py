@@ -243,6 +243,55 @@ def test_temperature_rises_when_the_policy_is_too_certain():
     assert log_temperature.grad[2] > 0
 
 
+# --- what hard tasks need -------------------------------------------------------------------------
+
+
+def test_the_spread_is_the_distance_of_quartiles_and_has_a_floor():
+    value = torch.stack([torch.arange(32.0), torch.zeros(32), 10.0 * torch.arange(32.0)])[:, torch.randperm(32)]
+    assert losses.spread(value).flatten().tolist() == pytest.approx([15.0, losses.LEAST_SPREAD, 150.0])
+    value[0, value[0].argmax()] = 1e6  # an outlier
+    assert losses.spread(value)[0] == 15.0
+    assert losses.spread(torch.tensor([[1.0], [2.0]])).shape == (2, 1)  # of one transition there is none
+
+
+def test_scaled_values_pull_a_policy_alike_whatever_their_size():
+    value = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gradients = []
+    for size in (1.0, 10.0):
+        scaled = size * value
+        loss = losses.actor_loss(scaled / losses.spread(scaled), torch.zeros(3, 32), torch.ones(3), torch.ones(3))
+        gradients += torch.autograd.grad(loss, value)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_agents_policy_learns_from_scaled_values(monkeypatch: pytest.MonkeyPatch):
+    given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
+    plain, scaled = make(), make(value_scaling="spread")
+    monkeypatch.setattr(losses, "spread", lambda value: torch.full_like(value[:, :1], 1.0))
+    ours, theirs = scaled.update(given, noise[0], noise[1]), plain.update(given, noise[0], noise[1])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    monkeypatch.setattr(losses, "spread", lambda value: torch.full_like(value[:, :1], 2.0))
+    assert make(value_scaling="spread").update(given, noise[0], noise[1])["actor_loss"] != theirs["actor_loss"]
+
+
+def test_weights_by_distance_from_success():
+    weights = losses.distance_weights(torch.tensor([0.0, 0.5, 1.0]))
+    assert weights.mean() == pytest.approx(1.0)
+    assert (weights / weights[2]).tolist() == pytest.approx([11.0, 6.0, 1.0], rel=1e-5)
+
+
+def test_unsolved_tasks_count_more_in_the_update():
+    agent = make(task_weights="unsolved")
+    given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
+    assert agent.update(given, noise[0], noise[1])["task_weight"].tolist() == [1.0, 1.0, 1.0]
+    episodes = [Episode(2, 0, 0, 1.0, True)] * 200
+    agent.observe(Rollout(*[np.zeros((3, 1, 1, width), "f") for width in (5, 2)], np.zeros((3, 1, 1), "f"),
+                          np.zeros((3, 1, 1, 5), "f"), np.zeros((3, 1, 1), bool), episodes))  # fmt: skip
+    weights = agent.update(given, noise[0], noise[1])["task_weight"]
+    assert (weights / weights[2]).tolist() == pytest.approx([11.0, 11.0, 1.0], rel=1e-4)
+    assert "success_rates.rates" in agent.state_dict()
+
+
 # --- rounds ---------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softmod.agent.statistics import ReturnScale, RunningMoments, largest_return
+from softmod.agent.statistics import ReturnScale, RunningMoments, SuccessRates, largest_return
 from softmod.networks.normalization import LEAST_STD, LIMIT, Normalizer
 from softmod.types import Episode
 
@@ -83,3 +83,16 @@ def test_the_scale_grows_and_never_shrinks_and_waits_for_a_whole_episode():
     for size, expected in [(1.0, 10.0), (3.0, 30.0), (2.0, 30.0)]:
         scale.add([episode(1, [size] * 5)])
         assert scale.largest.tolist() == pytest.approx([0.0, expected])
+
+
+def test_success_rates_are_running_means_of_each_task():
+    rates, expected = SuccessRates(2), [0.0, 0.0]
+    draws = np.random.default_rng(0)
+    for _ in range(30):
+        task, success = int(draws.integers(2)), bool(draws.random() < 0.7)
+        rates.add([Episode(task, 0, 0, 0.0, success)])
+        expected[task] += 0.1 * (success - expected[task])
+    assert rates.rates.tolist() == pytest.approx(expected, rel=1e-5)
+    rates.add([Episode(0, 0, 0, 0.0, True)] * 100)
+    assert rates.rates[0] == pytest.approx(1.0, abs=1e-3)
+    assert rates.rates[1].item() == pytest.approx(expected[1], rel=1e-5)

@@ -109,6 +109,8 @@ RECIPE = {  # every option that the recipe turns on
     "value_head": Categorical(11),
     "policy": {"log_std": "tanh", "normalize_obs": True},
     "reward_scaling": "return",
+    "value_scaling": "spread",
+    "task_weights": "unsolved",
     "policy_delay": 2,
     "policy_averaging": 0.1,
     "target_entropy_per_action": -0.5,
@@ -124,6 +126,7 @@ def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(netw
         program = ("whole", "critics")[number % 2]
         for agent in (eager, captured):
             agent.return_scale.add([Episode(task, 0, 0, 0.0, False, (1.0 + task + number,) * 5) for task in range(3)])
+            agent.success_rates.add([Episode(number % 3, 0, 0, 0.0, True)])
             agent.moments.add(given[0].obs.numpy())
             agent.actor.normalizer.set(agent.moments.mean, agent.moments.variance)
             agent.updates += 1
