@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 GLIBC = ((-3, 32 * 2**20), (-1, 2**31 - 1))  # M_MMAP_THRESHOLD, its largest value, and M_TRIM_THRESHOLD
-ISA = "ONEDNN_MAX_CPU_ISA"
-NO_BF16 = "AVX512_CORE_VNNI"  # the last of oneDNN's instruction sets that cannot multiply bfloat16
 EXACT = 1e-5  # relative; a product in fp32 errs by 1e-6 at the probe's size, one in bfloat16 by 3e-3
 
 
@@ -28,19 +25,14 @@ def keep_memory() -> bool:
         return False
 
 
-def fast_products(bf16: bool = False) -> bool:
+def fast_products() -> bool:
     """Multiply fp32 matrices with oneDNN instead of MKL where that is the faster one; return whether it now does.
 
     MKL takes its AVX-512 path on Intel's processors only; on others oneDNN, which PyTorch brings along, is more than
-    twice as fast. PyTorch hands fp32 products to oneDNN once that is *allowed* to round their inputs to bfloat16. It is
-    not to do so: unless `bf16` says that the networks compute in bfloat16 themselves, oneDNN's instruction set is
-    limited to one that has no such product. A probe refuses oneDNN if its fp32 products are rounded all the same.
+    twice as fast. PyTorch hands fp32 products to oneDNN once that is *allowed* to round their inputs to bfloat16. On
+    processors without AMX it does not do so, and a probe refuses it if it does.
     """
-    if not better_with_onednn():
-        return False
-    if not bf16:
-        os.environ.setdefault(ISA, NO_BF16)  # oneDNN reads it once, at its first use
-    return allow_onednn(True)
+    return better_with_onednn() and allow_onednn(True)
 
 
 def allow_onednn(allowed: bool) -> bool:
@@ -83,9 +75,14 @@ def vendor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
-def product_error(size: int = 256) -> float:
-    """The largest error of an fp32 product, relative to its largest entry."""
+def product_error() -> float:
+    """Return the largest error of fp32 products, relative to their largest entries, single ones and several at once."""
     draws = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=draws) for _ in range(2))
-    exact = a.double() @ b.double()
-    return float(((a @ b).double() - exact).abs().max() / exact.abs().max())
+    error = 0.0
+    for shape in ((256, 256), (2, 320, 256)):
+        a = torch.randn(shape, generator=draws)
+        b = torch.randn((*shape[:-2], 256, 256), generator=draws)
+        for right in (b, b.transpose(-1, -2)):
+            exact = a.double() @ right.double()
+            error = max(error, float(((a @ right).double() - exact).abs().max() / exact.abs().max()))
+    return error

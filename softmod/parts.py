@@ -91,7 +91,7 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
     """What lies under the learner: the C library, the library of matrix products and its precision."""
     keep_memory()
     if device.type == "cpu":
-        fast_products(bf16=precision(cfg) == "bf16-mixed")
+        fast_products()
         return
     torch.set_float32_matmul_precision("high" if cfg.fabric.precision == "tf32" else "highest")
     if cfg.fabric.deterministic:

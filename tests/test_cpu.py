@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -28,20 +27,6 @@ def test_products_stay_fp32_whichever_library_multiplies():
     on, error = says("print(cpu.fast_products(), cpu.product_error() < cpu.EXACT)").split()
     assert on == str(cpu.better_with_onednn())
     assert error == "True"
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_the_instruction_set_is_limited_for_fp32_networks_alone(bf16: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(cpu.ISA, raising=False)
-    monkeypatch.setattr(cpu, "better_with_onednn", lambda: True)
-    monkeypatch.setattr(cpu, "allow_onednn", lambda allowed: allowed)
-    assert cpu.fast_products(bf16)
-    assert os.environ.get(cpu.ISA) == (None if bf16 else cpu.NO_BF16)
-    monkeypatch.delenv(cpu.ISA, raising=False)
-
-
-def test_fp32_products_are_exact_beside_bf16_networks():
-    assert says("cpu.fast_products(bf16=True); print(cpu.product_error() < cpu.EXACT)") == "True"
 
 
 @pytest.mark.parametrize(
