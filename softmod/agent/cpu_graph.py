@@ -33,11 +33,13 @@ class CpuGraph:
     Args:
         function: reads and writes the same tensors each time. What it gives lies in memory that the next call
             overwrites.
-        undo: puts back what the function changes before it asks its last flag.
+        undo: puts back what the function changes before it asks its last flag, if it changes anything before.
         undone: the tensors that `undo` puts back.
     """
 
-    def __init__(self, function: Callable[[], Metrics], undo: Callable[[], None], undone: Sequence[Tensor]) -> None:
+    def __init__(
+        self, function: Callable[[], Metrics], undo: Callable[[], None] = lambda: None, undone: Sequence[Tensor] = ()
+    ) -> None:
         self._function, self._undo = function, undo
         self._undone = {place(tensor) for tensor in undone}
         self._calls: list[Call] = []

@@ -116,6 +116,7 @@ class MTSAC(L.LightningModule):
         self.register_buffer("order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False)
         self.make_optimizers = optimizers
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
+        self.undoing = {"whole"}  # programs that step before they know whether the update is finite
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self.rollback: Rollback | None = None  # of the first step of an update, from the first update on
@@ -233,11 +234,14 @@ class MTSAC(L.LightningModule):
             return self._update_sequential(batch, noise, next_noise)
 
     def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """The same for critics and targets alone; `noise`, the policy's, is not used."""
+        """The same for critics and targets alone; `noise`, the policy's, is not used. Nothing is to be undone."""
         with self._autocast():
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
-            losses, norms, finite, _ = self._step_critics(batch, next_noise, temperature, weight)
+            losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
+            finite = all_finite(losses, norms)
+            _, optimizer, _ = self._optimizers()
+            step_if(optimizer, finite)
             self._move_targets(finite)
             return self._critic_metrics(losses, norms, finite)
 
@@ -249,23 +253,15 @@ class MTSAC(L.LightningModule):
         obs, next_obs = self.actor.normalize(batch.obs), self.actor.normalize(batch.next_obs)
         return Batch(obs, batch.action, reward, next_obs, batch.discount)
 
-    def _step_critics(
-        self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Rollback]:
-        """Losses and gradient norms of each critic, whether they were finite, and what puts their step back."""
-        _, optimizer, _ = self._optimizers()
-        losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
-        rollback = self._remember(optimizer)
-        finite = all_finite(losses, norms)
-        step_if(optimizer, finite)
-        return losses, norms, finite, rollback
-
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""
-        actor_optimizer, _, temperature_optimizer = self._optimizers()
+        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         temperature, weight = self._temperature_and_weight()
 
-        critic_losses, critic_norms, finite, rollback = self._step_critics(batch, next_noise, temperature, weight)
+        critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
+        rollback = self._remember(critic_optimizer)
+        finite = all_finite(critic_losses, critic_norms)
+        step_if(critic_optimizer, finite)
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)

@@ -42,18 +42,18 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
         raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
     for group in groups:
         group["capturable"] = True
-    agent.programs = {name: Captured(agent, program) for name, program in agent.programs.items()}
+    agent.programs = {name: Captured(agent, run, name in agent.undoing) for name, run in agent.programs.items()}
 
 
 class Captured:
     """One of an agent's programs, whose operations are recorded once and repeated with one call.
 
     A graph reads its inputs from where they lay when it was recorded, so each call copies its own there first. Its
-    metrics lie in memory that the next call overwrites.
+    metrics lie in memory that the next call overwrites. `undoes`: the program undoes a step with the agent's rollback.
     """
 
-    def __init__(self, agent: Any, program: Update) -> None:
-        self._agent, self._program = agent, program
+    def __init__(self, agent: Any, program: Update, undoes: bool) -> None:
+        self._agent, self._program, self._undoes = agent, program, undoes
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
@@ -92,8 +92,8 @@ class Captured:
 
     def _record(self) -> Callable[[], Metrics]:
         if self._inputs[0].device.type != "cuda":
-            rollback: Rollback = self._agent.rollback
-            return CpuGraph(self._run, rollback.restore, rollback.touched)
+            rollback: Rollback | None = self._agent.rollback if self._undoes else None
+            return CpuGraph(self._run, rollback.restore, rollback.touched) if rollback else CpuGraph(self._run)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             metrics = self._run()
