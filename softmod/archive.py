@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,22 +51,25 @@ class Archive:
         Raises:
             CheckpointError: a piece is unreadable, of another form, or rows are missing.
         """
-        replay, self.pieces = self.replay, dict(pieces)
-        replay.written = oldest = max(0, written - replay.ring)
+        self.pieces = dict(pieces)
+        self.replay.restore(oldest := max(0, written - self.replay.ring), self._since(oldest))
+        if self.replay.written != written:
+            raise CheckpointError(f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}")
+
+    def _since(self, oldest: int) -> Iterator[Piece]:
+        """The pieces, of the first one what is needed."""
+        replay = self.replay
+        tasks, _, width = replay.rows.shape
         for name in sorted(self.pieces):
             first, last = span(name)
             piece = self._read(name)
-            tasks, _, width = replay.rows.shape
-            count = piece.episodes.shape[1]
-            expected = [[tasks, last - first, width], [tasks], [tasks, count, replay.spec.obs_dim]]
+            expected = [[tasks, last - first, width], [tasks], [tasks, piece.episodes.shape[1], replay.spec.obs_dim]]
             shapes = [list(part.shape) for part in piece]
             if shapes != expected:
                 raise CheckpointError(f"{self.folder / name}: has {shapes}, not {expected}")
             if first > replay.written:
                 raise CheckpointError(f"{self.folder}: no piece holds the rows from {replay.written} to {first}")
-            replay.append(piece._replace(rows=piece.rows[:, max(0, oldest - first) :]))
-        if replay.written != written:
-            raise CheckpointError(f"{self.folder}: pieces hold {replay.written} rows per task, not {written}")
+            yield piece._replace(rows=piece.rows[:, max(0, oldest - first) :])
 
     def prune(self, needed: Iterable[str]) -> None:
         """Remove every file that none of the kept checkpoints needs."""

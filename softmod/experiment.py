@@ -105,11 +105,13 @@ def _train(
 ) -> list[TaskScore]:
     suite, actor, critic = parts
     spec = suite.spec
-    fabric = make_fabric(cfg)
+    before = found[1] if found else {}
+    wanted = precision(cfg, before)
+    fabric = make_fabric(cfg, wanted)
     set_up(cfg, fabric.device)
-    chosen = choose(cfg, suite, found[1] if found else {})
+    chosen = choose(cfg, suite, before)
     torch.set_num_threads(chosen.threads)
-    journal.tags(where_it_runs(cfg, chosen, fabric))
+    journal.tags(where_it_runs(chosen, wanted, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
         plan = make_plan(cfg, suite, actor)
@@ -124,13 +126,14 @@ def _train(
         about = {"config": resolved, "spec": spec.__dict__, "identity": identity(cfg), "seed": cfg.seed} | {
             "processes": chosen.processes,
             "threads": chosen.threads,
+            "precision": wanted,
         }
         saver = Saver(folder, agent, optimizers, replay, workers, about)
         if found:
             with checkpoint.reading(found[0]):
                 saver.restore(*found, clock)
         progress = stack.enter_context(Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes))
-        progress.say(introduce(cfg, folder, chosen, fabric, agent, clock))
+        progress.say(introduce(cfg, folder, chosen, wanted, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
@@ -252,19 +255,21 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
             Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
 
 
-def where_it_runs(cfg: TrainConfig, chosen: Chosen, fabric: L.Fabric) -> dict[str, str]:
+def where_it_runs(chosen: Chosen, wanted: str, fabric: L.Fabric) -> dict[str, str]:
     """The machine, and what was chosen for it."""
     accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
     choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
-    choice |= {"machine.precision": precision(cfg)}
+    choice |= {"machine.precision": wanted}
     return machine.hardware_tags(accelerator) | choice
 
 
-def introduce(cfg: TrainConfig, folder: Path, chosen: Chosen, fabric: L.Fabric, agent: MTSAC, clock: Clock) -> str:
+def introduce(
+    cfg: TrainConfig, folder: Path, chosen: Chosen, wanted: str, fabric: L.Fabric, agent: MTSAC, clock: Clock
+) -> str:
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
     size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
     by = product_library() if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
-    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {precision(cfg)})"
+    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {wanted})"
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
     return f"{folder}: {len(cfg.env.tasks)} tasks, {how}, {size}{begin}"
 

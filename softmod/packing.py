@@ -11,12 +11,14 @@ import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from softmod import checkpoint
@@ -43,9 +45,9 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
     """
     if facts["kind"] != "whole":
         raise CheckpointError(f"{folder}: holds weights only; what a run goes on from is in a step_... checkpoint")
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output}: is not empty")
-    run = folder.parent.parent
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output}: is no empty folder")
+    run = folder.resolve().parent.parent
     with checkpoint.writing(output), tempfile.TemporaryFile() as whole:
         output.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as bundle:
@@ -59,13 +61,16 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
 
 def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
     """The files of a run that belong to a checkpoint, by their paths in the run's folder, as they are packed."""
-    for name in PLAIN:
-        if (run / name).is_file():
-            yield name, (run / name).read_bytes()
-    for path in sorted(folder.iterdir()):
-        yield str(path.relative_to(run)), path.read_bytes()
-    for name in checkpoint.shared(folder):
-        yield name, squeezed((run / name).read_bytes())
+    with checkpoint.reading(folder):
+        best = run / "checkpoints" / "best"
+        paths = [path for path in (*(run / name for name in PLAIN), *best.glob("*")) if path.is_file()]
+        contents = {path.relative_to(run): path.read_bytes() for path in (*paths, *folder.resolve().iterdir())}
+        shared = checkpoint.shared(folder)
+    yield from ((path.as_posix(), content) for path, content in contents.items())
+    for name in shared:
+        with checkpoint.reading(run / name):
+            piece = (run / name).read_bytes()
+        yield name, squeezed(piece)
 
 
 def unpack(packed: Path, runs: Path) -> Path:
@@ -81,20 +86,35 @@ def unpack(packed: Path, runs: Path) -> Path:
     if run.exists():
         raise ConfigError(f"{run}: there is such a run already")
     beside = run.with_name(f".{run.name}.part")
-    with tempfile.TemporaryFile() as whole:
-        join(packed, about["parts"], whole)
-        try:
-            with checkpoint.reading(packed), zipfile.ZipFile(whole) as bundle:
-                for name in bundle.namelist():
-                    content = bundle.read(name)
-                    write(beside, name, expanded(content) if name.startswith(f"{FOLDER}/") else content)
+    shutil.rmtree(beside, ignore_errors=True)  # of an earlier attempt that was killed
+    try:
+        with checkpoint.writing(beside), tempfile.TemporaryFile() as whole:
+            join(packed, about["parts"], whole)
+            extract(whole, packed, beside)
             found = checkpoint.newest(beside)
             if found is None:
                 raise CheckpointError(f"{packed}: there is no checkpoint in it")
             beside.rename(run)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            checkpoint.flush(run.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return run / found[0].relative_to(beside)
+
+
+def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
+    """Write the files of a run.
+
+    Raises:
+        CheckpointError: the parts are no run.
+        SaveError: the disk refused.
+    """
+    try:
+        with zipfile.ZipFile(whole) as bundle:
+            contents = ((name, bundle.read(name)) for name in bundle.namelist())
+            for name, content in contents:
+                write(run, name, expanded(content) if name.startswith(f"{FOLDER}/") else content)
+    except (zipfile.BadZipFile, zlib.error, EOFError, SafetensorError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{packed}: not what was packed ({checkpoint.one_line(error)})") from error
 
 
 def manifest_of(packed: Path) -> dict[str, Any]:
@@ -108,9 +128,10 @@ def manifest_of(packed: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(path.read_text())
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {about['format']}, this version reads {FORMAT}")
-        names = [*Path(about["run"]).parts, *about["parts"]]
-        if len(Path(about["run"]).parts) != 2 or any(Path(name).name != name or name == ".." for name in names):
-            raise CheckpointError(f"{path}: names a file or a run elsewhere")
+        folders, parts = Path(about["run"]).parts, dict(about["parts"])
+        names = [*folders, *parts]
+        if len(folders) != 2 or not parts or any(Path(name).name != name or name == ".." for name in names):
+            raise CheckpointError(f"{path}: names a file or a run elsewhere, or no parts")
     return about
 
 
@@ -151,6 +172,7 @@ def write(run: Path, name: str, content: bytes) -> None:
     with checkpoint.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        checkpoint.flush(path)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

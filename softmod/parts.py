@@ -99,17 +99,21 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def precision(cfg: TrainConfig) -> str:
-    """Return the precision of the networks; `auto` is bf16-mixed on processors that multiply bfloat16, else 32-true."""
+def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the precision of the networks: as asked for, else as the run had it `before`, else what suits the machine.
+
+    That is bf16-mixed on a processor that multiplies bfloat16 itself, 32-true elsewhere.
+    """
     if cfg.fabric.precision != "auto":
         return cfg.fabric.precision
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
+    suits = "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
+    return str(before.get("precision", suits))
 
 
-def make_fabric(cfg: TrainConfig) -> L.Fabric:
-    """Make the Fabric that the learner runs on: one device, in the configuration's precision."""
-    wanted = precision(cfg)
+def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
+    """Make the Fabric that the learner runs on: one device, in the wanted precision (None: the configuration's)."""
+    wanted = wanted or precision(cfg)
     of_fabric: Any = "32-true" if wanted == "tf32" else wanted
     for name in ("lightning.fabric", "lightning.pytorch"):  # advice on a precision that the user has chosen
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,8 @@ class Replay:
     to the bit to those of a replay that keeps two whole observations per transition.
 
     Transitions are stored step by step, and within a step copy by copy. So the next row of an episode lies `copies`
-    rows further.
+    rows further. Rows and episodes are numbered from the run's beginning, per task; a row lies at its number modulo the
+    ring, an entry at its episode's number modulo the slots. Numbers of episodes are floats in rows: exact up to 2^24.
 
     Args:
         spec: the number of tasks, and what an observation consists of.
@@ -68,7 +70,7 @@ class Replay:
         self.episodes = torch.empty(spec.num_tasks, slots, spec.obs_dim, device=device)
         self.written = 0  # transitions per task ever written; the cursor is this modulo the ring
         self.running: Numbers = np.full((spec.num_tasks, copies), -1)  # the episode of each environment
-        self._oldest: Numbers = np.zeros(spec.num_tasks, np.int64)  # no row is of an episode before this one
+        self._oldest: Numbers = np.zeros(spec.num_tasks, np.int64)  # no row is of an episode before it; may be too low
 
     @property
     def device(self) -> torch.device:
@@ -102,25 +104,30 @@ class Replay:
         by_step = np.concatenate(parts, -1, dtype=np.float32).swapaxes(1, 2)  # (task, step, copy, width)
         self._append(torch.from_numpy(by_step.reshape(self.spec.num_tasks, -1, sum(self.widths))))
         self._make_room()
-        ends = np.roll(begins, -1, 2)
-        ends[:, :, -1] = True
-        for at, values, columns in (
-            (begins, rollout.obs[..., state:], slice(state, None)),
-            (ends, rollout.next_obs[..., :state], slice(state)),
-        ):
-            self._enter(np.nonzero(at)[0], numbers[at], values[at], columns)
+        at_begin = np.nonzero(begins)[0], numbers[begins]
+        self._enter(*at_begin, rollout.obs[..., state:][begins], slice(state, None))  # for good
+        last = np.roll(begins, -1, 2)
+        last[:, :, -1] = True
+        at_end = np.nonzero(last)[0], numbers[last]
+        self._enter(*at_end, rollout.next_obs[..., :state][last], slice(state))  # until the episode goes on
 
-    def append(self, piece: Piece) -> None:
-        """Append what `since` gave of another replay."""
-        rows, first, entries = piece
-        self._append(rows)
-        newest = self.rows[:, torch.arange(self.written - self.copies, self.written) % self.ring, -1]
-        self.running = newest.cpu().numpy().astype(np.int64)
+    def restore(self, first: int, pieces: Iterable[Piece]) -> None:
+        """Fill an empty replay with what `since` gave of another one, from its `first`-th row on."""
+        self.written = first
+        entries: list[tuple[int, Tensor, Tensor]] = []
+        for piece in pieces:
+            self._append(piece.rows)
+            for task in range(self.spec.num_tasks):
+                numbers = piece.rows[task, :, -1].unique().long()
+                entries.append((task, numbers, piece.episodes[task, numbers - piece.first_episode[task]]))
+        if not self.written:
+            return
+        newest = torch.arange(self.written - self.copies, self.written) % self.ring
+        self.running = self.rows[:, newest, -1].cpu().numpy().astype(np.int64)
+        self._oldest = self._lowest()  # only now, when all rows are there
         self._make_room()
-        for task in range(self.spec.num_tasks):
-            numbers = rows[task, :, -1].unique().long()
-            values = entries[task, numbers - first[task]].numpy()
-            self._enter(np.full(len(numbers), task), numbers.numpy(), values, slice(None))
+        for task, numbers, values in entries:  # a later piece knows more of an episode that went on
+            self._enter(np.full(len(numbers), task), numbers.numpy(), values.numpy(), slice(None))
 
     def _append(self, rows: Float[Tensor, "task count width"]) -> None:
         first = self.written + max(0, rows.shape[1] - self.ring)  # more than fits: only the newest
@@ -154,7 +161,11 @@ class Replay:
         return tensor.contiguous().pin_memory().to(self.rows.device, non_blocking=True)
 
     def _make_room(self) -> None:
-        """Let every episode that rows belong to have an entry of its own; only faults make more than there is room."""
+        """Let every episode from `_oldest` to the newest have a slot of its own.
+
+        First by finding out which is the oldest; where that is not enough, since faults made many short episodes, in a
+        larger table.
+        """
         newest, slots = self.running.max(1), self.episodes.shape[1]
         if (newest - self._oldest).max() < slots:
             return
@@ -163,7 +174,7 @@ class Replay:
         if needed <= slots:
             return
         larger = self.episodes.new_empty(self.spec.num_tasks, 2 * needed, self.spec.obs_dim)
-        for task, oldest in enumerate(self._oldest):
+        for task, oldest in enumerate(self._oldest):  # slots that no episode has yet are copied too, without harm
             numbers = torch.arange(oldest, oldest + slots, device=self.device)
             larger[task, numbers % (2 * needed)] = self.episodes[task, numbers % slots]
         self.episodes = larger

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +20,7 @@ from torch import Tensor
 from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.parts import make_agent, networks
+from softmod.parts import make_agent, make_fabric, networks
 from softmod.policy import spec_of
 from softmod.replay import Batch
 from softmod.schema import TrainConfig
@@ -78,8 +77,8 @@ def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
 def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
     """What `repeat` tells, of a bundle's facts."""
     cfg, spec = configuration(facts, allow), spec_of(facts)
-    cfg.fabric.compile = "eager"
-    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
+    cfg.fabric.compile, cfg.fabric.accelerator = "eager", "cpu"
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")))
     checkpoint.restore_arrays(dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
     live = checkpoint.optimizer_arrays(optimizers)
     checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")

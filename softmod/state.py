@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _unpack(words[1:])
         parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__, formatter_class=RAW)
         parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
-        _print(find(parser.parse_args(words).path)[0])
+        _print(find(parser.parse_args(words).path.resolve())[0])
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
         return error.exit_code
@@ -62,7 +62,7 @@ def _pack(words: list[str]) -> int:
     chosen = parser.parse_args(words)
     if chosen.part < 1:
         parser.error("--part: must be at least 1")
-    files = pack(*find(chosen.path), chosen.output, chosen.part * 2**20)
+    files = pack(*find(chosen.path.resolve()), chosen.output, chosen.part * 2**20)
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"{chosen.output}: {len(files)} files, {size:.1f} MiB")
     return 0
@@ -108,7 +108,8 @@ def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     }
     for group in ("optimizers", "episodes"):
         hashes[group] = of_arrays(checkpoint.arrays(folder, group))
-    capacity = int(facts["config"]["run"]["replay_per_task"])
+    copies = int(facts["config"]["workers"]["copies"])  # rows of states before those that can be drawn
+    capacity = int(facts["config"]["run"]["replay_per_task"]) + copies
     hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]), capacity)
     hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
     hashes["counters"] = of_json(counters(facts))

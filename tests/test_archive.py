@@ -77,6 +77,8 @@ def test_what_comes_back_is_what_was_there(tmp_path_factory, capacity: int, copi
             archive.prune(saved[0])
         elif event == "restart":  # all that was not saved is lost
             replay, stream = Replay(FRAMES, capacity, copies=copies), deepcopy(saved[2])
+            replay.rows.fill_(torch.nan)
+            replay.episodes.fill_(torch.nan)
             archive = Archive(run, replay)
             archive.restore(*saved[:2])
             assert replay.written == saved[1]
@@ -151,3 +153,23 @@ def test_a_replay_of_an_earlier_version_is_told(tmp_path: Path):
     save_file({"rows": torch.zeros(3, 10, 17)}, tmp_path / "replay" / name)
     with pytest.raises(CheckpointError, match="of another version"):
         Archive(tmp_path, Replay(FRAMES, 100)).restore(pieces, 10)
+
+
+@pytest.mark.parametrize("left", [0.0, -1e6, torch.nan, 1e9])
+def test_what_lay_in_memory_before_a_restore_does_not_matter(tmp_path: Path, left: float):
+    """Several pieces, of which the oldest rows are not needed any more; more episodes than slots."""
+    replay, stream = filled(15, copies=2)
+    stream.faults = 0.9
+    archive, pieces = Archive(tmp_path, replay), {}
+    for _ in range(9):
+        replay.extend(stream.rollout(5))
+        pieces = archive.save()
+    again = Replay(FRAMES, 15, copies=2)
+    again.rows.fill_(left)
+    Archive(tmp_path, again).restore(pieces, replay.written)
+    for one in (replay, again):
+        stream_of_one = deepcopy(stream)
+        for _ in range(4):
+            one.extend(stream_of_one.rollout(5))
+        agree(one, stream_of_one, 2)
+    assert again.episodes.shape[1] <= 4 * replay.ring

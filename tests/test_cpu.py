@@ -38,7 +38,10 @@ def test_precision_follows_from_the_processor_where_it_is_left_to_it(
     wanted: str, native: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(parts, "multiplies_bf16", lambda: native)
-    assert parts.precision(typed(compose(["fabric=cpu", f"fabric.precision={wanted}"]))) == expected
+    cfg = typed(compose(["fabric=cpu", f"fabric.precision={wanted}"]))
+    assert parts.precision(cfg) == expected
+    for before in ("32-true", "bf16-mixed"):  # as the run had it, on whatever machine it goes on
+        assert parts.precision(cfg, {"precision": before}) == (before if wanted == "auto" else wanted)
 
 
 def test_the_recipe_leaves_its_precision_to_the_processor_and_the_published_update_does_not():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softmod import state
+from softmod.checkpoint import digest
 from softmod.packing import MANIFEST, narrow, widen
 from tests.command.test_train import here, only, run
 
@@ -47,11 +48,17 @@ def test_a_packed_run_goes_on_to_the_same_end(here: Path, capsys: pytest.Capture
     (first,) = here.glob("first/*/seed_0")
     hashes = said(capsys, first)[1][1:]
     assert said(capsys, "pack", first, here / "packed", "--part", 1)[0] == 0
+    best = (first / "checkpoints" / "best" / "agent.safetensors").read_bytes()
     shutil.rmtree(here / "first")
+    leftover = here / "first" / first.parent.name / f".{first.name}.part" / "result.json"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("{}")
     code, lines, _ = said(capsys, "unpack", here / "packed", here / "first")
     assert code == 0
     assert Path(lines[0]).parent.parent == first
     assert lines[1:] == hashes
+    assert not leftover.parent.exists()
+    assert (first / "checkpoints" / "best" / "agent.safetensors").read_bytes() == best
     assert run("run.folder=first") == 0
     ends = [
         dict(line.split() for line in said(capsys, next(here.glob(f"{name}/*/seed_0")))[1][1:])
@@ -60,13 +67,38 @@ def test_a_packed_run_goes_on_to_the_same_end(here: Path, capsys: pytest.Capture
     assert {name for name in ends[0] if ends[0][name] != ends[1][name]} <= {"metrics", "counters", "state"}
 
 
+def test_a_run_is_packed_under_its_name_from_wherever_it_is_seen(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert run() == 0
+    folder = only(here)
+    monkeypatch.chdir(folder)
+    assert said(capsys, "pack", ".", here / "packed")[0] == 0
+    monkeypatch.chdir(here)
+    assert json.loads((here / "packed" / MANIFEST).read_text())["run"] == f"{folder.parent.name}/{folder.name}"
+    assert said(capsys, "unpack", "packed", "elsewhere")[0] == 0
+
+
+def test_parts_that_are_no_archive_are_told(here: Path, capsys: pytest.CaptureFixture[str]):
+    packed = here / "packed"
+    packed.mkdir()
+    (packed / "part_000").write_text("no archive")
+    about = {"format": 1, "run": "a/seed_0", "parts": {"part_000": digest(packed / "part_000")}}
+    (packed / MANIFEST).write_text(json.dumps(about))
+    code, _, told = said(capsys, "unpack", packed, here / "runs")
+    assert (code, "not what was packed" in told) == (3, True)
+    (here / "file").write_text("")
+    assert run() == 0
+    assert said(capsys, "pack", only(here), here / "file")[0] == 2
+
+
 def test_what_cannot_be_packed_or_unpacked_is_told(here: Path, capsys: pytest.CaptureFixture[str]):
     assert run() == 0
     folder, packed = only(here), here / "packed"
     assert said(capsys, "pack", folder / "checkpoints" / "best", packed)[0] == 3
     assert not packed.exists()
     assert said(capsys, "pack", folder, packed)[0] == 0
-    assert "is not empty" in said(capsys, "pack", folder, packed)[2]
+    assert "is no empty folder" in said(capsys, "pack", folder, packed)[2]
     assert "such a run already" in said(capsys, "unpack", packed, here / "runs")[2]
     manifest, part = packed / MANIFEST, packed / "part_000"
     about, content = json.loads(manifest.read_text()), part.read_bytes()
@@ -76,7 +108,14 @@ def test_what_cannot_be_packed_or_unpacked_is_told(here: Path, capsys: pytest.Ca
         assert "its content is not what was packed" in said(capsys, "unpack", packed, elsewhere)[2]
     part.unlink()
     assert said(capsys, "unpack", packed, elsewhere)[0] == 3
-    for odd in ({"format": 9}, {"run": "../x"}, {"run": "x"}, {"parts": {"../part": ""}}):
+    for odd in (
+        {"format": 9},
+        {"run": "../x"},
+        {"run": "x"},
+        {"parts": {"../part": ""}},
+        {"parts": {}},
+        {"parts": [1]},
+    ):
         manifest.write_text(json.dumps(about | odd))
         assert said(capsys, "unpack", packed, elsewhere)[0] == 3
     assert not list(elsewhere.rglob("*")) if elsewhere.exists() else True

@@ -168,12 +168,13 @@ class MTSAC(L.LightningModule):
     ) -> Metrics:
         """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing.
 
-        `stop` is asked before each update; where it says so, the others are left out, and the metrics are not whole.
+        `stop` is asked before each update of the policy; where it says so, the others are left out, and the metrics are
+        not whole. So those of a round that is gone on with are as if it had not stopped.
         `examine` adds what costs about as much as one more update: how the tasks' gradients agree on the last batch.
         """
         metrics: Metrics = {}
         for _ in range(updates):
-            if stop():
+            if self.updates % self.policy_delay == 0 and stop():
                 return metrics
             draws = torch_generator(replay.device, self.seed, Purpose.BATCH, self.updates)
             batch = replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
@@ -350,7 +351,7 @@ class MTSAC(L.LightningModule):
             log_probs.append(log_prob.detach())
             value = self.value_head.value(_outputs(self.critic, obs, action, indices))
             if self.value_scaling == "spread":
-                value = value / losses.spread(value)
+                value = value.float() / losses.spread(value.float())
             return losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
 
         return loss
