@@ -57,7 +57,7 @@ class Archive:
             raise CheckpointError(f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}")
 
     def _since(self, oldest: int) -> Iterator[Piece]:
-        """The pieces, of the first one what is needed."""
+        """Read and check the pieces, oldest first, without rows older than `oldest`."""
         replay = self.replay
         tasks, _, width = replay.rows.shape
         for name in sorted(self.pieces):
@@ -110,7 +110,7 @@ class Archive:
 
 
 def span(name: str) -> tuple[int, int]:
-    """Which rows a piece holds, by its name.
+    """Return the first row of a piece and the row after its last, from its name.
 
     Raises:
         CheckpointError: this is no piece's name.

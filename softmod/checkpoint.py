@@ -98,7 +98,7 @@ def shared(folder: Path) -> dict[str, str]:
 
 
 def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> None:
-    """That a manifest's file lies where it may, and is what was saved."""
+    """Check that a manifest's file lies inside its folder and has the hash that was saved."""
     parts = Path(name).parts
     path = root / name
     links = path.is_symlink() or (depth > 1 and path.parent.is_symlink())
@@ -110,13 +110,13 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
 
 
 def _there(path: Path) -> None:
-    """That a path is a file, and no link to one."""
+    """Check that a path is a regular file, not a link."""
     if path.is_symlink() or not path.is_file():
         raise CheckpointError(f"{path}: {'is no plain file' if os.path.lexists(path) else 'is missing'}")
 
 
 def _json(path: Path) -> Any:
-    """What a file of JSON says.
+    """Read a JSON file.
 
     Raises:
         CheckpointError: naming the file.

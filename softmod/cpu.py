@@ -46,7 +46,7 @@ def allow_onednn(allowed: bool) -> bool:
 
 
 def product_library() -> str:
-    """Which library multiplies this process's fp32 matrices."""
+    """Return the name of the library that multiplies this process's fp32 matrices."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     if getattr(matmul, "fp32_precision", "none") == "bf16":
         return "oneDNN"

@@ -228,7 +228,7 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
 
 
 def about_run(cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None) -> dict[str, Any]:
-    """What MLflow needs to know to file the run."""
+    """Collect what MLflow needs to file the run."""
     skipped = ("seed=", "experiment=", "model=", "name=", "env=", "run=", "tracking", "run.folder", "sweep=", "hydra.")
     own = [override for override in overrides if not override.startswith(skipped)]
     name = " ".join([cfg.name, f"seed={cfg.seed}", *own])
@@ -256,7 +256,7 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
 
 
 def where_it_runs(chosen: Chosen, wanted: str, fabric: L.Fabric) -> dict[str, str]:
-    """The machine, and what was chosen for it."""
+    """Return the tags of the machine and of what was chosen for it."""
     accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
     choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
     choice |= {"machine.precision": wanted}

@@ -60,7 +60,7 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
 
 
 def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of a run that belong to a checkpoint, by their paths in the run's folder, as they are packed."""
+    """Yield the path in the run's folder, and the packed content, of every file that belongs to a checkpoint."""
     with checkpoint.reading(folder):
         best = run / "checkpoints" / "best"
         paths = [path for path in (*(run / name for name in PLAIN), *best.glob("*")) if path.is_file()]
@@ -118,7 +118,7 @@ def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
 
 
 def manifest_of(packed: Path) -> dict[str, Any]:
-    """What the manifest says.
+    """Read and check the manifest.
 
     Raises:
         CheckpointError: there is none, or it is of another form.
@@ -179,13 +179,13 @@ def write(run: Path, name: str, content: bytes) -> None:
 
 
 def squeezed(piece: bytes) -> bytes:
-    """A piece of the replay in a form that compresses well."""
+    """Rewrite a piece of the replay in a form that compresses well."""
     arrays = {name: narrow(array) if array.ndim == 3 else array for name, array in load(piece).items()}
     return save(arrays)
 
 
 def expanded(content: bytes) -> bytes:
-    """The piece again, to the bit."""
+    """Restore the piece, equal to the bit."""
     arrays = {name: widen(array) if array.dtype == np.uint8 else array for name, array in load(content).items()}
     return save(arrays)
 

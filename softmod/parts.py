@@ -88,7 +88,7 @@ def make_plan(cfg: TrainConfig, suite: TaskSuite, actor: Actor) -> Plan:
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
-    """What lies under the learner: the C library, the library of matrix products and its precision."""
+    """Set up the libraries under the learner: memory, matrix products and their precision."""
     keep_memory()
     if device.type == "cpu":
         fast_products()

@@ -155,7 +155,7 @@ class Replay:
         self.episodes.flatten(0, 1)[:, columns].index_copy_(0, slot, self._there(torch.from_numpy(values[needed])))
 
     def _there(self, tensor: Tensor) -> Tensor:
-        """The tensor on the replay's device; from pinned memory, the copy does not keep the learner waiting."""
+        """Copy a tensor to the replay's device, from pinned memory, so that the learner does not wait."""
         if not self.rows.is_cuda:
             return tensor
         return tensor.contiguous().pin_memory().to(self.rows.device, non_blocking=True)

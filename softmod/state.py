@@ -3,7 +3,6 @@
 `pack <checkpoint or run folder> <output folder>` writes the state as a few small files that travel, `unpack <folder>`
 makes a run's folder of them again, with the same hash, from which the run's command goes on.
 
-
 Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left out. Equality is
 promised for the same type of machine, the same versions, and the numbers of processes and threads that a run keeps.
 """
@@ -55,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pack(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m softmod.state pack", description="Write a state that travels.")
+    parser = argparse.ArgumentParser(
+        prog="python -m softmod.state pack", description="Write a run as a few small files."
+    )
     parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
     parser.add_argument("output", type=Path, help="a folder, empty or not there yet")
     parser.add_argument("--part", type=int, default=16, metavar="MiB", help="size of a part at most (16)")
@@ -70,7 +71,7 @@ def _pack(words: list[str]) -> int:
 
 def _unpack(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m softmod.state unpack", description=unpack.__doc__, formatter_class=RAW
+        prog="python -m softmod.state unpack", description="Make a run's folder of packed files."
     )
     parser.add_argument("packed", type=Path, help="the folder that pack has written")
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="where runs are kept (runs)")

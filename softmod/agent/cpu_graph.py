@@ -140,7 +140,7 @@ def places_of(operations: Iterable[Operation]) -> set[int]:
 def in_shared_memory(
     steps: Sequence[Operation], operations: Sequence[Operation], keep: Iterable[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Where each tensor lies when repeating: memory is used again after the last step that needs what is in it."""
+    """Map each tensor to its memory in a repetition; memory is reused after the last step that reads it."""
     own = places_of(operations) - {place(tensor) for tensor in keep}
     last = {place(tensor): i for i, step in enumerate(steps) for tensor in (*step.inputs, *step.outputs)}
     free: dict[int, list[Tensor]] = defaultdict(list)

@@ -207,7 +207,7 @@ class MTSAC(L.LightningModule):
         return "critics" if number % self.policy_delay else "whole"
 
     def draw(self) -> None:
-        """What else is random in the next update: within networks, and the order of tasks in gradient surgery."""
+        """Draw what else is random in the next update: within networks, and the order of tasks in gradient surgery."""
         draws = torch_generator(self.order.device, self.seed, Purpose.INSIDE, self.updates)
         for network in (self.actor, self.critic, self.target_critic):
             network.draw(self.batch_per_task, draws)
@@ -235,7 +235,7 @@ class MTSAC(L.LightningModule):
             return self._update_sequential(batch, noise, next_noise)
 
     def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """The same for critics and targets alone; `noise`, the policy's, is not used. Nothing is to be undone."""
+        """Update critics and targets alone; `noise`, the policy's, is not used. No step has to be rolled back."""
         with self._autocast():
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
@@ -445,7 +445,7 @@ class MTSAC(L.LightningModule):
         return [route[0].mean(1) for route in routes]
 
     def gradient_agreement(self) -> Metrics:
-        """How the tasks' gradients agree on the last batch, of "actor" and "critic" (softmod.agent.conflicts).
+        """Measure how the tasks' gradients agree on the last batch, of "actor" and "critic" (softmod.agent.conflicts).
 
         Nothing for a single task, and for networks whose tasks share nothing.
         """

@@ -80,7 +80,7 @@ class MetaWorld:
         return goals[:1] if self.goal_mode == "fixed" else goals
 
     def step_cost(self, task: int) -> float:
-        """What a step of this task takes, against one of the lightest."""
+        """Return the cost of a step of this task, relative to the cheapest task."""
         return STEP_COSTS.get(self.spec.tasks[task], 1.0)
 
     def make(self, task: int, render: bool = False) -> MetaWorldEnv:
