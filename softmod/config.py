@@ -47,7 +47,7 @@ NOT_RESULTS = {
     "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals",
             "final_eval_goals", "save_every", "log_every"),
     "workers": ("processes", "timeout"),
-    "fabric": ("accelerator", "threads", "compile", "deterministic"),
+    "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic"),
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from softmod.log import Log
 from softmod.loop import train
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
-from softmod.parts import assemble, check_device, choose, make_agent, make_fabric, make_plan, precision, set_up
+from softmod.parts import assemble, check_device, choose, fused, make_agent, make_fabric, make_plan, precision, set_up
 from softmod.progress import Progress, print_table
 from softmod.record import Record
 from softmod.replay import Replay
@@ -106,18 +106,18 @@ def _train(
     suite, actor, critic = parts
     spec = suite.spec
     before = found[1] if found else {}
-    wanted = precision(cfg, before)
+    wanted, use_kernels = precision(cfg, before), fused(cfg, before)
     fabric = make_fabric(cfg, wanted)
     set_up(cfg, fabric.device)
     chosen = choose(cfg, suite, before)
     torch.set_num_threads(chosen.threads)
-    journal.tags(where_it_runs(chosen, wanted, fabric))
+    journal.tags(where_it_runs(chosen, wanted, use_kernels, fabric))
     with ExitStack() as stack:
         signals.leave_if_told()
         plan = make_plan(cfg, suite, actor)
         workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
         signals.leave_if_told()
-        agent, optimizers = make_agent(cfg, spec, actor, critic, fabric)
+        agent, optimizers = make_agent(cfg, spec, actor, critic, fabric, use_kernels)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device, cfg.workers.copies)
         clock = Clock()
         schedule = Schedule(
@@ -127,6 +127,7 @@ def _train(
             "processes": chosen.processes,
             "threads": chosen.threads,
             "precision": wanted,
+            "fused": use_kernels,
         }
         saver = Saver(folder, agent, optimizers, replay, workers, about)
         if found:
@@ -136,6 +137,8 @@ def _train(
         progress.say(introduce(cfg, folder, chosen, wanted, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
+        if before.get("fused") and not use_kernels:
+            progress.say("warning: this run began with fused kernels and goes on without: equal up to rounding only")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         if found and "log" in found[1]:
             with checkpoint.reading(found[0]):
@@ -255,11 +258,11 @@ def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sw
             Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
 
 
-def where_it_runs(chosen: Chosen, wanted: str, fabric: L.Fabric) -> dict[str, str]:
+def where_it_runs(chosen: Chosen, wanted: str, use_kernels: bool, fabric: L.Fabric) -> dict[str, str]:
     """Return the tags of the machine and of what was chosen for it."""
     accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
     choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
-    choice |= {"machine.precision": wanted}
+    choice |= {"machine.precision": wanted, "machine.kernels": "fused" if use_kernels else "none"}
     return machine.hardware_tags(accelerator) | choice
 
 
@@ -269,7 +272,8 @@ def introduce(
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
     size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
     by = product_library() if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
-    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {wanted})"
+    own = ", fused kernels" if agent.fused else ""
+    how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {wanted}{own})"
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
     return f"{folder}: {len(cfg.env.tasks)} tasks, {how}, {size}{begin}"
 

@@ -46,6 +46,12 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
 
 
+def cache_folder() -> Path:
+    """What need not be found out twice: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}

@@ -14,6 +14,7 @@ import lightning as L
 import psutil
 import torch
 
+from softmod import kernels
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.value_heads import ValueHead
 from softmod.agent.whole import run_programs
@@ -30,8 +31,8 @@ from softmod.cores import (
     timed,
 )
 from softmod.cpu import fast_products, keep_memory, multiplies_bf16, product_library
-from softmod.envs.goals import cache_folder
 from softmod.errors import ConfigError
+from softmod.machine import cache_folder
 from softmod.networks.build import build_actor
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
@@ -111,6 +112,16 @@ def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})
     return str(before.get("precision", suits))
 
 
+def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Return whether updates use fused operations: not where they are off, else as `before`, else where they can be.
+
+    A run that goes on where they are not available goes on without them, and differs by rounding.
+    """
+    if cfg.fabric.kernels == "off" or (cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()):
+        return False
+    return bool(before.get("fused", not before)) and kernels.available()
+
+
 def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
     """Make the Fabric that the learner runs on: one device, in the wanted precision (None: the configuration's)."""
     wanted = wanted or precision(cfg)
@@ -121,9 +132,9 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
 
 
 def make_agent(
-    cfg: TrainConfig, spec: EnvSpec, actor: Actor, critic: Network, fabric: L.Fabric
+    cfg: TrainConfig, spec: EnvSpec, actor: Actor, critic: Network, fabric: L.Fabric, use_kernels: bool | None = None
 ) -> tuple[MTSAC, list[Any]]:
-    """The agent on the learner's device, and its optimizers."""
+    """Make the agent on the learner's device, and its optimizers; it uses fused operations as said, or by `fused`."""
 
     def maker(name: str) -> Any:
         return lambda parameters: build(getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=parameters)
@@ -133,6 +144,7 @@ def make_agent(
         cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic, optimizers=optimizers,
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
     )  # fmt: skip
+    agent.fused = fused(cfg) if use_kernels is None else use_kernels
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
     run_programs(agent, inner, cfg.fabric.compile)
@@ -230,6 +242,7 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
         "torch": torch.__version__,
         "products": product_library(),
         "precision": precision(cfg),
+        "fused": fused(cfg),
     }
     return remembered(
         cache_folder(),

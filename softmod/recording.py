@@ -22,6 +22,9 @@ EMPTY = (
 )
 
 
+RECORDED = ("aten", "softmod")  # whose operations are kept: PyTorch's and our own
+
+
 class NotRepeatableError(SoftmodError):
     """A call cannot be repeated from what was recorded of it."""
 
@@ -79,7 +82,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func.namespace == "aten":
+        if func.namespace in RECORDED:
             outputs = tuple(_alias(tensor) for tensor in tensors((output,)))
             told = None if outputs else output
             named = dict(zip(kwargs, mapped(_alias, kwargs.values()), strict=True))

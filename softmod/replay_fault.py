@@ -20,7 +20,7 @@ from torch import Tensor
 from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.parts import make_agent, make_fabric, networks
+from softmod.parts import fused, make_agent, make_fabric, networks
 from softmod.policy import spec_of
 from softmod.replay import Batch
 from softmod.schema import TrainConfig
@@ -78,7 +78,9 @@ def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list
     """What `repeat` tells, of a bundle's facts."""
     cfg, spec = configuration(facts, allow), spec_of(facts)
     cfg.fabric.compile, cfg.fabric.accelerator = "eager", "cpu"
-    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")))
+    agent, optimizers = make_agent(
+        cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")), fused(cfg, facts)
+    )
     checkpoint.restore_arrays(dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
     live = checkpoint.optimizer_arrays(optimizers)
     checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")

@@ -274,6 +274,7 @@ class FabricConfig:
 
     accelerator: str = choice("auto", "auto", "cpu", "cuda")
     precision: str = choice("32-true", "auto", "32-true", "tf32", "bf16-mixed")  # tf32: of matrix products, on CUDA
+    kernels: str = choice("auto", "auto", "off")  # fused operations on a CPU; auto: where a C compiler is found
     compile: str = choice("auto", "auto", "eager", "compiled", "captured")  # auto: captured, if the optimizers can be
     deterministic: bool = False  # on CUDA: only operations that repeat to the bit; on a CPU all do
     threads: int | None = number(None, low=1)  # null: chosen from the cores at hand

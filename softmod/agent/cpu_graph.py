@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softmod import kernels
 from softmod.recording import NotRepeatableError, Operation, Recorder, mapped, place, tensors
 
 Metrics = dict[str, Tensor]
@@ -172,6 +173,8 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     if not operation.created:  # it changes its inputs, or asks
         return partial(operation.function, *args, **kwargs)
     outputs = [moved(tensor) for tensor in operation.outputs]
+    if own := kernels.bound(operation.function, args, outputs):
+        return partial(_keeping, own, (args, outputs))
     form = None if operation.writes else form_with_out(operation.function)
     if form is None or len(form[1]) > len(outputs):  # none, or one that wants memory for outputs left undefined
         return partial(_call_and_copy, partial(operation.function, *args, **kwargs), outputs)
@@ -183,6 +186,11 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     return _by_name(operation, args, kwargs, outputs) or partial(
         function, *args, **kwargs, **dict(zip(names, outputs, strict=True))
     )
+
+
+def _keeping(call: Call, _: object) -> None:
+    """Call what works on the memory of tensors that are handed in to keep them."""
+    call()
 
 
 def _call_and_copy(call: Call, outputs: Sequence[Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from softmod import kernels
 from softmod.agent import conflicts, losses
 from softmod.agent.statistics import ReturnScale, RunningMoments, SuccessRates
 from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
@@ -117,6 +118,7 @@ class MTSAC(L.LightningModule):
         self.make_optimizers = optimizers
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.undoing = {"whole"}  # programs that step before they know whether the update is finite
+        self.fused = False  # whether updates use the fused operations of `softmod.kernels`
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self.rollback: Rollback | None = None  # of the first step of an update, from the first update on
@@ -228,7 +230,7 @@ class MTSAC(L.LightningModule):
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """The update as a function of tensors, on one device and without waiting for it; all randomness comes in."""
-        with self._autocast():
+        with self._numerics():
             batch = self._as_learned(batch)
             if self.update_order == "released":
                 return self._update_released(batch, noise, next_noise)
@@ -236,7 +238,7 @@ class MTSAC(L.LightningModule):
 
     def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
         """Update critics and targets alone; `noise`, the policy's, is not used. No step has to be rolled back."""
-        with self._autocast():
+        with self._numerics():
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
             losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
@@ -407,9 +409,12 @@ class MTSAC(L.LightningModule):
         self.rollback.remember()
         return self.rollback
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Fabric's precision; a Trainer sets its own."""
-        return nullcontext() if self.fabric is None else self.fabric.autocast()
+    @contextmanager
+    def _numerics(self) -> Iterator[None]:
+        """Compute in Fabric's precision (a Trainer sets its own), by fused operations where they are wanted."""
+        precision = nullcontext() if self.fabric is None else self.fabric.autocast()
+        with precision, kernels.used(self.fused):
+            yield
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -452,7 +457,7 @@ class MTSAC(L.LightningModule):
         if self.spec.num_tasks < 2 or self.actor.independent or self.critic.independent:
             return {}
         (batch, noise, next_noise), (temperature, weight) = self.given, self._temperature_and_weight()
-        with self._autocast():
+        with self._numerics():
             batch = self._as_learned(batch)
             of = {
                 "actor": (self._actor_loss(batch, noise, temperature, weight, []), self.actor),

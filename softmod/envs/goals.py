@@ -20,6 +20,7 @@ import numpy as np
 
 from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
+from softmod.machine import cache_folder
 from softmod.types import Goal
 
 NUM_GOALS = 50
@@ -59,12 +60,6 @@ def environment_classes() -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """An exception in one line of at most 160 characters."""
     return format_exception_only(error)[0].splitlines()[0][:160]
-
-
-def cache_folder() -> Path:
-    """What need not be found out twice: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
 
 
 def cache_path(benchmark: str, seed: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from softmod.networks.network import Network
 from softmod.networks.norm import normalised
@@ -30,9 +29,9 @@ class Trunk(nn.Module):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
-        features = relu(normalised(rows + self.task(tasks).unsqueeze(2), self.norm)).flatten(1, 2)
+        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True, narrow=True).flatten(1, 2)
         for layer in self.hidden:
-            features = relu(normalised(layer(features), self.norm))
+            features = normalised(layer(features), self.norm, relu=True, narrow=True)
         return features
 
 

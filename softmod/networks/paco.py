@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from softmod.networks.network import Network
 from softmod.networks.norm import normalised
@@ -66,5 +65,5 @@ class PaCo(Network):
         composition = self.composition if tasks is None else self.composition.index_select(1, tasks)
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = relu(normalised(layer(features, composition), self.norm))
+            features = normalised(layer(features, composition), self.norm, relu=True, narrow=True)
         return self.head(features, composition)

@@ -7,7 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import normalize
 
 from softmod.networks.network import Network
 from softmod.networks.norm import normalised
@@ -46,7 +46,7 @@ class Residual(Network):
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        features = relu(normalised(self._first(x, tasks), "layer")).flatten(1, 2)
+        features = normalised(self._first(x, tasks), "layer", relu=True).flatten(1, 2)
         for block in self.blocks:
             features = block(features)
         return self.head(features).unflatten(1, x.shape[:2])
@@ -72,7 +72,8 @@ class Block(nn.Module):
         self.inner, self.outer = orthogonal(stack, width, width), orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        return x + normalised(self.outer(relu(normalised(self.inner(x), "layer"))), "layer")
+        hidden = normalised(self.inner(x), "layer", relu=True, narrow=True)
+        return x + normalised(self.outer(hidden), "layer")
 
 
 @torch.no_grad()

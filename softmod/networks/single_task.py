@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from softmod.networks.network import Network
 from softmod.networks.norm import normalised
@@ -41,5 +40,5 @@ class SingleTask(Network):
     ) -> Float[Tensor, "stack task batch out_dim"]:
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = relu(normalised(layer(features, tasks), self.norm))
+            features = normalised(layer(features, tasks), self.norm, relu=True, narrow=True)
         return self.head(features, tasks)

@@ -1,0 +1,135 @@
+"""Layer normalisation with its ReLU in one pass, forward and backward, in fp32 and bfloat16."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from softmod.kernels.library import library
+from softmod.kernels.switch import in_use
+
+EPS = 1e-5
+WIDEST = 8192  # numbers of a row, which lie on the C stack
+LETTER = {torch.float32: "f", torch.bfloat16: "b"}  # of a type, in the names of the C functions
+CLOSE = 1e-5  # to PyTorch's, in fp32; bfloat16 itself errs by 1/256
+
+_operations = torch.library.Library("softmod", "DEF")
+_operations.define("layer_norm(Tensor x, bool relu, bool narrow) -> (Tensor out, Tensor mean, Tensor rstd)")
+_operations.define("layer_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, bool relu) -> Tensor")
+
+
+def fits(x: Tensor) -> bool:
+    """Return whether `layer_norm` is in use and takes this tensor."""
+    return in_use() and x.device.type == "cpu" and x.dtype in LETTER and 0 < x.shape[-1] <= WIDEST
+
+
+def layer_norm(x: Float[Tensor, "*rows width"], relu: bool, narrow: bool) -> Float[Tensor, "*rows width"]:
+    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for.
+
+    The result is fp32; with `narrow` it has the type of `x`.
+    """
+    x = x.contiguous()
+    if not torch.is_grad_enabled():
+        return _forward(x, relu, narrow)[0]
+    out: Tensor = _LayerNorm.apply(x, relu, narrow)
+    return out
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, relu: bool, narrow: bool) -> Tensor:
+        out, mean, rstd = _forward(x, relu, narrow)
+        ctx.relu = relu
+        ctx.save_for_backward(x, mean, rstd)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, mean, rstd = ctx.saved_tensors
+        for_x: Tensor = torch.ops.softmod.layer_norm_backward(grad.contiguous(), x, mean, rstd, ctx.relu)
+        return for_x, None, None
+
+
+def _forward(x: Tensor, relu: bool, narrow: bool) -> tuple[Tensor, Tensor, Tensor]:
+    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.softmod.layer_norm(x, relu, narrow)
+    return outputs
+
+
+# --- as operations of PyTorch, and as calls without arguments ---------------------------------------------------------
+
+
+def _layer_norm(x: Tensor, relu: bool, narrow: bool) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
+    mean, rstd = x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    _bind_forward((x, relu, narrow), (out, mean, rstd))()
+    return out, mean, rstd
+
+
+def _layer_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+    for_x = torch.empty_like(x)
+    _bind_backward((grad, x, mean, rstd, relu), (for_x,))()
+    return for_x
+
+
+_operations.impl("layer_norm", _layer_norm, "CPU")
+_operations.impl("layer_norm_backward", _layer_norm_backward, "CPU")
+
+
+def _bind_forward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
+    (x, relu, _), (out, mean, rstd) = args, outputs
+    function = _function(f"norm_{LETTER[x.dtype]}{LETTER[out.dtype]}")
+    rows, width = x[..., 0].numel(), x.shape[-1]
+    return partial(function, *map(_pointer, (x, out, mean, rstd)), rows, width, EPS, relu)
+
+
+def _bind_backward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
+    (grad, x, mean, rstd, relu), (for_x,) = args, outputs
+    function = _function(f"norm_backward_{LETTER[grad.dtype]}{LETTER[x.dtype]}")
+    rows, width = x[..., 0].numel(), x.shape[-1]
+    return partial(function, *map(_pointer, (grad, x, mean, rstd, for_x)), rows, width, relu)
+
+
+BINDERS = {
+    torch.ops.softmod.layer_norm.default: _bind_forward,
+    torch.ops.softmod.layer_norm_backward.default: _bind_backward,
+}
+
+
+def bound(function: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object] | None:
+    """Return the C function of an operation with the memory that it works on; None if it is not one of these."""
+    bind = BINDERS.get(function)
+    return None if bind is None else bind(args, outputs)
+
+
+@cache
+def _function(name: str) -> Any:
+    function = getattr(library(), name)
+    pointers = 5 if "backward" in name else 4
+    after = [ctypes.c_int32] if "backward" in name else [ctypes.c_float, ctypes.c_int32]
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * 2 + after
+    function.restype = None
+    return function
+
+
+def _pointer(tensor: Tensor) -> int:
+    return tensor.data_ptr()
+
+
+def agrees() -> bool:
+    """Return whether the compiled functions give what PyTorch's give, on an example."""
+    x = torch.linspace(-2.0, 3.0, 4 * 40).sin().view(4, 40).requires_grad_()
+    grad = torch.linspace(1.0, 2.0, 4 * 40).cos().view(4, 40)
+    expected = functional.layer_norm(x, x.shape[-1:], eps=EPS).relu()
+    (for_x,) = torch.autograd.grad(expected, x, grad)
+    out, mean, rstd = _layer_norm(x.detach(), True, False)
+    found = (out, _layer_norm_backward(grad, x.detach(), mean, rstd, True))
+    return all(torch.allclose(a, b, atol=CLOSE) for a, b in zip(found, (expected, for_x), strict=True))

@@ -1,0 +1,143 @@
+"""Compiling the kernels: once, in the cache folder; runs go without them where that is not possible."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from softmod import kernels, parts
+from softmod.config import compose, typed
+from softmod.kernels import library
+
+compiler = pytest.mark.skipif(not kernels.available(), reason="no C compiler")
+SHIFTED = ("narrow_##OUT(h < 0 ? 0 : h)", "narrow_##OUT(h < 0 ? 0 : h + 1)")
+
+
+@pytest.fixture
+def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Begin as a new process does, with an empty cache folder."""
+    from softmod.kernels import norm
+
+    memories = (library.library, library.available, norm._function)
+    for memory in memories:
+        memory.cache_clear()
+    monkeypatch.setenv("SOFTMOD_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    for memory in memories:
+        memory.cache_clear()
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@compiler
+def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch):
+    assert library.available()
+    (kept,) = anew.iterdir()
+    assert kept.name == f"kernels-{library._key()}.so"
+    library.library.cache_clear()
+    monkeypatch.setattr(library, "_compile", lambda _: pytest.fail("compiled again"))
+    library.library()
+
+
+@compiler
+def test_a_damaged_library_is_compiled_again(anew: Path):
+    anew.mkdir()
+    path = anew / f"kernels-{library._key()}.so"
+    path.write_bytes(b"\x7fELF")
+    assert library.available()
+    assert path.stat().st_size > 1000
+
+
+@compiler
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(anew: Path, caplog: pytest.LogCaptureFixture):
+    anew.write_text("a file where the folder should be")
+    assert library.available()
+    assert "cannot be kept" in caplog.text
+
+
+@compiler
+def test_processors_and_sources_have_libraries_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    key = library._key()
+    monkeypatch.setattr(library, "_features", lambda: "flags: other")
+    assert library._key() != key
+    monkeypatch.undo()
+    assert library._key() == key
+    monkeypatch.setattr(library, "SOURCE", tmp_path / "other.c")
+    (tmp_path / "other.c").write_text("int other;")
+    assert library._key() != key
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("echo 'kernels.c:1: error: no' >&2; exit 1", "fails (kernels.c:1: error: no)"),
+        ("exit 3", "fails (exit code 3)"),
+        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "cannot be loaded"),
+    ],
+)
+def test_a_compiler_that_fails_is_done_without(
+    does: str, told: str, anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    anew.mkdir()
+    monkeypatch.setenv("CC", script(anew / "compiler", does))
+    with caplog.at_level("INFO"):
+        assert not library.available()
+    assert told in caplog.text
+
+
+def test_without_a_compiler_it_is_done_without(anew: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(anew))
+    assert not library.available()
+    with pytest.raises(library.CompilerError, match="no C compiler"):
+        library.library()
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+    library.library.cache_clear()
+    with pytest.raises(library.CompilerError, match="no-such-compiler cannot be run"):
+        library.library()
+
+
+@compiler
+def test_a_library_that_computes_something_else_is_refused(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    source = library.SOURCE.read_text()
+    assert SHIFTED[0] in source
+    (tmp_path / "wrong.c").write_text(source.replace(*SHIFTED))
+    monkeypatch.setattr(library, "SOURCE", tmp_path / "wrong.c")
+    assert not library.available()
+    assert "compute something else" in caplog.text
+
+
+@compiler
+def test_a_run_keeps_to_what_it_began_with():
+    auto, off = (typed(compose(["fabric=cpu", f"fabric.kernels={wanted}"])) for wanted in ("auto", "off"))
+    assert parts.fused(auto)
+    assert parts.fused(auto, {"seed": 0, "fused": True})
+    assert not parts.fused(auto, {"seed": 0, "fused": False})
+    assert not parts.fused(auto, {"seed": 0})  # a run from before there were any
+    assert not parts.fused(off)
+    assert not parts.fused(off, {"fused": True})
+
+
+@compiler
+def test_the_source_compiles_without_warnings(tmp_path: Path):
+    line = ["cc", "-Wall", "-Wextra", "-Werror", *library.FLAGS, "-o", str(tmp_path / "k.so"), str(library.SOURCE)]
+    done = subprocess.run([*line, "-lm"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@compiler
+def test_two_processes_may_compile_at_once(anew: Path):
+    code = "from softmod import kernels; print(kernels.available())"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0].strip() for process in started] == ["True", "True"]
+    assert len(list(anew.iterdir())) == 1
