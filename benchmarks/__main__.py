@@ -112,6 +112,13 @@ def ingredients(chosen: argparse.Namespace) -> Rows:
     return compare(section.ingredients(chosen.turns), [section.RECIPE])
 
 
+def operations(chosen: argparse.Namespace) -> Rows:
+    """One update by what it does, one thread: matrix products and all others, with and without fused kernels."""
+    from benchmarks import operations as section
+
+    return section.split(chosen.turns)
+
+
 def growth(chosen: argparse.Namespace) -> Rows:
     """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
     from benchmarks import stepping as collecting
@@ -176,6 +183,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "updates": updates,
     "models": models,
     "ingredients": ingredients,
+    "operations": operations,
     "ways": ways,
     "growth": growth,
     "checkpoints": checkpoints,

@@ -13,12 +13,14 @@ import torch
 
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
+from softmod.agent.mtsac import MTSAC
 from softmod.config import compose, options, typed
 from softmod.cpu import allow_onednn, fast_products
 from softmod.parts import choose, make_agent, make_fabric, networks, set_up
 from softmod.replay import Batch, Replay, random_rollout
 from softmod.report import cost
 from softmod.report.cost import Cost
+from softmod.schema import TrainConfig
 from softmod.targets import build
 from softmod.types import EnvSpec
 
@@ -47,6 +49,7 @@ INSTEAD: dict[str, list[str]] = {  # what the recipe would be without each of it
     "values as they come": ["algorithm.value_scaling=none"],
     "tasks weigh alike": ["algorithm.task_weights=none"],
     "fp32": ["fabric.precision=32-true"],
+    "no fused kernels": ["fabric.kernels=off"],
     "observations as they come": ["policy.normalize_obs=false"],
     "targets of one step": ["algorithm.n_step=1"],
     "actor without layer normalisation": ["network@actor=soft_modular_small"],
@@ -162,8 +165,8 @@ def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Fi
     return alternate(rates, "updates/s", turns)
 
 
-def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
-    """A call that makes one update, its floating point operations, and what it was made for."""
+def built(experiment: str, overrides: list[str]) -> tuple[MTSAC, Replay, EnvSpec, TrainConfig]:
+    """An agent, with a replay of a few random transitions, as an experiment has it."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
@@ -172,7 +175,13 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
     agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
     replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
     replay.extend(random_rollout(spec, replay.capacity))
-    draws = torch.Generator(fabric.device).manual_seed(0)
+    return agent, replay, spec, cfg
+
+
+def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
+    """A call that makes one update, its floating point operations, and what it was made for."""
+    agent, replay, spec, cfg = built(experiment, overrides)
+    draws = torch.Generator(agent.device).manual_seed(0)
 
     def update() -> None:
         batch = replay.sample(cfg.run.batch_per_task, draws, cfg.algorithm.n_step, cfg.algorithm.discount)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 12  # names, at most, in the answer to a faulty line
+LISTED_LENGTH = 150  # characters of these
 
 
 class SoftmodError(Exception):
@@ -62,7 +63,9 @@ def listed(names: list[str], word: str = "") -> str:
     if len(names) <= LISTED:
         return ", ".join(names)
     close = difflib.get_close_matches(word, names, LISTED, 0.0)
-    return f"{', '.join(close)} and {len(names) - LISTED} more (--help)"
+    while len(", ".join(close)) > LISTED_LENGTH:
+        close.pop()
+    return f"{', '.join(close)} and {len(names) - len(close)} more (--help)"
 
 
 def near(word: str, names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from softmod import checkpoint, machine, signals, tracking
+from softmod import checkpoint, kernels, machine, signals, tracking
 from softmod.agent.mtsac import MTSAC
 from softmod.clock import Clock, Schedule
 from softmod.config import flat, identity, of_results, run_folder
@@ -127,7 +127,7 @@ def _train(
             "processes": chosen.processes,
             "threads": chosen.threads,
             "precision": wanted,
-            "fused": use_kernels,
+            "fused": kernels.key() if use_kernels else before.get("fused"),
         }
         saver = Saver(folder, agent, optimizers, replay, workers, about)
         if found:
@@ -137,8 +137,9 @@ def _train(
         progress.say(introduce(cfg, folder, chosen, wanted, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
-        if before.get("fused") and not use_kernels:
-            progress.say("warning: this run began with fused kernels and goes on without: equal up to rounding only")
+        if before.get("fused") and before["fused"] != (kernels.key() if use_kernels else None):
+            how = "other fused kernels" if use_kernels else "none"
+            progress.say(f"warning: this run used fused kernels and goes on with {how}: results differ by rounding")
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         if found and "log" in found[1]:
             with checkpoint.reading(found[0]):

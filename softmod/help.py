@@ -29,7 +29,7 @@ ABOUT = {
     "critic_head": "what the critics predict: a value, or a distribution over values",
     "algorithm": "the update and its optimizers: fast is the default recipe, mtsac as published",
     "optimizer": "chosen for optimizer@optimizer.actor, optimizer@optimizer.critic and optimizer@optimizer.temperature",
-    "variant": "one difference between the paper and its released code, over any model",
+    "variant": "one difference between the paper and its released code, or a part left out of the recipe",
     "run": "how long: steps, batch, replay, cadences; recipe suits any task set, paper is the published protocol",
     "experiment": "a row of a results table: selects options of the groups above",
     "sweep": "ablations: several runs under one parent",

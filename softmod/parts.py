@@ -113,10 +113,7 @@ def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})
 
 
 def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Return whether updates use fused operations: not where they are off, else as `before`, else where they can be.
-
-    A run that goes on where they are not available goes on without them, and differs by rounding.
-    """
+    """Return whether updates use fused operations: if they are not off, the run had them `before`, and they compile."""
     if cfg.fabric.kernels == "off" or (cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()):
         return False
     return bool(before.get("fused", not before)) and kernels.available()
@@ -144,7 +141,7 @@ def make_agent(
         cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic, optimizers=optimizers,
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
     )  # fmt: skip
-    agent.fused = fused(cfg) if use_kernels is None else use_kernels
+    agent.fused = (fused(cfg) if use_kernels is None else use_kernels) and fabric.device.type == "cpu"
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
     run_programs(agent, inner, cfg.fabric.compile)

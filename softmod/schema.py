@@ -142,6 +142,7 @@ class ResidualConfig:
     width: int = number(128, low=1)
     embedding_width: int = number(32, low=1)
     head_gain: float = number(1.0, low=0.0)
+    norm: str = choice("layer", "none", "layer")  # normalise hidden layers and what a block adds
 
 
 NETWORKS = {

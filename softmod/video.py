@@ -20,7 +20,7 @@ FRAMES_PER_SECOND = 40
 EVERY = 2  # env steps between two frames
 AFTER_SUCCESS = 20  # env steps shown after the task is solved
 THUMBNAIL = 144  # pixels, the width of a task in the GIF
-THUMBNAIL_EVERY = 4  # frames of the video between two of the GIF
+MOST_PICTURES = 40  # in the GIF, for its size; short episodes are shown frame by frame
 COLUMNS = 5
 COLORS = 64
 
@@ -46,10 +46,10 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
             env.close()
         path = folder / f"{task}.mp4"
         imageio.imwrite(path, np.stack(frames), fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2)
-        small.append([thumbnail(frame) for frame in reversed(frames[::-THUMBNAIL_EVERY])])  # the last one too
+        small.append([thumbnail(frame) for frame in frames])
         yield path
-    path = folder / "tasks.gif"
-    write_gif(side_by_side(small), path)
+    path, every = folder / "tasks.gif", math.ceil(max(map(len, small)) / MOST_PICTURES)
+    write_gif(side_by_side(small)[::-every][::-1], every, path)  # the last one too
     yield path
 
 
@@ -74,13 +74,13 @@ def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
     return pictures
 
 
-def write_gif(pictures: Sequence[Frame], path: Path) -> None:
-    """Write an endless GIF of `COLORS` colours at the videos' speed; its last picture stays for a second more."""
+def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
+    """Write an endless GIF of `COLORS` colours, each picture `every` frames long; the last stays for a second more."""
     some = np.concatenate([pictures[0], pictures[len(pictures) // 2], pictures[-1]])
     palette = Image.fromarray(some).quantize(COLORS)
     images = [Image.fromarray(picture) for picture in pictures]
     first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
-    duration = [1000 * THUMBNAIL_EVERY // FRAMES_PER_SECOND] * len(pictures)
+    duration = [1000 * every // FRAMES_PER_SECOND] * len(pictures)
     duration[-1] += 1000
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=False)
 

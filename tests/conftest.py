@@ -51,6 +51,15 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTMOD_CACHE", str(cache))
 
 
+@pytest.fixture
+def compiler(shared_cache: None) -> None:
+    """Skip a test where the kernels do not compile; they go into the tests' own cache folder."""
+    from softmod import kernels
+
+    if not kernels.available():
+        pytest.skip("no C compiler")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def threads() -> Iterator[None]:
     """Small products are fastest on one thread, and a test's figures do not depend on the cores at hand."""

@@ -7,9 +7,11 @@ needed a second time: the operations and their order stay, bit by bit, and whate
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class CpuGraph:
         self._function, self._undo = function, undo
         self._undone = {place(tensor) for tensor in undone}
         self._calls: list[Call] = []
+        self.names: list[str] = []  # of the operations that are repeated
         self._metrics: Metrics = {}
         self._changes: list[Tensor] = []  # what the function changes
         self._next: Callable[[], Metrics] = self._record
@@ -75,6 +78,15 @@ class CpuGraph:
             self._give_up("repeating its operations gives another result")
         return metrics
 
+    def seconds(self) -> list[float]:
+        """Repeat all operations and return how long each of them takes, in the order of `names`; for measurements."""
+        times = [time.perf_counter()]
+        with torch.no_grad():
+            for call in self._calls:
+                call()
+                times.append(time.perf_counter())
+        return [after - before for before, after in pairwise(times)]
+
     def _repeated(self) -> Metrics:
         return self._metrics if self._repeat() else self._anew()
 
@@ -89,7 +101,7 @@ class CpuGraph:
 
     def _give_up(self, why: str) -> None:
         log.info("updates run at PyTorch's speed: %s", why)
-        self._next = self._function
+        self._calls, self.names, self._next = [], [], self._function
 
     def _prepare(self, operations: list[Operation], metrics: Metrics) -> None:
         """Make calls of the operations, unless a flag was not set: then the next call records.
@@ -103,6 +115,7 @@ class CpuGraph:
         steps = [operation for operation in operations if operation.computes or operation in flags]
         moved = in_shared_memory(steps, operations, keep=metrics.values())
         self._calls = [call_of(operation, moved) for operation in steps]
+        self.names = [operation.function._schema.name for operation in steps]
         self._changes, self._metrics, self._next = changes_of(operations), metrics, self._compare
 
 
@@ -189,7 +202,7 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
 
 
 def _keeping(call: Call, _: object) -> None:
-    """Call what works on the memory of tensors that are handed in to keep them."""
+    """Call it; the second argument only keeps its tensors alive."""
     call()
 
 

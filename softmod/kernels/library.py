@@ -9,10 +9,12 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkstemp
 
 from softmod.errors import SoftmodError
 from softmod.machine import cache_folder, processor
@@ -22,7 +24,8 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.c")
 COMPILERS = ("cc", "gcc", "clang")  # or what $CC names
 FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
-FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first one that the compiler takes
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first one that the compiler accepts
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SECONDS = 60.0  # for one compilation; it takes about one
 
 
@@ -37,27 +40,16 @@ def library() -> ctypes.CDLL:
     Raises:
         CompilerError: there is no compiler, or it fails, or what it made cannot be loaded.
     """
-    path = cache_folder() / f"kernels-{_key()}.so"
     try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # not there, or damaged
-        pass
-    with TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        _compile(made)
-        try:
-            _keep(made, path)
-        except OSError as error:
-            log.warning("compiled kernels cannot be kept in %s (%s): compiled again next time", path.parent, error)
-        try:
-            return ctypes.CDLL(str(made))
-        except OSError as error:
-            raise CompilerError(f"what was compiled cannot be loaded ({error})") from error
+        path = cache_folder().resolve() / f"kernels-{key()}.so"
+        return _kept(path) or _new(path)
+    except (OSError, ValueError) as error:  # no folder for temporary files, an open quote in $CC
+        raise CompilerError(str(error)) from error
 
 
 @cache
 def available() -> bool:
-    """Return whether the fused operations can be used here: they compile, and compute what PyTorch's do."""
+    """Return whether the fused operations can be used here: they compile, and their results are PyTorch's."""
     from softmod.kernels.norm import agrees
 
     try:
@@ -66,24 +58,56 @@ def available() -> bool:
         log.info("updates run without fused operations: %s", error)
         return False
     if not agrees():
-        log.warning("updates run without fused operations: compiled on this machine, they compute something else")
+        log.warning("updates run without fused operations: those compiled on this machine give other results")
         return False
     return True
 
 
-def _key() -> str:
-    """A name for what is compiled: other sources, flags or processors need another one."""
+def key() -> str:
+    """Return a name for what is compiled: other sources, flags, compilers or processors have another one."""
     about = [SOURCE.read_text(), *FLAGS, os.environ.get("CC", ""), platform.machine(), processor(), _features()]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
 def _features() -> str:
-    """The processor's instruction sets, where the system tells: a home folder may be shared between machines."""
+    """Return the processor's instruction sets, else the machine's name: a home folder may be shared by machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """Load the library from the cache folder; None if it is missing, damaged, or others could have written it."""
+    try:
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & OTHERS_WRITE:
+            log.warning("%s is not used: others than its user could have written it", path)
+            return None
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _new(path: Path) -> ctypes.CDLL:
+    """Compile the library, keep it in the cache folder where that is possible, and load it."""
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        _compile(made)
+        candidates = [made]
+        try:
+            _keep(made, path)
+            candidates.insert(0, path)
+        except OSError as error:
+            log.warning("compiled kernels cannot be kept in %s (%s): compiled again next time", path.parent, error)
+        told = ""
+        for candidate in candidates:  # either folder may be one that nothing is executed from
+            try:
+                return ctypes.CDLL(str(candidate))
+            except OSError as error:
+                told = str(error)
+        raise CompilerError(f"what was compiled cannot be loaded ({told})")
 
 
 def _compile(target: Path) -> None:
@@ -104,8 +128,16 @@ def _compile(target: Path) -> None:
 
 
 def _keep(made: Path, path: Path) -> None:
-    """Copy beside, then rename: another process sees the whole library or none."""
+    """Write beside, then rename: another process sees the whole library or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.copyfile(made, beside)
-    os.replace(beside, path)
+    number, beside = mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for its user alone
+    try:
+        with open(number, "wb") as file:
+            file.write(made.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise

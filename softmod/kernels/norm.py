@@ -19,10 +19,10 @@ from softmod.kernels.switch import in_use
 EPS = 1e-5
 WIDEST = 8192  # numbers of a row, which lie on the C stack
 LETTER = {torch.float32: "f", torch.bfloat16: "b"}  # of a type, in the names of the C functions
-CLOSE = 1e-5  # to PyTorch's, in fp32; bfloat16 itself errs by 1/256
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # to PyTorch's results, which are of the size of 1
 
-_operations = torch.library.Library("softmod", "DEF")
-_operations.define("layer_norm(Tensor x, bool relu, bool narrow) -> (Tensor out, Tensor mean, Tensor rstd)")
+_operations = torch.library.Library("softmod", "FRAGMENT")
+_operations.define("layer_norm(Tensor x, bool relu) -> (Tensor out, Tensor mean, Tensor rstd)")
 _operations.define("layer_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, bool relu) -> Tensor")
 
 
@@ -31,46 +31,43 @@ def fits(x: Tensor) -> bool:
     return in_use() and x.device.type == "cpu" and x.dtype in LETTER and 0 < x.shape[-1] <= WIDEST
 
 
-def layer_norm(x: Float[Tensor, "*rows width"], relu: bool, narrow: bool) -> Float[Tensor, "*rows width"]:
-    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for.
-
-    The result is fp32; with `narrow` it has the type of `x`.
-    """
+def layer_norm(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:
+    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for, in the type of `x`."""
     x = x.contiguous()
     if not torch.is_grad_enabled():
-        return _forward(x, relu, narrow)[0]
-    out: Tensor = _LayerNorm.apply(x, relu, narrow)
+        return _forward(x, relu)[0]
+    out: Tensor = _LayerNorm.apply(x, relu)
     return out
 
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, relu: bool, narrow: bool) -> Tensor:
-        out, mean, rstd = _forward(x, relu, narrow)
+    def forward(ctx: Any, x: Tensor, relu: bool) -> Tensor:
+        out, mean, rstd = _forward(x, relu)
         ctx.relu = relu
         ctx.save_for_backward(x, mean, rstd)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, mean, rstd = ctx.saved_tensors
         for_x: Tensor = torch.ops.softmod.layer_norm_backward(grad.contiguous(), x, mean, rstd, ctx.relu)
-        return for_x, None, None
+        return for_x, None
 
 
-def _forward(x: Tensor, relu: bool, narrow: bool) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.softmod.layer_norm(x, relu, narrow)
+def _forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.softmod.layer_norm(x, relu)
     return outputs
 
 
 # --- as operations of PyTorch, and as calls without arguments ---------------------------------------------------------
 
 
-def _layer_norm(x: Tensor, relu: bool, narrow: bool) -> tuple[Tensor, Tensor, Tensor]:
-    out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
+def _layer_norm(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.empty_like(x)
     mean, rstd = x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
-    _bind_forward((x, relu, narrow), (out, mean, rstd))()
+    _bind_forward((x, relu), (out, mean, rstd))()
     return out, mean, rstd
 
 
@@ -85,15 +82,15 @@ _operations.impl("layer_norm_backward", _layer_norm_backward, "CPU")
 
 
 def _bind_forward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
-    (x, relu, _), (out, mean, rstd) = args, outputs
-    function = _function(f"norm_{LETTER[x.dtype]}{LETTER[out.dtype]}")
+    (x, relu), (out, mean, rstd) = args, outputs
+    function = _function(f"norm_{LETTER[x.dtype]}")
     rows, width = x[..., 0].numel(), x.shape[-1]
     return partial(function, *map(_pointer, (x, out, mean, rstd)), rows, width, EPS, relu)
 
 
 def _bind_backward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
     (grad, x, mean, rstd, relu), (for_x,) = args, outputs
-    function = _function(f"norm_backward_{LETTER[grad.dtype]}{LETTER[x.dtype]}")
+    function = _function(f"norm_backward_{LETTER[x.dtype]}")
     rows, width = x[..., 0].numel(), x.shape[-1]
     return partial(function, *map(_pointer, (grad, x, mean, rstd, for_x)), rows, width, relu)
 
@@ -125,11 +122,18 @@ def _pointer(tensor: Tensor) -> int:
 
 
 def agrees() -> bool:
-    """Return whether the compiled functions give what PyTorch's give, on an example."""
-    x = torch.linspace(-2.0, 3.0, 4 * 40).sin().view(4, 40).requires_grad_()
-    grad = torch.linspace(1.0, 2.0, 4 * 40).cos().view(4, 40)
-    expected = functional.layer_norm(x, x.shape[-1:], eps=EPS).relu()
-    (for_x,) = torch.autograd.grad(expected, x, grad)
-    out, mean, rstd = _layer_norm(x.detach(), True, False)
-    found = (out, _layer_norm_backward(grad, x.detach(), mean, rstd, True))
-    return all(torch.allclose(a, b, atol=CLOSE) for a, b in zip(found, (expected, for_x), strict=True))
+    """Return whether the compiled functions give PyTorch's results on an example, in every form."""
+    return all(_agrees(dtype, relu) for dtype in LETTER for relu in (False, True))
+
+
+def _agrees(dtype: torch.dtype, relu: bool) -> bool:
+    x = torch.linspace(-2.0, 3.0, 4 * 40).mul(7.0).sin().view(4, 40).to(dtype)
+    grad = torch.linspace(1.0, 2.0, 4 * 40).mul(9.0).cos().view(4, 40).to(dtype)
+    leaf = x.float().requires_grad_()
+    expected = functional.layer_norm(leaf, leaf.shape[-1:], eps=EPS)
+    expected = expected.relu() if relu else expected
+    (gradient,) = torch.autograd.grad(expected, leaf, grad.float())
+    out, mean, rstd = _layer_norm(x, relu)
+    for_x = _layer_norm_backward(grad, x, mean, rstd, relu)
+    pairs = ((out, expected), (for_x, gradient))
+    return all(torch.allclose(ours.float(), theirs, rtol=0, atol=CLOSE[dtype]) for ours, theirs in pairs)

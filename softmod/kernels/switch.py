@@ -23,4 +23,4 @@ def used(wanted: bool = True) -> Iterator[None]:
 
 def in_use() -> bool:
     """Return whether the code is in such a block, and not being compiled by PyTorch, which fuses by itself."""
-    return _wanted.get() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and _wanted.get()

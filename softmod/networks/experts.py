@@ -30,7 +30,7 @@ class Encoders(nn.Module):
         first, *others = self.layers
         features = first(spread(x, self.members))
         for layer in others:
-            features = layer(normalised(features, self.norm, relu=True, narrow=True))
+            features = layer(normalised(features, self.norm, relu=True))
         return features.unflatten(0, (self.stack, -1))
 
 
@@ -90,7 +90,7 @@ class CARE(Network):
         rows = context.unsqueeze(2).expand(-1, -1, x.shape[1], -1).flatten(1, 2)
         features = torch.cat([encoding, rows], -1)
         for layer in self.hidden:
-            features = normalised(layer(features), self.norm, relu=True, narrow=True)
+            features = normalised(layer(features), self.norm, relu=True)
         return self.head(features).unflatten(1, x.shape[:2])
 
     def routing(

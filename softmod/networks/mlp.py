@@ -29,9 +29,9 @@ class Trunk(nn.Module):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
-        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True, narrow=True).flatten(1, 2)
+        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True).flatten(1, 2)
         for layer in self.hidden:
-            features = normalised(layer(features), self.norm, relu=True, narrow=True)
+            features = normalised(layer(features), self.norm, relu=True)
         return features
 
 

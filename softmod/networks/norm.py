@@ -9,17 +9,14 @@ from torch.nn import functional
 from softmod import kernels
 
 
-def normalised(
-    x: Float[Tensor, "*rows width"], norm: str, relu: bool = False, narrow: bool = False
-) -> Float[Tensor, "*rows width"]:
+def normalised(x: Float[Tensor, "*rows width"], norm: str, relu: bool = False) -> Float[Tensor, "*rows width"]:
     """With `norm="layer"`, bring the last axis to mean 0 and variance 1; with "none", return `x` itself.
 
-    With `relu`, apply the ReLU to it, which overwrites `x`. Under autocast the result of `norm="layer"` is fp32;
-    `narrow` allows the narrower type of `x`, where all that follows is a product, which rounds to it anyway.
+    With `relu`, apply the ReLU too, which may overwrite `x`. The result has the type of `x`.
     """
     if norm != "layer":
         return x.relu_() if relu else x
     if kernels.fits(x):
-        return kernels.layer_norm(x, relu, narrow)
+        return kernels.layer_norm(x, relu)
     y = functional.layer_norm(x, x.shape[-1:])
     return y.relu_() if relu else y

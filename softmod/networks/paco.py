@@ -65,5 +65,5 @@ class PaCo(Network):
         composition = self.composition if tasks is None else self.composition.index_select(1, tasks)
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = normalised(layer(features, composition), self.norm, relu=True, narrow=True)
+            features = normalised(layer(features, composition), self.norm, relu=True)
         return self.head(features, composition)

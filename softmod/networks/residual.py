@@ -23,6 +23,7 @@ class Residual(Network):
         num_blocks, width: of the residual blocks, two layers each.
         embedding_width: of the task's embedding.
         head_gain: of the head's orthogonal start; that of all other layers is sqrt(2).
+        norm: "layer", or "none" for an ablation.
     """
 
     def __init__(
@@ -36,17 +37,19 @@ class Residual(Network):
         width: int = 128,
         embedding_width: int = 32,
         head_gain: float = 1.0,
+        norm: str = "layer",
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.task = nn.Parameter(normalize(torch.randn(stack, num_tasks, embedding_width), dim=-1))
+        self.norm = norm
         self.first = orthogonal(stack, in_dim + embedding_width, width)
-        self.blocks = nn.ModuleList(Block(stack, width) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(Block(stack, width, norm) for _ in range(num_blocks))
         self.head = orthogonal(stack, width, out_dim, head_gain)
 
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        features = normalised(self._first(x, tasks), "layer", relu=True).flatten(1, 2)
+        features = normalised(self._first(x, tasks), self.norm, relu=True).flatten(1, 2)
         for block in self.blocks:
             features = block(features)
         return self.head(features).unflatten(1, x.shape[:2])
@@ -67,13 +70,13 @@ class Residual(Network):
 class Block(nn.Module):
     """`x + LN(Dense(ReLU(LN(Dense x))))`."""
 
-    def __init__(self, stack: int, width: int) -> None:
+    def __init__(self, stack: int, width: int, norm: str) -> None:
         super().__init__()
+        self.norm = norm
         self.inner, self.outer = orthogonal(stack, width, width), orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        hidden = normalised(self.inner(x), "layer", relu=True, narrow=True)
-        return x + normalised(self.outer(hidden), "layer")
+        return x + normalised(self.outer(normalised(self.inner(x), self.norm, relu=True)), self.norm)
 
 
 @torch.no_grad()

@@ -40,5 +40,5 @@ class SingleTask(Network):
     ) -> Float[Tensor, "stack task batch out_dim"]:
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = normalised(layer(features, tasks), self.norm, relu=True, narrow=True)
+            features = normalised(layer(features, tasks), self.norm, relu=True)
         return self.head(features, tasks)

@@ -159,7 +159,7 @@ class SoftModular(Network):
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """f(s) `[stack, rows, D]` and the routes that f(s) . h(z), or h(z) alone, leads to."""
-        hidden = normalised(self.state[0](spread(x, self.stack)), self.norm, relu=True, narrow=True)
+        hidden = normalised(self.state[0](spread(x, self.stack)), self.norm, relu=True)
         state = normalised(self.state[1](hidden), self.norm)
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
         task = self.task(tasks).unsqueeze(2)
@@ -182,7 +182,7 @@ class SoftModular(Network):
             return normalised(mix(relu(outputs), route), self.norm)
         if self.norm == "none":
             return mix(outputs, route, relu=True)
-        return normalised(mix(outputs, route), self.norm, relu=True, narrow=True)
+        return normalised(mix(outputs, route), self.norm, relu=True)
 
     def _sum_of_heads(self, inputs: Tensor) -> Tensor:
         """Eq. 9: the last layer's modules are the heads, summed without weights."""

@@ -46,7 +46,7 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     """Count by making one update on made-up data."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
-    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1))
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), use_kernels=False)
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)

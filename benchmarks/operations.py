@@ -1,0 +1,69 @@
+"""Where an update's time goes: matrix products, and everything else; with and without fused kernels."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.updates import built
+from softmod.agent.cpu_graph import CpuGraph
+from softmod.agent.whole import Captured
+
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+TRIES = 20  # of which the best counts, operation by operation: what disturbs only ever makes it longer
+CASES: dict[str, tuple[str, list[str]]] = {
+    "mt10": ("mt10", []),
+    "mt10, fp32": ("mt10", ["fabric.precision=32-true"]),
+    "quickstart": ("quickstart", []),
+    "quickstart, fp32": ("quickstart", ["fabric.precision=32-true"]),
+    "paper_mt10": ("paper_mt10", []),
+}
+KERNELS = ("off", "auto")
+
+
+def split(turns: int) -> list[dict[str, Any]]:
+    """Milliseconds of each case's programs on one thread, by turns with kernels off and on."""
+    torch.set_num_threads(1)
+    rows = []
+    for case, (experiment, overrides) in CASES.items():
+        graphs = {how: captured(experiment, [*overrides, f"fabric.kernels={how}"]) for how in KERNELS}
+        for program in graphs["off"]:
+            told: dict[str, list[tuple[float, float]]] = {how: [] for how in KERNELS}
+            for _ in range(turns):
+                for how in KERNELS:
+                    told[how].append(milliseconds(graphs[how][program]))
+            for how in KERNELS:
+                rest = [pair[1] for pair in told[how]]
+                row: dict[str, Any] = {
+                    "what": f"{case}: {program}, kernels {how}",
+                    "operations": len(graphs[how][program].names),
+                    "products ms": median(pair[0] for pair in told[how]),
+                    "others ms": median(rest),
+                }
+                ratios = [mine / pair[1] for mine, pair in zip(rest, told["off"], strict=True)]
+                row["others, x off"] = (median(ratios), min(ratios), max(ratios))
+                row["all, x products"] = median(sum(pair) / pair[0] for pair in told[how])
+                rows.append(row)
+    return rows
+
+
+def captured(experiment: str, overrides: list[str]) -> dict[str, CpuGraph]:
+    """The programs of an agent that made enough updates to have captured each."""
+    agent, replay, _, cfg = built(experiment, overrides)
+    torch.set_num_threads(1)
+    agent.learn(replay, 3 * cfg.algorithm.policy_delay)
+    graphs = {}
+    for name, program in agent.programs.items():
+        graph = program._replay if isinstance(program, Captured) else None
+        if isinstance(graph, CpuGraph) and graph.names:
+            graphs[name] = graph
+    return graphs
+
+
+def milliseconds(graph: CpuGraph) -> tuple[float, float]:
+    """Of products, and of all other operations."""
+    best = [min(times) * 1e3 for times in zip(*(graph.seconds() for _ in range(TRIES)), strict=True)]
+    products = sum(time for name, time in zip(graph.names, best, strict=True) if name in PRODUCTS)
+    return products, sum(best) - products
