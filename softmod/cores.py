@@ -19,6 +19,7 @@ from typing import Any
 from softmod.machine import available, processor
 
 log = logging.getLogger(__name__)
+RULE = 2  # another one when a choice is made in another way, so that older choices are made again
 MEASURED_ROUNDS = 4
 MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
 
@@ -75,7 +76,9 @@ def best(
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """How long a round takes: the longer half, or, where cores are short, all the work over all cores.
+    """How long a round takes: its longer half, and more where learner and workers are more processes than cores.
+
+    Then they share the cores fairly until the shorter half is done, which makes the learner wait.
 
     Several threads of an update wait for one another at every operation. While one of them shares its core with a
     worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter is done.
@@ -86,7 +89,9 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     collect = wanted.env_steps * costs.step / choice.processes
     evaluate = wanted.evaluated * costs.step / choice.processes
     if choice.threads == 1:
-        return max(learn, collect, (learn + wanted.env_steps * costs.step) / cores) + evaluate
+        speed = min(1.0, cores / (choice.processes + 1))  # of each process, while all of them run
+        shorter, longer = sorted((learn, collect))
+        return shorter / speed + (longer - shorter) + evaluate
     on_a_core = -(-(choice.threads + choice.processes) // cores)
     return max(learn, collect) + (on_a_core - 1) * min(learn, collect) + evaluate
 
@@ -98,7 +103,7 @@ def remembered(
     folder: Path, question: Mapping[str, Any], measure: Callable[[], Costs], choose: Callable[[Costs], Chosen]
 ) -> Chosen:
     """The choice for this question on this machine; measured where it was never asked before."""
-    about = {"machine": [platform.node(), platform.machine(), processor(), available()], **question}
+    about = {"rule": RULE, "machine": [platform.node(), platform.machine(), processor(), available()], **question}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"cores-{key}.json"
     try:

@@ -44,6 +44,8 @@ from softmod.types import EnvSpec, TaskSuite
 from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
 
+PLAYED = 0.5  # share of an evaluation's steps that is played, roughly: an episode ends at success
+
 
 def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
     """The task set, its goals drawn, and the networks: what can be wrong with a configuration shows here.
@@ -231,7 +233,7 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
         return Chosen(processes, threads)
     steps, environments = cfg.run.round_steps * cfg.workers.copies, suite.spec.num_tasks * cfg.workers.copies
     env_steps, episodes = steps * suite.spec.num_tasks, cfg.run.eval_goals * suite.spec.num_tasks
-    evaluated = env_steps * episodes * suite.spec.horizon / cfg.run.eval_every
+    evaluated = env_steps * episodes * suite.spec.horizon * PLAYED / cfg.run.eval_every
     wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
     question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
         "accelerator": cfg.fabric.accelerator,

@@ -45,7 +45,9 @@ def test_precision_follows_from_the_processor_where_it_is_left_to_it(
 
 
 def test_the_recipe_leaves_its_precision_to_the_processor_and_the_published_update_does_not():
-    chosen = [typed(compose(["env=mt10", f"algorithm={name}"])).fabric.precision for name in ("fast", "mtsac", "pcgrad")]
+    chosen = [
+        typed(compose(["env=mt10", f"algorithm={name}"])).fabric.precision for name in ("fast", "mtsac", "pcgrad")
+    ]
     assert chosen == ["auto", "32-true", "32-true"]
     assert typed(compose(["env=quickstart"])).fabric.precision == "32-true"  # small products are faster so
 
