@@ -23,6 +23,7 @@ from softmod.recording import NotRepeatableError, Operation, Recorder, mapped, p
 Metrics = dict[str, Tensor]
 Call = Callable[[], object]
 READS = torch.ops.aten._local_scalar_dense.default  # bool(tensor)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)  # of other types, or in another layout
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,8 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     outputs = [moved(tensor) for tensor in operation.outputs]
     if own := kernels.bound(operation.function, args, outputs):
         return partial(_keeping, own, (args, outputs))
+    if operation.function in COPIES:
+        return partial(outputs[0].copy_, args[0])
     form = None if operation.writes else form_with_out(operation.function)
     if form is None or len(form[1]) > len(outputs):  # none, or one that wants memory for outputs left undefined
         return partial(_call_and_copy, partial(operation.function, *args, **kwargs), outputs)
