@@ -17,7 +17,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "mt10": ("mt10", []),
     "mt10, fp32": ("mt10", ["fabric.precision=32-true"]),
     "quickstart": ("quickstart", []),
-    "quickstart, fp32": ("quickstart", ["fabric.precision=32-true"]),
+    "quickstart, bf16": ("quickstart", ["fabric.precision=bf16-mixed"]),
     "paper_mt10": ("paper_mt10", []),
 }
 KERNELS = ("off", "auto")
