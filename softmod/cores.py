@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from softmod.machine import available, processor
 
 log = logging.getLogger(__name__)
-RULE = 2  # another one when a choice is made in another way, so that older choices are made again
+RULE = 3  # another one when a choice is made in another way, so that older choices are made again
 MEASURED_ROUNDS = 4
 MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
 
@@ -120,12 +121,13 @@ def remembered(
     return chosen
 
 
-def timed(work: Callable[[], object], least: float = 0.25) -> float:
-    """Seconds per call, the best of several tries: what disturbs a measurement only ever makes it longer."""
+def timed(work: Callable[[], object], least: float = 0.5) -> float:
+    """Return the seconds of a call, the median of several: the best one flatters threads that wait for one another."""
     work()
-    shortest, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < least:
+    times: list[float] = []
+    began = time.perf_counter()
+    while not times or time.perf_counter() - began < least:
         start = time.perf_counter()
         work()
-        shortest = min(shortest, time.perf_counter() - start)
-    return shortest
+        times.append(time.perf_counter() - start)
+    return median(times)

@@ -47,7 +47,7 @@ def test_what_is_given_stays():
 
 
 def test_a_learner_does_not_share_its_core_for_the_sake_of_faster_workers():
-    """As measured with MT10 on two cores: 2 processes beside the learner reached 0.7 of what 1 does."""
+    """As measured with MT10 on two cores: 2 processes beside the learner were slower than 1."""
     costs, wanted = Costs({1: 0.0215, 2: 0.0215}, step=0.0006), Round(12.5, 250, environments=10, evaluated=60.0)
     assert best(costs, wanted, cores=2) == Chosen(processes=1, threads=1)
     assert seconds(costs, wanted, Chosen(1, 1), cores=2) == pytest.approx(12.5 * 0.0215 + 60 * 0.0006)
