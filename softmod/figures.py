@@ -18,7 +18,7 @@ from softmod.tracking import SUCCESS_MEAN, success_rate
 
 # Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
-STYLES = ("-", "--", ":")
+STYLES = ("-", "--", ":", "-.")
 MAX_LEGEND = 12  # tasks; with more of them the lines show the spread
 
 

@@ -22,9 +22,10 @@ MODELS = (  # a row has a line style, a column a colour: relatives share it
     "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
     "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
     "paco", "moore", "soft_modular_paper", "film", "mt_mh_sac_wide",
-    "soft_modular_residual",
+    "soft_modular_residual", "mt_sac_residual", "mt_mh_sac_residual", "hard_routing_residual", "soft_modular_normed",
+    "mt_sac_normed",
 )  # fmt: skip
-MARKERS = ("o", "s", "^")
+MARKERS = ("o", "s", "^", "D")
 LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
 POINTS = 200  # of a curve
 ACROSS = 3  # panels of a figure, side by side

@@ -19,7 +19,7 @@ from softmod.tracking import ENV_STEPS_PER_SECOND, SUCCESS_MEAN, TRAINING_SECOND
 FORMAT = 1
 RATES = (TRAINING_SECONDS, ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND)
 KEPT = (SUCCESS_MEAN.rpartition("/")[0], "train/success_rate", *RATES)  # how the names of kept curves begin
-DIGITS = 4  # significant ones of a curve's values
+DIGITS = 7  # significant ones of a curve's values
 
 
 def save(runs: Iterable[Run], folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def facts(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "command": run.tags.get("softmod.command", ""),
         "env_steps": last,
-        "minutes": round(run.values[TRAINING_SECONDS][last] / 60, 2),
+        "minutes": round(run.values[TRAINING_SECONDS][last] / 60, 4),
         "success_rate": dict(zip(run.tasks, run.success().tolist(), strict=True)),
         "tags": tags,
         "config": {key: value for key, value in run.config.items() if not key.startswith(("tracking.", "allow"))},
