@@ -44,7 +44,7 @@ from softmod.types import EnvSpec, TaskSuite
 from softmod.workers.share import share_of
 from softmod.workers.worker import Plan
 
-PLAYED = 0.5  # share of an evaluation's steps that is played, roughly: an episode ends at success
+PLAYED = 0.5  # share of an evaluation's steps that is played: a guess, since an episode ends at success
 
 
 def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
