@@ -41,11 +41,11 @@ class Clock:
         return self.seconds
 
     def passed(self, every: int) -> bool:
-        """Whether the last round reached a multiple of `every` environment steps."""
+        """Return whether the last round reached a multiple of `every` environment steps."""
         return self.env_steps // every > self.previous // every
 
     def will_pass(self, every: int, steps: int) -> bool:
-        """Whether a round of so many steps reaches a multiple of `every`."""
+        """Return whether a round of so many steps reaches a multiple of `every`."""
         return (self.env_steps + steps) // every > self.env_steps // every
 
     def evaluated(self, success: float) -> None:
@@ -53,7 +53,7 @@ class Clock:
         self.success = [*self.success, success][-ENOUGH:]
 
     def solved(self, success: float | None) -> bool:
-        """Whether the last two evaluations both reached this mean success rate; None is never reached."""
+        """Return whether the last two evaluations both reached this mean success rate; None is never reached."""
         return success is not None and len(self.success) == ENOUGH and min(self.success) >= success
 
     def facts(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Schedule:
         return self.steps_per_round * self.spec.num_tasks
 
     def warming_up(self, env_steps: int) -> bool:
-        """Whether the round that begins at `env_steps` comes before the first update."""
+        """Return whether the round that begins at `env_steps` comes before the first update."""
         return env_steps // self.spec.num_tasks < self.warmup_per_task
 
     def updates(self, env_steps: int) -> int:

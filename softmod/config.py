@@ -174,7 +174,7 @@ MOUNTED = {"network": ("network@actor", "network@critic"), "optimizer": ("optimi
 
 
 def plainly(text: str) -> str:
-    """What OmegaConf says of a value of the wrong type, in words of the command line."""
+    """Rephrase OmegaConf's message about a value of the wrong type for the command line."""
     if "is not a ListConfig" in text:
         return "must be a list, as in [a,b]"
     if "raised while resolving interpolation: " in text:
@@ -204,7 +204,7 @@ def explain_override(
 
 
 def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
-    """What a mistyped key may have meant, or else what its parent has."""
+    """Suggest the key that was meant, or else list the keys beside it."""
     if key in MOUNTED:
         return f"; did you mean {' or '.join(MOUNTED[key])}?"
     if "@" in key or "." not in key:

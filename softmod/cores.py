@@ -43,7 +43,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Round:
-    """What a round asks for: updates, environment steps, and environments that processes can share out.
+    """State the work of a round: updates, environment steps, and how many environments processes can share.
 
     `evaluated` are the steps of evaluations that come to a round, in which nothing is learned.
     """
@@ -77,9 +77,9 @@ def best(
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """How long a round takes: its longer half, and more where learner and workers are more processes than cores.
+    """Estimate the seconds of a round: its longer half, and more where processes outnumber cores.
 
-    Then they share the cores fairly until the shorter half is done, which makes the learner wait.
+    Learner and workers then share the cores fairly until the shorter half is done, which slows the learner down.
 
     Several threads of an update wait for one another at every operation. While one of them shares its core with a
     worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter is done.

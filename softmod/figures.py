@@ -56,7 +56,7 @@ def success_figure(journal: HasHistory, path: Path) -> None:
 
 
 def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> Image:
-    """How each task uses the modules at a step, `[height, width, 3]`: a panel per layer, probabilities in colours."""
+    """Draw each task's routing probabilities at a step as colours, a panel per layer: `[height, width, 3]`."""
     figure = Figure(figsize=(2.2 + 1.9 * len(layers), 1.6 + 0.24 * len(tasks)), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]

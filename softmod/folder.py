@@ -52,7 +52,7 @@ def nearest_run(folder: Path, wanted: Mapping[str, Any]) -> str | None:
 
 
 def differences(theirs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has where something else is wanted."""
+    """List what a run has where something else is wanted."""
     return {key: theirs.get(key, "none") for key, value in wanted.items() if theirs.get(key, "none") != value}
 
 

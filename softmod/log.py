@@ -98,11 +98,11 @@ class Log:
         self.progress.evaluation(clock, scores)
 
     def evaluated(self, clock: Clock) -> bool:
-        """Whether there was an evaluation at this step."""
+        """Return whether there was an evaluation at this step."""
         return clock.env_steps in self.journal.record.values.get(tracking.SUCCESS_MEAN, {})
 
     def state(self) -> dict[str, Any]:
-        """What is still to be written."""
+        """Return the metrics that are still to be written."""
         return {
             "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
             "returns": {str(task): returns for task, returns in self.returns.items()},

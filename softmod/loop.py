@@ -110,6 +110,6 @@ class Evaluation:
 
 
 def ended(run: RunConfig, clock: Clock) -> bool:
-    """Whether `run.max_minutes` of training are over, or two evaluations running reached `run.stop_at`."""
+    """Return whether `run.max_minutes` of training are over, or two evaluations running reached `run.stop_at`."""
     out_of_time = run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
     return out_of_time or clock.solved(run.stop_at)

@@ -47,7 +47,7 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """What need not be found out twice: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
+    """Return the cache folder: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
 

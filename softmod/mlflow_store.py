@@ -46,7 +46,7 @@ def prepare_environment() -> None:
 
 
 def store_uri(uri: str | None) -> str:
-    """Where MLflow is: as given, else MLFLOW_TRACKING_URI, else an sqlite file here. Paths become absolute."""
+    """Return MLflow's URI: as given, else MLFLOW_TRACKING_URI, else an sqlite file here. Paths become absolute."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     path, (_, mark, query) = database(uri), uri.partition("?")
     return uri if path is None else f"{SQLITE}{path}{mark}{query}"
@@ -58,7 +58,7 @@ def database(uri: str) -> Path | None:
 
 
 def artifact_root(uri: str) -> str | None:
-    """Where artifacts go: beside an sqlite file; None where a server decides."""
+    """Return the folder of artifacts: beside an sqlite file; None where a server decides."""
     if uri.startswith(("http:", "https:", "databricks")):
         return None
     path = database(uri)

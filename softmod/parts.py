@@ -226,7 +226,10 @@ def check_device(cfg: TrainConfig) -> None:
 
 
 def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = MappingProxyType({})) -> Chosen:
-    """What was asked for, else what the run had before (equal states need equal numbers), else what measures best."""
+    """Choose processes and threads: as asked for, else as the run had them `before`, else what measures best.
+
+    A run keeps its numbers because equal states need equal ones.
+    """
     processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
     threads = cfg.fabric.threads or before.get("threads")
     if processes is not None and threads:

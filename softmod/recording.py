@@ -45,12 +45,12 @@ class Operation:
 
     @property
     def gives_list(self) -> bool:
-        """Whether its output is a list of tensors, however many."""
+        """Return whether its output is a list of tensors, however many."""
         return "[]" in str(self.function._schema.returns[0].type)
 
     @property
     def writes(self) -> bool:
-        """Whether it changes memory that was there before."""
+        """Return whether it changes memory that was there before."""
         return any(a.alias_info is not None and a.alias_info.is_write for a in self.function._schema.arguments)
 
     @property
@@ -68,7 +68,7 @@ class Operation:
 
     @property
     def computes(self) -> bool:
-        """Whether there is something to repeat: it neither only views memory nor only reserves it."""
+        """Return whether there is something to repeat: it neither only views memory nor only reserves it."""
         return self.writes or (bool(self.created) and self.function not in EMPTY)
 
 
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):
 
 
 def place(tensor: Tensor) -> int:
-    """Which memory a tensor lies in; views of one another share it."""
+    """Return the address of a tensor's memory, which views of one another share."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -74,7 +74,7 @@ class Replay:
 
     @property
     def device(self) -> torch.device:
-        """Where rows lie and batches come from."""
+        """Return the device that holds the rows and gives batches."""
         return self.rows.device
 
     @property

@@ -75,7 +75,7 @@ def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
 
 
 def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
-    """What `repeat` tells, of a bundle's facts."""
+    """Repeat the update of a bundle and return what is not finite."""
     cfg, spec = configuration(facts, allow), spec_of(facts)
     cfg.fabric.compile, cfg.fabric.accelerator = "eager", "cpu"
     agent, optimizers = make_agent(

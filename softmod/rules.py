@@ -77,7 +77,7 @@ def check_rules(cfg: schema.TrainConfig) -> None:
 
 
 def plain(name: str) -> bool:
-    """Whether a folder can have this name anywhere."""
+    """Return whether a folder can have this name anywhere."""
     return 0 < len(name.encode(errors="replace")) <= 200 and name.isprintable() and not set(name) & set("/\\")
 
 

@@ -85,12 +85,12 @@ def leave_if_told() -> None:
 
 
 def stopping() -> bool:
-    """Whether the run was told to save and stop."""
+    """Return whether the run was told to save and stop."""
     return bool(_stop)
 
 
 def ending() -> bool:
-    """Whether a signal ends the run, at once or after saving."""
+    """Return whether a signal ends the run, at once or after saving."""
     return stopping() or _interrupted.is_set()
 
 

@@ -60,7 +60,7 @@ def train_success_rate(task: str) -> str:
 
 
 def physics_faults(task: str) -> str:
-    """How many episodes were cut short because the physics broke; only where there were any."""
+    """Count the episodes that were cut short because the physics broke; only where there were any."""
     return f"train/physics_faults/{task}"
 
 
@@ -122,7 +122,7 @@ class Journal:
         return self.record.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """What the run was configured with; nested mappings get dotted names, passwords in URIs are struck out."""
+        """Write the configuration; nested mappings get dotted names, passwords in URIs are struck out."""
         new = {
             name: value
             for name, value in _flat(values)
@@ -132,7 +132,7 @@ class Journal:
             self._append("params", values=new)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """What the run is found by and shown with."""
+        """Write the tags that a run is found by."""
         new = {name: redacted(str(value)) for name, value in values.items()}
         new = {name: value for name, value in new.items() if self.record.tags.get(name) != value}
         if new:
@@ -145,7 +145,7 @@ class Journal:
             self._append("metrics", step=int(step), values={name: _encoded(value) for name, value in new.items()})
 
     def routes(self, tasks: Sequence[str], layers: Sequence[Routes], step: int) -> None:
-        """How the modules are used at a step: per layer the probabilities `[task][target][source]`, kept once."""
+        """Write how the modules are used at a step: per layer the probabilities `[task][target][source]`, kept once."""
         if step not in self.record.routes:
             rounded = [[[[round(p, 4) for p in row] for row in task] for task in layer] for layer in layers]
             self._append("routes", step=int(step), tasks=list(tasks), layers=rounded)
@@ -318,7 +318,7 @@ def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
 
 
 def in_use(folder: Path, patience: float = 0.0) -> bool:
-    """Whether a process holds the run's folder, and goes on to."""
+    """Return whether a process holds the run's folder, and goes on to."""
     try:
         fd = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:

@@ -48,7 +48,7 @@ class Uploader:
 
     @property
     def complete(self) -> bool:
-        """Whether MLflow has everything. Where not, `python -m softmod.upload` goes on."""
+        """Return whether MLflow has everything. Where not, `python -m softmod.upload` goes on."""
         return self.process is not None and self.process.returncode == 0
 
     def close(self, drain_seconds: float) -> bool:
@@ -101,7 +101,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
 
 
 def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
-    """Whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is not asked about."""
+    """Return whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is not asked about."""
     try:
         return sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
     except (OSError, ValueError):

@@ -72,7 +72,7 @@ def cosines(gradients: Float[Tensor, "stack task parameter"]) -> Float[Tensor, "
 
 
 def agreement(cosine: Float[Tensor, "task task"]) -> dict[str, Tensor]:
-    """What is told of them: each task's mean cosine with the others `[task]`, their mean, the share of conflicts."""
+    """Summarise cosines: each task's mean cosine with the others `[task]`, their mean, the share of conflicts."""
     count = len(cosine)
     others = ~torch.eye(count, dtype=torch.bool, device=cosine.device)
     return {

@@ -65,7 +65,7 @@ class Rollback:
 
     @property
     def touched(self) -> list[Tensor]:
-        """What it reads and writes."""
+        """Return the tensors that it reads and writes."""
         return [*self.live, *self.copies]
 
     @torch.no_grad()

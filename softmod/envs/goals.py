@@ -63,7 +63,7 @@ def first_line(error: Exception) -> str:
 
 
 def cache_path(benchmark: str, seed: int) -> Path:
-    """Where a benchmark's goals are kept."""
+    """Return the path of a benchmark's cached goals."""
     return cache_folder() / f"goals-{benchmark}-seed{seed}-metaworld{version('metaworld')}.npz"
 
 

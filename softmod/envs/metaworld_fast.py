@@ -236,7 +236,7 @@ class FastSawyer(SawyerXYZEnv):
         return self.touching_object(self._main_object)
 
     def touching_object(self, object_geom_id: int) -> bool:
-        """Whether both pads press on an object."""
+        """Return whether both pads press on an object."""
         contact, force = self.data.contact, [0.0, 0.0]
         for place, pair in enumerate(contact.geom.tolist()):
             if object_geom_id in pair:
@@ -257,7 +257,7 @@ class FastSawyer(SawyerXYZEnv):
         high_density: bool = False,
         medium_density: bool = False,
     ) -> Any:
-        """How well the gripper holds an object, from 0 to 1: around it along y, near it in x and z, and closed."""
+        """Rate the grip on an object from 0 to 1: around it along y, near it in x and z, and closed."""
         if high_density and medium_density:
             raise ValueError("Can only be either high_density or medium_density")
         caging = hamacher_product(

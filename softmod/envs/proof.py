@@ -123,7 +123,7 @@ def _outcome(env: Any, action: NDArray[Any]) -> dict[str, Any]:
 
 
 def _physics(env: Any) -> NDArray[np.float64]:
-    """What the next step starts from."""
+    """Return the physics state that the next step starts from."""
     data = env.data
     parts = (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl, data.mocap_pos.ravel(), data.mocap_quat.ravel())
     return np.concatenate(parts)

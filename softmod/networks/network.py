@@ -35,7 +35,7 @@ class Network(nn.Module, abc.ABC):
 
     @property
     def members(self) -> int:
-        """How many networks there are that share nothing: parameters' leading axes begin with them."""
+        """Return how many networks share nothing: parameters' leading axes begin with them."""
         return self.stack * (self.num_tasks if self.independent else 1)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:

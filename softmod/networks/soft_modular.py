@@ -74,7 +74,7 @@ class Router(nn.Module):
         return logits.softmax(-1)  # Eq. 7
 
     def _read(self, earlier: list[Tensor]) -> Tensor:
-        """What the next routing layer is conditioned on."""
+        """Return the earlier routing that the next routing layer is conditioned on."""
         return torch.cat(earlier, -1) if self.reads == "all" else earlier[-1]  # 3
 
 

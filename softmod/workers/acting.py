@@ -107,7 +107,7 @@ def one_blas_thread() -> None:
 
 @cache
 def wide_products() -> bool:
-    """Whether numpy multiplies by OpenBLAS's kernels with AVX-512."""
+    """Return whether numpy multiplies by OpenBLAS's kernels with AVX-512."""
     return any(library.get("architecture") in WIDE for library in threadpool_info())
 
 
