@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from softmod import signals
 from softmod.clock import Clock, Schedule
@@ -13,6 +16,44 @@ from softmod.saver import Begun, Saver
 from softmod.schema import RunConfig
 from softmod.types import TaskScore
 from softmod.workers.pool import Workers
+
+Result = TypeVar("Result")
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What a run asks for in each round: so many updates of its agent on what its replay holds."""
+
+    agent: Any
+    replay: Replay
+    number: int
+    examine: bool
+    env_steps: int  # of the run so far
+
+    def make(self) -> Metrics:
+        """Make them; the metrics of the last one."""
+        metrics: Metrics = self.agent.learn(self.replay, self.number, signals.stopping, examine=self.examine)
+        return metrics
+
+
+Run = Generator[Updates, Metrics, Result]
+
+
+def alone(run: Run[Result]) -> Result:
+    """Let a run go to its end, and make the updates that it asks for."""
+    try:
+        updates = next(run)
+        while True:
+            try:
+                metrics = updates.make()
+            except BaseException as error:  # it is the run's: its files and processes are closed by it
+                updates = run.throw(error)
+            else:
+                updates = run.send(metrics)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def train(
@@ -24,8 +65,10 @@ def train(
     replay: Replay,
     log: Log,
     saver: Saver,
-) -> list[TaskScore]:
+) -> Run[list[TaskScore]]:
     """Train until `run.steps_per_task`, `run.max_minutes` or `run.stop_at`; the scores of the last evaluation.
+
+    Who lets the run go makes the updates that it asks for: by themselves (`alone`), or those of several runs at once.
 
     Where an evaluation ends the training, one more round comes before the last: no two evaluations at one step.
 
@@ -52,7 +95,7 @@ def train(
         updates = schedule.updates(clock.env_steps)
         before = agent.updates - begun.updates
         logging = clock.will_pass(run.log_every, schedule.env_steps)
-        metrics = agent.learn(replay, updates - begun.updates, signals.stopping, examine=logging)
+        metrics = yield Updates(agent, replay, updates - begun.updates, logging, clock.env_steps)
 
         if agent.updates - before < updates:  # told to stop: the round will be redone
             saver.stop(clock, log, workers.state(), Begun(policy, agent.updates - before))

@@ -55,6 +55,11 @@ class CpuGraph:
     def __call__(self) -> Metrics:
         return self._next()
 
+    @property
+    def settled(self) -> bool:
+        """Return whether the operations are only repeated from now on, or never will be."""
+        return self._next in (self._repeated, self._function)
+
     def _record(self) -> Metrics:
         with Recorder() as recorder:
             metrics = self._function()

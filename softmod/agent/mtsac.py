@@ -26,6 +26,7 @@ from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec, Rollout
 
 Metrics = dict[str, Tensor]
+Given = tuple[Batch, Tensor, Tensor]  # of an update: what it learns from, the policy's noise, the next action's
 ALL = slice(None)  # tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 RECENT = 200  # states of each task that routes are averaged over
@@ -178,31 +179,40 @@ class MTSAC(L.LightningModule):
         for _ in range(updates):
             if self.updates % self.policy_delay == 0 and stop():
                 return metrics
-            draws = torch_generator(replay.device, self.seed, Purpose.BATCH, self.updates)
-            batch = replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
-            metrics |= self.training_step(batch, self.updates)  # the policy's are of its last update
-            self.skipped = self._in_a_row(metrics["finite"])
-            metrics["skipped_in_a_row"] = self.skipped
-        if not updates:
-            return metrics
-        return metrics | self.routing_entropies(batch.obs) | (self.gradient_agreement() if examine else {})
+            metrics |= self.training_step(self.sample(replay), self.updates)  # the policy's are of its last update
+        return metrics | self.insight(examine) if updates else metrics
 
-    def _in_a_row(self, finite: Tensor) -> Tensor:
-        before = torch.zeros((), device=finite.device) if self.skipped is None else self.skipped
-        return torch.where(finite, 0.0, before + 1.0)
+    def sample(self, replay: Replay) -> Batch:
+        """Draw the batch of the next update."""
+        draws = torch_generator(replay.device, self.seed, Purpose.BATCH, self.updates)
+        return replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
         """Make one update: of critics and targets, and every `policy_delay`-th time of policy and temperatures.
 
         `batch_idx` is Lightning's and not used.
         """
+        given = self.prepare(batch)
+        return self.made(self.programs[self.program(self.updates)](*given))
+
+    def prepare(self, batch: Batch) -> Given:
+        """Draw what else is random in the next update: noise, and what networks and gradient surgery draw inside."""
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
-        program = self.programs[self.program(self.updates)]
-        self.updates += 1
         self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
-        return program(*self.given)
+        return self.given
+
+    def made(self, metrics: Metrics) -> Metrics:
+        """Count an update that was made, and how many in a row were not finite; its metrics with that."""
+        self.updates += 1
+        before = torch.zeros((), device=metrics["finite"].device) if self.skipped is None else self.skipped
+        self.skipped = torch.where(metrics["finite"], 0.0, before + 1.0)
+        return metrics | {"skipped_in_a_row": self.skipped}
+
+    def insight(self, examine: bool) -> Metrics:
+        """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients too."""
+        return self.routing_entropies(self.given[0].obs) | (self.gradient_agreement() if examine else {})
 
     def program(self, number: int) -> str:
         """Return which program makes the update of this number, counted from 0."""

@@ -72,37 +72,41 @@ class Captured:
 
     def _warm_up(self) -> None:
         """Run updates whose changes are taken back."""
+        if self._inputs[0].device.type == "cuda":
+            return  # `cuda_graph` does
         live = state_of(self._agent)
         before = [tensor.clone() for tensor in live]
-        self._run_a_few()
+        self._run()
         with torch.no_grad():
             torch._foreach_copy_(live, before)
 
-    def _run_a_few(self) -> None:
-        device = self._inputs[0].device
-        if device.type != "cuda":
-            self._run()
-            return
-        beside = torch.cuda.Stream(device)
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                self._run()
-        torch.cuda.current_stream(device).wait_stream(beside)
-
     def _record(self) -> Callable[[], Metrics]:
-        if self._inputs[0].device.type != "cuda":
-            rollback: Rollback | None = self._agent.rollback if self._undoes else None
-            return CpuGraph(self._run, rollback.restore, rollback.touched) if rollback else CpuGraph(self._run)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            metrics = self._run()
+        if self._inputs[0].device.type == "cuda":
+            return cuda_graph(self._run, state_of(self._agent))
+        rollback: Rollback | None = self._agent.rollback if self._undoes else None
+        return CpuGraph(self._run, rollback.restore, rollback.touched) if rollback else CpuGraph(self._run)
 
-        def replay() -> Metrics:
-            graph.replay()
-            return metrics
 
-        return replay
+def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[[], Metrics]:
+    """Record a function as a CUDA graph, after a few calls that warm up and whose changes of `live` are taken back."""
+    device, before = live[0].device, [tensor.clone() for tensor in live]
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UPS):
+            function()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    with torch.no_grad():
+        torch._foreach_copy_(live, before)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        metrics = function()
+
+    def replay() -> Metrics:
+        graph.replay()
+        return metrics
+
+    return replay
 
 
 def state_of(agent: Any) -> list[Tensor]:
