@@ -42,7 +42,7 @@ GROUPS = (
     "sweep",
 )
 NOT_RESULTS = {
-    "": ("seed", "name", "allow", "tracking", "published_task_weights"),
+    "": ("seed", "seeds", "name", "allow", "tracking", "published_task_weights"),
     "env": ("fast",),
     "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals",
             "final_eval_goals", "save_every", "log_every"),

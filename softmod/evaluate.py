@@ -58,6 +58,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     from softmod import checkpoint
     from softmod.policy import actor_of, find, suite_of
     from softmod.progress import print_table
+    from softmod.types import mean_success
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
@@ -75,7 +76,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     result = {
         "checkpoint": str(folder),
         "env_steps": env_steps,
-        "success_rate": sum(score.success_rate for score in scores) / len(scores),
+        "success_rate": mean_success(scores),
         "scores": [score.as_dict() for score in scores],
     }
     with checkpoint.writing(output / "evaluation.json"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,28 @@ from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError, UpdateError
 from softmod.folder import nearest_run, refuse_links
 from softmod.log import Log
-from softmod.loop import train
+from softmod.loop import Run, alone, train
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
-from softmod.parts import assemble, check_device, choose, fused, make_agent, make_fabric, make_plan, precision, set_up
-from softmod.progress import Progress, print_table
+from softmod.parts import (
+    assemble,
+    beside_others,
+    check_device,
+    choose,
+    fused,
+    make_agent,
+    make_fabric,
+    make_plan,
+    precision,
+    set_up,
+)
+from softmod.progress import Board, Progress, print_means, print_table
 from softmod.record import Record
 from softmod.replay import Replay
 from softmod.saver import Saver
 from softmod.schema import TrainConfig
-from softmod.types import TaskScore, TaskSuite
+from softmod.seeds import side_by_side
+from softmod.types import TaskScore, TaskSuite, mean_success
 from softmod.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
 from softmod.workers.pool import Workers
 
@@ -57,6 +70,49 @@ def run_experiment(
     Raises:
         ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see docs/exit_codes.md.
     """
+    return alone(one_run(cfg, resolved, overrides, sweep))
+
+
+def run_seeds(
+    cfg: TrainConfig,
+    resolved: dict[str, Any],
+    overrides: list[str],
+    sweep: dict[str, str] | None,
+    failed: Callable[[int, Exception], None],
+) -> dict[int, list[TaskScore]]:
+    """Train with each of `cfg.seeds`, side by side; the final scores of those that came to their end.
+
+    Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed` is given the seed
+    and the error of one that fails, which ends no other.
+    """
+    seeds = cfg.seeds or []
+    typed = [override for override in overrides if not override.startswith("seeds=")]
+    with Board() as board:
+        runs = {
+            seed: one_run(
+                dataclasses.replace(cfg, seed=seed, seeds=None),
+                resolved | {"seed": seed, "seeds": None},
+                [*typed, f"seed={seed}"],
+                sweep,
+                board,
+            )
+            for seed in seeds
+        }
+        results = side_by_side(runs, cfg.fabric.threads or machine.available(), failed)
+    if results:
+        means = [mean_success(scores) for scores in results.values()]
+        print_means(dict(zip(results, means, strict=True)))
+    return results
+
+
+def one_run(
+    cfg: TrainConfig,
+    resolved: dict[str, Any],
+    overrides: list[str],
+    sweep: dict[str, str] | None,
+    board: Board | None = None,
+) -> Run[list[TaskScore]]:
+    """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one of several."""
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
@@ -82,7 +138,7 @@ def run_experiment(
         try:
             if cfg.tracking.mlflow:
                 uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep))
-            scores = _train(cfg, resolved, folder, journal, found, parts)
+            scores = yield from _train(cfg, resolved, folder, journal, found, parts, board)
             status = "FINISHED"
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -102,14 +158,15 @@ def _train(
     journal: tracking.Journal,
     found: Found | None,
     parts: tuple[TaskSuite, Actor, Network],
-) -> list[TaskScore]:
+    board: Board | None,
+) -> Run[list[TaskScore]]:
     suite, actor, critic = parts
     spec = suite.spec
     before = found[1] if found else {}
     wanted, use_kernels = precision(cfg, before), fused(cfg, before)
     fabric = make_fabric(cfg, wanted)
     set_up(cfg, fabric.device)
-    chosen = choose(cfg, suite, before)
+    chosen = choose(cfg, suite, before) if board is None else beside_others(cfg)
     torch.set_num_threads(chosen.threads)
     journal.tags(where_it_runs(chosen, wanted, use_kernels, fabric))
     with ExitStack() as stack:
@@ -133,10 +190,14 @@ def _train(
         if found:
             with checkpoint.reading(found[0]):
                 saver.restore(*found, clock)
-        progress = stack.enter_context(Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes))
+        progress = stack.enter_context(
+            Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes, board=board, name=f"seed {cfg.seed}")
+        )
         progress.say(introduce(cfg, folder, chosen, wanted, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
+        if board is not None and before.get("threads", 1) != 1:
+            progress.say("warning: this run used several threads and goes on with one: results differ by rounding")
         if before.get("fused") and before["fused"] != (kernels.key() if use_kernels else None):
             how = "other fused kernels" if use_kernels else "none"
             progress.say(f"warning: this run used fused kernels and goes on with {how}: results differ by rounding")
@@ -145,7 +206,7 @@ def _train(
             with checkpoint.reading(found[0]):
                 log.restore(found[1]["log"])
         try:
-            scores = train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
+            scores = yield from train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
         except UpdateError as error:
             from softmod.replay_fault import bundle
 
@@ -287,7 +348,7 @@ def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: C
         "env_steps": clock.env_steps,
         "seconds": clock.seconds,
         "stopped_at": cfg.run.stop_at if clock.solved(cfg.run.stop_at) else None,
-        "success_rate": sum(score.success_rate for score in scores) / len(scores),
+        "success_rate": mean_success(scores),
         "scores": [score.as_dict() for score in scores],
     }
     with checkpoint.writing(folder / "evaluation.json"):

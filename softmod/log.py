@@ -17,7 +17,7 @@ from softmod import machine, tracking
 from softmod.clock import Clock
 from softmod.errors import NumericalError, UpdateError
 from softmod.progress import Progress
-from softmod.types import EnvSpec, Rollout, TaskScore
+from softmod.types import EnvSpec, Rollout, TaskScore, mean_success
 
 TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
 RECENT = 20  # training episodes of each task that its success rate is taken over
@@ -90,7 +90,7 @@ class Log:
         """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the scores."""
         values = {tracking.success_rate(score.task): score.success_rate for score in scores}
         values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
-        values[tracking.SUCCESS_MEAN] = sum(score.success_rate for score in scores) / len(scores)
+        values[tracking.SUCCESS_MEAN] = mean_success(scores)
         values[tracking.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         if routes:

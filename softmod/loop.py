@@ -14,7 +14,7 @@ from softmod.log import Log
 from softmod.replay import Replay
 from softmod.saver import Begun, Saver
 from softmod.schema import RunConfig
-from softmod.types import TaskScore
+from softmod.types import TaskScore, mean_success
 from softmod.workers.pool import Workers
 
 Result = TypeVar("Result")
@@ -146,7 +146,7 @@ class Evaluation:
             scores = self.workers.evaluate(self.agent.policy(), goals)
         except signals.StoppedError:
             self.saver.stop(self.clock, self.log, self.workers.state(), begun)
-        self.clock.evaluated(sum(score.success_rate for score in scores) / len(scores))
+        self.clock.evaluated(mean_success(scores))
         self.log.evaluation(self.clock, scores, self.agent.routes(self.replay))
         self.saver.keep_best(self.clock, scores)
         return scores

@@ -32,7 +32,7 @@ from softmod.cores import (
 )
 from softmod.cpu import fast_products, keep_memory, multiplies_bf16, product_library
 from softmod.errors import ConfigError
-from softmod.machine import cache_folder
+from softmod.machine import available, cache_folder
 from softmod.networks.build import build_actor
 from softmod.networks.network import Network
 from softmod.networks.policy import Actor
@@ -252,6 +252,12 @@ def choose(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = Mappi
         lambda: measure(cfg, suite, processes, threads),
         lambda costs: best(costs, wanted, processes, threads),
     )
+
+
+def beside_others(cfg: TrainConfig) -> Chosen:
+    """Choose processes and threads of a run that learns beside others: it has a worker, and a share of the threads."""
+    spare = 1 if available() > 1 else 0
+    return Chosen(spare if cfg.workers.processes is None else cfg.workers.processes, 1)
 
 
 def measure(cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None) -> Costs:

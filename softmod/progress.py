@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from softmod.clock import Clock
-from softmod.types import TaskScore
+from softmod.types import TaskScore, mean_success
 
 
 class Terminal(Console):
@@ -31,32 +31,20 @@ class Terminal(Console):
             self.quiet = True
 
 
-class Progress:
-    """Env steps, rates, time left and success so far.
+class Board:
+    """Where live lines stand, one below the other, while it is entered; nowhere without a terminal."""
 
-    Args:
-        total: environment steps of the run.
-        minutes: the run's limit by the clock, if it has one.
-    """
-
-    def __init__(self, total: int, minutes: float | None = None, console: Terminal | None = None) -> None:
+    def __init__(self, console: Terminal | None = None) -> None:
         self.console = console or Terminal(stderr=True)
-        self.total, self.minutes = total, minutes
         self.bar: Bar | None = None
-        self.task: Any = None
-        self.success = "-"
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Board:
         if self.console.is_terminal:
             self.bar = Bar(*_columns(), console=self.console, transient=True)
             with self.console.tolerated():
                 self.bar.start()
             if self.console.quiet:
                 self.bar = None
-                return self
-            self.task = self.bar.add_task(
-                "train", total=self.total, steps="", rate="-", updates="-", success=self.success, learning="-"
-            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,10 +52,52 @@ class Progress:
             with self.console.tolerated():
                 self.bar.stop()
 
+
+class Progress:
+    """Env steps, rates, time left and success so far.
+
+    Args:
+        total: environment steps of the run.
+        minutes: the run's limit by the clock, if it has one.
+        board: where its line stands among those of other runs, with its `name`; None: one of its own.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        minutes: float | None = None,
+        console: Terminal | None = None,
+        board: Board | None = None,
+        name: str = "",
+    ) -> None:
+        self.board = board or Board(console)
+        self.own, self.name = board is None, "" if board is None else name
+        self.console = self.board.console
+        self.total, self.minutes = total, minutes
+        self.bar: Bar | None = None
+        self.task: Any = None
+        self.success = "-"
+
+    def __enter__(self) -> Progress:
+        if self.own:
+            self.board.__enter__()
+        self.bar = self.board.bar
+        if self.bar is not None:
+            self.task = self.bar.add_task(
+                self.name, total=self.total, steps="", rate="-", updates="-", success=self.success, learning="-"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.own:
+            self.board.__exit__()
+        elif self.bar is not None:
+            self.bar.remove_task(self.task)
+
     def say(self, line: str) -> None:
         """A line that stays."""
         with self.console.tolerated():
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(f"{self.name}: {line}" if self.name else line, highlight=False, soft_wrap=True)
 
     def show(
         self, clock: Clock, env_steps_per_second: float, updates_per_second: float, learning: float | None = None
@@ -91,7 +121,7 @@ class Progress:
 
     def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
         """An evaluation in one line."""
-        mean = sum(score.success_rate for score in scores) / len(scores)
+        mean = mean_success(scores)
         self.success = f"{mean:.2f}"
         shown = [f"{score.task} {score.success_rate:.2f}" for score in scores[:10]]
         more = f" ... {len(scores) - 10} more" if len(scores) > 10 else ""
@@ -101,6 +131,7 @@ class Progress:
 
 def _columns() -> list[ProgressColumn]:
     return [
+        TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[steps]} env steps"),
         TextColumn("{task.fields[rate]} steps/s"),
@@ -120,7 +151,7 @@ def table(scores: list[TaskScore]) -> Table:
         result.add_row(score.task, f"{score.success_rate:.3f}", f"{score.episode_return:.1f}", str(score.episodes))
     result.add_section()
     count = len(scores)
-    success = sum(score.success_rate for score in scores) / count
+    success = mean_success(scores)
     returned = sum(score.episode_return for score in scores) / count
     result.add_row("mean", f"{success:.3f}", f"{returned:.1f}", str(sum(score.episodes for score in scores)))
     return result
@@ -132,3 +163,12 @@ def print_table(scores: list[TaskScore], title: str) -> None:
     with console.tolerated():
         console.print(title, highlight=False, soft_wrap=True)
         console.print(table(scores))
+
+
+def print_means(means: Mapping[int, float]) -> None:
+    """Print the mean success of each seed, and of all of them, on stdout."""
+    console = Terminal(file=sys.stdout)
+    each = ", ".join(f"{seed}: {mean:.3f}" for seed, mean in means.items())
+    with console.tolerated():
+        overall = sum(means.values()) / len(means)
+        console.print(f"success by seed: {each}; mean {overall:.3f}", highlight=False, soft_wrap=True)

@@ -44,6 +44,7 @@ def check_range(name: str, value: float, low: float | None, high: float | None, 
 def check_rules(cfg: schema.TrainConfig) -> None:
     """What holds across fields."""
     check_env(cfg)
+    check_seeds(cfg)
     run = cfg.run
     if run.batch_per_task > run.replay_per_task:
         raise ConfigError(
@@ -74,6 +75,14 @@ def check_rules(cfg: schema.TrainConfig) -> None:
         betas = getattr(getattr(cfg.optimizer, name), "betas", [0.0, 0.0])
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ConfigError(f"optimizer.{name}.betas={betas}: must be two numbers in [0, 1)")
+
+
+def check_seeds(cfg: schema.TrainConfig) -> None:
+    if cfg.seeds is None:
+        return
+    line = f"seeds=[{','.join(map(str, cfg.seeds))}]"
+    if not cfg.seeds or min(cfg.seeds) < 0 or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise ConfigError(f"{line:.150}: must be different numbers of at least 0, as in seeds=[0,1,2]")
 
 
 def plain(name: str) -> bool:

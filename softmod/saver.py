@@ -20,7 +20,7 @@ from softmod.errors import SaveError
 from softmod.log import Log
 from softmod.replay import Replay
 from softmod.signals import StoppedError
-from softmod.types import TaskScore
+from softmod.types import TaskScore, mean_success
 from softmod.workers.pool import Workers
 from softmod.workers.worker import State
 
@@ -134,7 +134,7 @@ class Saver:
         Raises:
             SaveError: the disk refused for the third time in a row.
         """
-        mean = sum(score.success_rate for score in scores) / len(scores)
+        mean = mean_success(scores)
         if mean < self.best:
             return
         place, groups = self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}

@@ -299,6 +299,7 @@ class TrainConfig:
     name: str = MISSING
     model: str = MISSING
     seed: int = number(0, low=0)
+    seeds: list[int] | None = None  # several, side by side in one process, instead of `seed`
     allow: list[str] = field(default_factory=list)  # packages of your own that a _target_ may name
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)

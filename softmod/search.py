@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -177,22 +178,32 @@ class Search:
         return self.codes[0] if self.codes else 0
 
     def one(self, trial: Trial) -> float:
-        """The mean success of a trial's last evaluation; its run is found in MLflow like any other."""
-        from softmod.experiment import run_experiment
-
+        """The mean success of a trial's last evaluation, and over its seeds; MLflow has its runs like any other."""
         try:
             signals.check()
             trial.study.sampler = sampler(trial)
             cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
             print(f"trial {trial.number}: {told(trial.params)}", flush=True)
-            scores = run_experiment(cfg, resolved, overrides, self.sweep)
+            return self.success(cfg, resolved, overrides)
         except SoftmodError as error:
             self.codes.append(tell(error, told(trial.params)))
             raise
         except BaseException:  # told to stop: these values come first next time, and their run goes on
             trial.study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else {})
             raise
-        return sum(score.success_rate for score in scores) / len(scores)
+
+    def success(self, cfg: Any, resolved: dict[str, Any], overrides: list[str]) -> float:
+        """Train, with several seeds side by side if there are some; the mean success."""
+        from softmod.experiment import run_experiment, run_seeds
+        from softmod.types import mean_success
+
+        if cfg.seeds is None:
+            return mean_success(run_experiment(cfg, resolved, overrides, self.sweep))
+        errors: list[Exception] = []
+        results = run_seeds(cfg, resolved, overrides, self.sweep, lambda seed, error: errors.append(error))
+        if errors:
+            raise errors[0]
+        return fmean(map(mean_success, results.values()))
 
     def give_up(self, study: Study, _: FrozenTrial) -> None:
         """Not every trial can fail."""

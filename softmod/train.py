@@ -65,7 +65,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         flags, overrides, folder = split(arguments)
         composed, sweep = check(flags, overrides, folder)
         os.environ[SWEEP] = json.dumps(sweep)
-        alone = sweep is None and not {"--cfg", "-c"} & set(flags)
+        alone = not is_multirun(flags, composed) and not {"--cfg", "-c"} & set(flags)
         with signals.heeded(ends):
             return to_the_end(
                 partial(single, composed) if alone else partial(hand_over, [*with_numbers(flags), *overrides])
@@ -117,17 +117,25 @@ def check(flags: list[str], overrides: list[str], folder: str | None) -> tuple[D
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = config.compose(lines + first, config_dir=folder, hydra=True)
-    multirun = bool({"-m", "--multirun"} & set(flags)) or str(composed.hydra.mode).endswith("MULTIRUN")
-    if not multirun:
+    one_seed = [str(o.input_line) for o in config.parse(overrides) if o.get_key_element() == "seed"]
+    if one_seed and composed.seeds is not None:
+        raise ConfigError(f"{one_seed[-1]}: together with seeds=; seed is one, seeds are several")
+    asked = [o for o in fixed if o.get_key_element() != "seeds"]
+    if not is_multirun(flags, composed):
         if swept:
             raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
         checked(composed)
-        return composed, None
+        return composed, None if composed.seeds is None else sweep_identity(asked, ["seed"])
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         checked(config.compose(lines + job, config_dir=folder, hydra=True))
-    return composed, sweep_identity(fixed, list(swept))
+    return composed, sweep_identity(asked, [*swept, *(["seed"] if composed.seeds is not None else [])])
+
+
+def is_multirun(flags: list[str], composed: DictConfig) -> bool:
+    """Return whether there are several jobs: Hydra's flag says so, or its mode in the configuration."""
+    return bool({"-m", "--multirun"} & set(flags)) or str(composed.hydra.mode).endswith("MULTIRUN")
 
 
 def checked(composed: DictConfig) -> None:
@@ -261,15 +269,19 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
     try:
         cfg = config.typed(composed)
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
-        from softmod.experiment import run_experiment
+        from softmod.experiment import run_experiment, run_seeds
 
         signals.leave_if_told()
-        run_experiment(cfg, resolved, overrides, sweep)
+        if cfg.seeds is None:
+            run_experiment(cfg, resolved, overrides, sweep)
+            return []
+        codes: list[int] = []
+        run_seeds(cfg, resolved, overrides, sweep, lambda seed, error: codes.append(tell(error, f"seed={seed}")))
+        return codes
     except Exception as error:
         signals.check()
         line = " ".join(overrides)
         return [tell(error, line if sweep else "")]
-    return []
 
 
 def strike_out_passwords(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -134,6 +134,11 @@ class TaskScore:
             "return": self.episode_return,
             "episodes": self.episodes,
         }
+
+
+def mean_success(scores: Sequence[TaskScore]) -> float:
+    """Return the mean of the tasks' success rates."""
+    return sum(score.success_rate for score in scores) / len(scores)
 
 
 Params = Mapping[str, Any]

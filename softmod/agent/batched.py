@@ -52,11 +52,11 @@ class Key:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Key:
-        return cls(place(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        return cls(place(tensor), int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())  # type: ignore[call-overload, no-any-return]
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 class Stacks:
@@ -194,7 +194,7 @@ def _by_vmap(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: di
         following = iter(given)
         own = mapped(lambda _: next(following), args)
         named = dict(zip(kwargs, mapped(lambda _: next(following), kwargs.values()), strict=True))
-        return operation.function(*own, **named)
+        return tuple(tensors((operation.function(*own, **named),)))  # without those left undefined
 
     return torch.vmap(one)(*tensors((args, tuple(kwargs.values()))))
 

@@ -50,7 +50,7 @@ def pcgrad(
         square = squares[:, others]
         conflicting = (along < 0) & (others != each) & (square > 0)
         correction = torch.where(conflicting, along / square.clamp(min=torch.finfo(square.dtype).tiny), 0.0)
-        coefficients[:, each, others] -= correction
+        coefficients.scatter_add_(2, others.expand(stack, count)[..., None], -correction[..., None])
     return (coefficients.mean(1, keepdim=True) @ gradients).squeeze(1)
 
 

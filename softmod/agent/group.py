@@ -18,7 +18,7 @@ from torch import Tensor
 from softmod.agent.batched import Axis, FlagError, Stacks
 from softmod.agent.cpu_graph import CpuGraph
 from softmod.agent.mtsac import MTSAC, Given, Metrics
-from softmod.agent.whole import Captured, cuda_graph
+from softmod.agent.whole import Captured, cuda_graph, state_of
 from softmod.recording import NotRepeatableError, Operation, Recorder, place
 from softmod.replay import Replay
 
@@ -118,47 +118,49 @@ class Part:
 
 
 class Together:
-    """One of the agents' programs, made for all of them: first for each by itself, then recorded, then at once."""
+    """One of the agents' programs, made for all of them at once; for one after another where that cannot be.
+
+    It is recorded for each agent first, with changes that are taken back.
+    """
 
     def __init__(self, part: Part, name: str) -> None:
         self.part, self.name = part, name
         self.functions = [getattr(agent, FUNCTIONS[name]) for agent in part.agents]
-        self._next = self._by_themselves if self._fits() else self._captured_by_themselves
-
-    def _fits(self) -> bool:
-        return all(isinstance(agent.programs[self.name], Captured) for agent in self.part.agents)
+        captured = all(isinstance(agent.programs[name], Captured) for agent in part.agents)
+        self._next = self._first if captured else self._one_by_one
 
     def __call__(self, given: list[Given]) -> list[Metrics]:
         return self._next(given)
 
-    def _captured_by_themselves(self, given: list[Given]) -> list[Metrics]:
+    def _one_by_one(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
         with _not_repeated:
             return [agent.programs[self.name](*own) for agent, own in zip(self.part.agents, given, strict=True)]
 
-    def _by_themselves(self, given: list[Given]) -> list[Metrics]:
-        """Make the first update, in which memory comes to be that is kept."""
+    def _first(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
-        self._next = self._record
         with _not_repeated:
-            return [function(*own) for function, own in zip(self.functions, given, strict=True)]
-
-    def _record(self, given: list[Given]) -> list[Metrics]:
-        self.part.unload()
-        recordings: list[list[Operation]] = []
-        metrics = []
-        with _not_repeated:
-            for function, own in zip(self.functions, given, strict=True):
-                with Recorder() as recorder:
-                    metrics.append(function(*own))
-                recordings.append(recorder.operations)
-        told = [{name: tensor.clone() for name, tensor in own.items()} for own in metrics]
+            made = [self._recorded(i, own) for i, own in enumerate(given)]
+        recordings = [operations for operations, _ in made]
+        if any(operation.value is False for recording in recordings for operation in recording):
+            return self._one_by_one(given)  # a flag was not set, so not everything was recorded
         try:
             self.part.stacks.add(recordings)
-            self._prepare(recordings[0], given[0], metrics[0])
+            self._prepare(recordings[0], given[0], made[0][1])
         except NotRepeatableError as error:
             self._give_up(error)
-        return told
+        return self._next(given)
+
+    def _recorded(self, number: int, given: Given) -> tuple[list[Operation], Metrics]:
+        """The operations of an agent's update, and where its metrics lie; what it changes is taken back."""
+        live = state_of(self.part.agents[number])
+        before = [tensor.clone() for tensor in live]
+        self.functions[number](*given)  # memory comes to be that is kept
+        with Recorder() as recorder:
+            metrics = self.functions[number](*given)
+        with torch.no_grad():
+            torch._foreach_copy_(live, before)
+        return recorder.operations, metrics
 
     def _prepare(self, operations: list[Operation], given: Given, metrics: Metrics) -> None:
         self.axis, self.wanted = Axis(operations, self.part.stacks), metrics
@@ -236,5 +238,4 @@ class Together:
 
     def _give_up(self, error: NotRepeatableError) -> None:
         log.info("updates of %s agents are made one after another: %s", len(self.part.agents), error)
-        self._next = self._captured_by_themselves
-
+        self._next = self._one_by_one

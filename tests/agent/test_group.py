@@ -1,0 +1,205 @@
+"""Agents that learn side by side: each does what it would do by itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from softmod.agent import batched
+from softmod.agent.group import Group
+from softmod.agent.mtsac import MTSAC, Metrics
+from softmod.networks.mlp import MLP
+from softmod.networks.residual import Residual
+from softmod.networks.soft_modular import SoftModular
+from softmod.replay import Batch, Replay, random_rollout
+from softmod.types import Episode
+from tests.agent.test_mtsac import everything
+from tests.agent.test_whole import NORM, RECIPE, SPEC, make
+from tests.networks.kinds import KINDS
+
+Breaks = Callable[[int, int], bool]  # whether an agent's update is not finite, by their numbers
+
+
+def never(agent: int, update: int) -> bool:
+    return False
+
+
+def agents(count: int, how: str = "captured", network: type = SoftModular, **options) -> list[MTSAC]:
+    """Agents that differ in their weights and in what they draw."""
+    made = []
+    for seed in range(count):
+        agent = make(how, network, seed=seed, **options)
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter.mul_(1.0 + 0.1 * seed)
+        made.append(agent)
+    return made
+
+
+def replays(count: int) -> list[Replay]:
+    made = []
+    for seed in range(count):
+        replay = Replay(SPEC, 60)
+        replay.extend(random_rollout(SPEC, 60, seed=seed))
+        made.append(replay)
+    return made
+
+
+def break_some(of: list[MTSAC], breaks: Breaks) -> None:
+    """Let some updates find a reward that is not finite."""
+    for number, agent in enumerate(of):
+        sample = agent.sample
+
+        def sampled(replay: Replay, agent: MTSAC = agent, number: int = number, sample=sample) -> Batch:
+            batch = sample(replay)
+            if breaks(number, agent.updates):
+                batch = batch._replace(reward=batch.reward + torch.inf)
+            return batch
+
+        agent.sample = sampled  # type: ignore[method-assign]
+
+
+def by_themselves(of: list[MTSAC], memory: list[Replay], updates: list[int]) -> list[Metrics]:
+    return [agent.learn(replay, number) for agent, replay, number in zip(of, memory, updates, strict=True)]
+
+
+def check_equal(group: list[MTSAC], alone: list[MTSAC], ours: list[Metrics], theirs: list[Metrics]) -> None:
+    for mine, other in zip(group, alone, strict=True):
+        assert mine.updates == other.updates
+        for a, b in zip(everything(mine), everything(other), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    for mine_told, other_told in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine_told, other_told, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def compare(
+    rounds: list[list[int]], breaks: Breaks = never, threads: int = 1, network: type = SoftModular, **options
+) -> Group:
+    """Let agents make so many updates in each round, side by side and by themselves; the group."""
+    count = len(rounds[0])
+    ours, theirs = (agents(count, network=network, **options) for _ in range(2))
+    for of in (ours, theirs):
+        break_some(of, breaks)
+    group, memory = Group(ours, threads), replays(count)
+    for number, updates in enumerate(rounds):
+        for agent in (*ours, *theirs):
+            observe(agent, number)
+        told = group.learn(memory, updates)
+        check_equal(ours, theirs, told, by_themselves(theirs, memory, updates))
+    return group
+
+
+def observe(agent: MTSAC, number: int) -> None:
+    """Change what does not come from updates: statistics, differently for each agent."""
+    size = 1.0 + agent.seed + number
+    if agent.return_scale is not None:
+        agent.return_scale.add([Episode(task, 0, 0, 0.0, False, (size,) * 5) for task in range(3)])
+    if agent.success_rates is not None:
+        agent.success_rates.add([Episode(number % 3, 0, 0, 0.0, True)])
+    if agent.moments is not None and agent.actor.normalizer is not None:
+        agent.moments.add(size * torch.randn(20, 5, generator=torch.Generator().manual_seed(number)).numpy())
+        agent.actor.normalizer.set(agent.moments.mean, agent.moments.variance)
+
+
+def settled(group: Group) -> bool:
+    """Return whether all programs are repeated for all agents at once."""
+    together = [program for part in group.parts for program in part.programs.values()]
+    return bool(together) and all(program._next == program._repeat and program.settled for program in together)
+
+
+@pytest.mark.bar(15)
+@pytest.mark.parametrize(
+    ("network", "order"), [*((network, "sequential") for network in KINDS.values()), (SoftModular, "released")]
+)
+def test_agents_learn_side_by_side_what_they_learn_by_themselves(network: type, order: str):
+    assert settled(compare([[5, 5], [2, 2]], network=network, update_order=order))
+
+
+@pytest.mark.bar(15)
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("network", [SoftModular, Residual])
+def test_agents_with_the_recipe_learn_what_they_learn_by_themselves(network: type, threads: int):
+    group = compare([[7, 7, 7], [4, 4, 4]], threads=threads, network=network, **RECIPE, **NORM.get(network, {}))
+    assert len(group.parts) == min(threads, 3)
+    assert settled(group) or threads > 1  # an agent alone in its part is captured by itself
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_surgery": "pcgrad"}, {"clip_norm": 0.0}])
+def test_agents_with_other_options_learn_what_they_learn_by_themselves(options: dict[str, object]):
+    assert settled(compare([[6, 6]], network=MLP, **options))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("options", [{}, RECIPE])
+def test_an_update_that_is_not_finite_disturbs_no_other_agent(at: int, options: dict[str, object]):
+    group = compare([[8, 8, 8], [3, 3, 3]], lambda agent, update: (agent, update) == (1, at), **options)
+    assert settled(group)
+    assert [float(agent.skipped) for agent in group.parts[0].agents] == [0.0, 0.0, 0.0]
+
+
+def test_a_broken_agent_counts_what_it_skips():
+    group = compare([[5, 5]], lambda agent, update: agent == 1 and update > 2)
+    assert [float(agent.skipped) for agent in group.parts[0].agents] == [0.0, 2.0]
+
+
+def test_one_that_is_behind_catches_up_by_itself():
+    assert settled(compare([[5, 5, 5], [2, 0, 4], [4, 6, 2], [3, 3, 3]]))
+
+
+def test_an_agent_alone_learns_by_itself():
+    group = compare([[4]])
+    assert not group.parts[0].programs
+
+
+@pytest.mark.parametrize("how", ["eager"])
+def test_agents_that_are_not_captured_learn_one_after_another(how: str):
+    ours, theirs, memory = agents(2, how), agents(2, how), replays(2)
+    group = Group(ours)
+    check_equal(ours, theirs, group.learn(memory, [4, 4]), by_themselves(theirs, memory, [4, 4]))
+    assert not settled(group)
+
+
+@pytest.mark.parametrize("program", [0, 1])
+def test_what_cannot_be_made_at_once_is_made_one_after_another(
+    program: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """One of the programs, or both, have no form for several agents; the state may lie in the stacks by then."""
+    run, seen = batched.Axis.run, []
+
+    def fails(axis: batched.Axis, wanted: Metrics) -> Metrics:
+        if axis not in seen:
+            seen.append(axis)
+        metrics = run(axis, wanted)
+        if seen.index(axis) == program:
+            raise batched.NotRepeatableError("an operation of this test")
+        return metrics
+
+    monkeypatch.setattr(batched.Axis, "run", fails)
+    with caplog.at_level(logging.INFO):
+        compare([[9, 9], [4, 4]], **RECIPE)
+    assert "one after another: an operation of this test" in caplog.text
+
+
+def test_a_stop_is_heard_between_updates():
+    ours, theirs, memory = agents(2), agents(2), replays(2)
+    asked = iter([False, False, False, True])
+    Group(ours).learn(memory, [6, 6], lambda: next(asked))
+    by_themselves(theirs, memory, [3, 3])
+    check_equal(ours, theirs, [], [])
+
+
+def test_operations_do_not_grow_with_agents():
+    """Nearly all are made once for all agents; optimizers and norms are not."""
+    few, many = ([[6] * 2], [[6] * 6])
+    counts = [len(compare(rounds).parts[0].programs["whole"].graph.names) for rounds in (few, many)]
+    assert counts[1] - counts[0] == 4 * 3  # a step of each optimizer
+
+
+def test_agents_of_different_form_are_not_laid_side_by_side(caplog: pytest.LogCaptureFixture):
+    ours = [*agents(1), *agents(1, norm="layer")]
+    with caplog.at_level(logging.INFO):
+        Group(ours).learn(replays(2), [4, 4])
+    assert "agents differ" in caplog.text
