@@ -119,6 +119,19 @@ def operations(chosen: argparse.Namespace) -> Rows:
     return section.split(chosen.turns)
 
 
+def seeds(chosen: argparse.Namespace) -> Rows:
+    """Updates of five seeds side by side in one process, against the same seeds by themselves."""
+    from benchmarks import seeds as section
+
+    cores = len(os.sched_getaffinity(0))
+    against = [section.IN_A_ROW.format(1), section.IN_A_ROW.format(cores), section.AT_A_TIME.format(cores)]
+    return [
+        row | {"what": f"{case}: {row['what']}"}
+        for case in section.CASES
+        for row in compare(section.measure(case, cores, chosen.turns), against)
+    ]
+
+
 def growth(chosen: argparse.Namespace) -> Rows:
     """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
     from benchmarks import stepping as collecting
@@ -184,6 +197,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "models": models,
     "ingredients": ingredients,
     "operations": operations,
+    "seeds": seeds,
     "ways": ways,
     "growth": growth,
     "checkpoints": checkpoints,

@@ -7,7 +7,6 @@ rules (`torch.vmap`). Networks, losses and optimizers stay as they are written, 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,10 +141,8 @@ class Axis:
             NotRepeatableError: an operation has no form for several agents.
         """
         self.made = {}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            for operation in self.steps:
-                self._step(operation)
+        for operation in self.steps:
+            self._step(operation)
         return {name: self.of(tensor) for name, tensor in wanted.items()}
 
     def _step(self, operation: Operation) -> None:

@@ -57,8 +57,8 @@ class CpuGraph:
 
     @property
     def settled(self) -> bool:
-        """Return whether the operations are only repeated from now on, or never will be."""
-        return self._next in (self._repeated, self._function)
+        """Return whether the operations are repeated from now on."""
+        return self._next == self._repeated
 
     def _record(self) -> Metrics:
         with Recorder() as recorder:

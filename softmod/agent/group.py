@@ -7,10 +7,8 @@ together (`softmod.agent.batched`), each equal to what the agent would have made
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,7 +23,6 @@ from softmod.replay import Replay
 FUNCTIONS = {"whole": "update", "critics": "update_critics"}  # of an agent, by the names of its programs
 
 log = logging.getLogger(__name__)
-_not_repeated = threading.Lock()  # PyTorch's autocast keeps one cache for all threads
 
 
 class Group:
@@ -102,8 +99,7 @@ class Part:
                 self.programs[name] = Together(self, name)
             return self.programs[name](given)
         self.unload()
-        with _not_repeated:
-            return [agent.programs[name](*own) for agent, name, own in zip(agents, programs, given, strict=True)]
+        return [agent.programs[name](*own) for agent, name, own in zip(agents, programs, given, strict=True)]
 
     def load(self) -> None:
         """Bring the stacks up to date with the agents; with their state, if it is not there yet."""
@@ -134,13 +130,11 @@ class Together:
 
     def _one_by_one(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
-        with _not_repeated:
-            return [agent.programs[self.name](*own) for agent, own in zip(self.part.agents, given, strict=True)]
+        return [agent.programs[self.name](*own) for agent, own in zip(self.part.agents, given, strict=True)]
 
     def _first(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
-        with _not_repeated:
-            made = [self._recorded(i, own) for i, own in enumerate(given)]
+        made = [self._recorded(i, own) for i, own in enumerate(given)]
         recordings = [operations for operations, _ in made]
         if any(operation.value is False for recording in recordings for operation in recording):
             return self._one_by_one(given)  # a flag was not set, so not everything was recorded
@@ -196,8 +190,7 @@ class Together:
                 if stacked is not None:
                     stacked[i].copy_(tensor)
         try:
-            with self._alone():
-                metrics = self.repeat()
+            metrics = self.repeat()
         except NotRepeatableError as error:  # at the first call, if at any
             self._give_up(error)
             self.part.loaded = False  # the agents' own memory is as it was before
@@ -208,15 +201,6 @@ class Together:
     def settled(self) -> bool:
         """Return whether the operations are only repeated from now on."""
         return self.repeat is not self.graph or self.graph.settled
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads out until the operations are only repeated."""
-        if not self.settled:
-            with _not_repeated:
-                yield
-        else:
-            yield
 
     def _at_once(self) -> Metrics:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -30,6 +31,7 @@ Given = tuple[Batch, Tensor, Tensor]  # of an update: what it learns from, the p
 ALL = slice(None)  # tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 RECENT = 200  # states of each task that routes are averaged over
+_autocast_cache = threading.RLock()  # all threads share it, and the first that is done empties it
 LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
@@ -423,7 +425,7 @@ class MTSAC(L.LightningModule):
     def _numerics(self) -> Iterator[None]:
         """Compute in Fabric's precision (a Trainer sets its own), by fused operations where they are wanted."""
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
-        with precision, kernels.used(self.fused):
+        with _autocast_cache, precision, kernels.used(self.fused):
             yield
 
     # --- telling ------------------------------------------------------------------------------------------------------
