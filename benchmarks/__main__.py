@@ -1,4 +1,7 @@
-"""`python -m benchmarks [section ...]`: a table on the terminal, JSON beside it. Leave the machine alone meanwhile."""
+"""`python -m benchmarks [section ...]`: a table on the terminal, JSON beside it.
+
+Leave the machine alone meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,18 @@ Rows = list[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them where none is named")
-    parser.add_argument("--turns", type=int, default=5, help="turns that every contender takes (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a stepping measurement (%(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
+    parser.add_argument(
+        "sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them where none is named"
+    )
+    parser.add_argument(
+        "--turns", type=int, default=5, help="turns that every contender takes (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="length of a stepping measurement (%(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
+    )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.sections if name not in SECTIONS]:
         parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")
@@ -40,8 +51,14 @@ def main() -> None:
 def machine() -> dict[str, str]:
     """Where this was measured."""
     packages = ("torch", "mujoco", "metaworld", "gymnasium", "numpy")
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
-    about = {"processor": model, "cores": str(len(os.sched_getaffinity(0))), "python": platform.python_version()}
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), ""
+    )
+    about = {
+        "processor": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+    }
     return about | {name: version(name) for name in packages}
 
 
@@ -50,11 +67,13 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
 def stepping(chosen: argparse.Namespace) -> Rows:
-    """MT10, one environment per task: ours against Meta-World's vector environments, EnvPool and physics alone."""
+    """MT10, one environment per task: ours against Meta-World's vector environments, EnvPool and
+    physics alone.
+    """
     from benchmarks import stepping as section
 
     cores = len(os.sched_getaffinity(0))
@@ -63,7 +82,9 @@ def stepping(chosen: argparse.Namespace) -> Rows:
 
 
 def updates(chosen: argparse.Namespace) -> Rows:
-    """One update, all cores: ours against a plain matrix product of as many operations, and against the naive form."""
+    """One update, all cores: ours against a plain matrix product of as many operations, and against
+    the naive form.
+    """
     from benchmarks import updates as section
 
     cores = len(os.sched_getaffinity(0))
@@ -73,23 +94,33 @@ def updates(chosen: argparse.Namespace) -> Rows:
         against = [section.PRODUCT, section.ONEDNN_PRODUCT, section.NAIVE]
         what = f"{experiment} {' '.join(overrides)}".strip()
         rows += [
-            row | {"what": f"{what}: {row['what']}", "GFLOP": round(gflop, 2)} for row in compare(figures, against)
+            row | {"what": f"{what}: {row['what']}", "GFLOP": round(gflop, 2)}
+            for row in compare(figures, against)
         ]
     return rows
 
 
 def ways(chosen: argparse.Namespace) -> Rows:
-    """One update run eagerly and captured, MT10's with compiled networks too; on CUDA if there is a device."""
+    """One update run eagerly and captured, MT10's with compiled networks too; on CUDA if there is a
+    device.
+    """
     import torch
 
     from benchmarks import updates as section
 
     rows: Rows = []
     for experiment in ("paper_mt10", "paper_mt50", "quickstart"):
-        for precision in ("32-true", "tf32", "bf16-mixed") if torch.cuda.is_available() else ("32-true",):
-            compiled = experiment == "paper_mt10" and precision != "bf16-mixed"  # half a minute each
+        for precision in (
+            ("32-true", "tf32", "bf16-mixed") if torch.cuda.is_available() else ("32-true",)
+        ):
+            compiled = (
+                experiment == "paper_mt10" and precision != "bf16-mixed"
+            )  # half a minute each
             figures = section.ways(experiment, precision, chosen.turns, compiled)
-            rows += [row | {"what": f"{experiment} {precision}: {row['what']}"} for row in compare(figures, ["eager"])]
+            rows += [
+                row | {"what": f"{experiment} {precision}: {row['what']}"}
+                for row in compare(figures, ["eager"])
+            ]
     return rows
 
 
@@ -101,19 +132,25 @@ def models(chosen: argparse.Namespace) -> Rows:
     figures, costs = section.models(chosen.turns, len(os.sched_getaffinity(0)))
     for row in compare(figures, [section.SOFT]):
         actor, critics, gflop = costs[row["what"]]
-        rows.append(row | {"actor": f"{actor:,}", "critics": f"{critics:,}", "GFLOP": round(gflop, 1)})
+        rows.append(
+            row | {"actor": f"{actor:,}", "critics": f"{critics:,}", "GFLOP": round(gflop, 1)}
+        )
     return rows
 
 
 def ingredients(chosen: argparse.Namespace) -> Rows:
-    """One update of the default recipe on MT10, one thread, and the same without each of its parts."""
+    """One update of the default recipe on MT10, one thread, and the same without each
+    of its parts.
+    """
     from benchmarks import updates as section
 
     return compare(section.ingredients(chosen.turns), [section.RECIPE])
 
 
 def operations(chosen: argparse.Namespace) -> Rows:
-    """One update by what it does, one thread: matrix products and all others, with and without fused kernels."""
+    """One update by what it does, one thread: matrix products and all others, with and without
+    fused kernels.
+    """
     from benchmarks import operations as section
 
     return section.split(chosen.turns)
@@ -124,7 +161,11 @@ def seeds(chosen: argparse.Namespace) -> Rows:
     from benchmarks import seeds as section
 
     cores = len(os.sched_getaffinity(0))
-    against = [section.IN_A_ROW.format(1), section.IN_A_ROW.format(cores), section.AT_A_TIME.format(cores)]
+    against = [
+        section.IN_A_ROW.format(1),
+        section.IN_A_ROW.format(cores),
+        section.AT_A_TIME.format(cores),
+    ]
     return [
         row | {"what": f"{case}: {row['what']}"}
         for case in section.CASES
@@ -133,28 +174,36 @@ def seeds(chosen: argparse.Namespace) -> Rows:
 
 
 def growth(chosen: argparse.Namespace) -> Rows:
-    """What an environment step costs as tasks, width and modules grow: collecting with all cores, learning."""
+    """What an environment step costs as tasks, width and modules grow: collecting with all cores,
+    learning.
+    """
     from benchmarks import stepping as collecting
     from benchmarks import updates as learning
 
     cores = len(os.sched_getaffinity(0))
     rows = [
         row | {"what": f"collecting, {row['what']}"}
-        for row in compare(collecting.growth(("mt10", "mt50"), cores, chosen.seconds, chosen.turns), ["mt10"])
+        for row in compare(
+            collecting.growth(("mt10", "mt50"), cores, chosen.seconds, chosen.turns), ["mt10"]
+        )
     ]
     figures = learning.growth(chosen.turns, cores)
     return rows + [row | {"what": f"learning, {row['what']}"} for row in compare(figures, ["mt10"])]
 
 
 def checkpoints(chosen: argparse.Namespace) -> Rows:
-    """A whole checkpoint of MT10 with a million transitions in the replay: seconds to write and to restore, size."""
+    """A whole checkpoint of MT10 with a million transitions in the replay: seconds to write and to
+    restore, size.
+    """
     from benchmarks import saving
 
     return saving.measure("paper_mt10", 1_000_000, chosen.turns)
 
 
 def runs(chosen: argparse.Namespace) -> Rows:
-    """A whole run against collecting alone and learning alone, and the share of all cores' time that it uses."""
+    """A whole run against collecting alone and learning alone, and the share of all cores' time
+    that it uses.
+    """
     from benchmarks import whole
 
     rows = []
@@ -162,8 +211,17 @@ def runs(chosen: argparse.Namespace) -> Rows:
         figures = whole.rates(experiment, steps, max(1, chosen.turns // 2))
         for row in compare(figures, [whole.COLLECT, whole.LEARN]):
             rows.append(row | {"what": f"{experiment}: {row['what']}"})
-        busy = Figure("", "of all cores", [whole.busy(experiment, 30.0) for _ in range(max(1, chosen.turns // 2))])
-        row = {"what": f"{experiment}: cores busy", "median": busy.median, "unit": busy.unit, "each": busy.rates}
+        busy = Figure(
+            "",
+            "of all cores",
+            [whole.busy(experiment, 30.0) for _ in range(max(1, chosen.turns // 2))],
+        )
+        row = {
+            "what": f"{experiment}: cores busy",
+            "median": busy.median,
+            "unit": busy.unit,
+            "each": busy.rates,
+        }
         rows.append(row)
     return rows
 
@@ -206,7 +264,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
 }
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
+# --- telling --------------------------------------------------------------------------------------
 
 
 def compare(figures: list[Figure], against: list[str]) -> Rows:
@@ -225,7 +283,9 @@ def show(name: str, rows: Rows) -> None:
     table = Table()
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "each"))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("what", "unit") else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if column in ("what", "unit") else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(width=150).print(table)

@@ -1,7 +1,9 @@
-"""The yardstick of an update: soft modularization written module by module in plain PyTorch, and SAC around it.
+"""The yardstick of an update: soft modularization written module by module in plain PyTorch, and
+SAC around it.
 
-The same networks and the same update as `softmod.agent.mtsac` in its sequential order, the way one would write them
-first: a Linear per module, a one-hot task in a flat batch, two critics one after the other, Adam as it comes.
+The same networks and the same update as `softmod.agent.mtsac` in its sequential order, the way one
+would write them first: a Linear per module, a one-hot task in a flat batch, two critics one after
+the other, Adam as it comes.
 """
 
 from __future__ import annotations
@@ -19,19 +21,33 @@ class NaiveSoftModular(nn.Module):
     """The released form, `L` layers of `n` modules of width `d`."""
 
     def __init__(
-        self, in_dim: int, out_dim: int, tasks: int, layers: int, modules: int, width: int, embedding: int, gating: int
+        self,
+        in_dim: int,
+        out_dim: int,
+        tasks: int,
+        layers: int,
+        modules: int,
+        width: int,
+        embedding: int,
+        gating: int,
     ) -> None:
         super().__init__()
         self.modules_per_layer = modules
-        self.state = nn.Sequential(nn.Linear(in_dim, embedding), nn.ReLU(), nn.Linear(embedding, embedding))
+        self.state = nn.Sequential(
+            nn.Linear(in_dim, embedding), nn.ReLU(), nn.Linear(embedding, embedding)
+        )
         self.task = nn.Linear(tasks, embedding)
-        self.gate = nn.Sequential(nn.ReLU(), nn.Linear(embedding, gating), nn.ReLU(), nn.Linear(gating, gating))
+        self.gate = nn.Sequential(
+            nn.ReLU(), nn.Linear(embedding, gating), nn.ReLU(), nn.Linear(gating, gating)
+        )
         self.layers = nn.ModuleList(
             nn.ModuleList(nn.Linear(width if layer else embedding, width) for _ in range(modules))
             for layer in range(layers)
         )
         self.route = nn.ModuleList(nn.Linear(gating, modules * modules) for _ in range(layers - 1))
-        self.condition = nn.ModuleList(nn.Linear(modules * modules * layer, gating) for layer in range(1, layers))
+        self.condition = nn.ModuleList(
+            nn.Linear(modules * modules * layer, gating) for layer in range(1, layers)
+        )
         self.route_last = nn.Linear(gating, modules)
         self.head = nn.Linear(width, out_dim)
 
@@ -46,7 +62,9 @@ class NaiveSoftModular(nn.Module):
         for layer, modules in enumerate(others):
             weights = self._weights(self.route[layer](relu(signal)))
             routes.append(weights.flatten(1))
-            outputs = [module(relu(self._sum(outputs, weights[:, i]))) for i, module in enumerate(modules)]
+            outputs = [
+                module(relu(self._sum(outputs, weights[:, i]))) for i, module in enumerate(modules)
+            ]
             signal = self.condition[layer](torch.cat(routes, -1)) * embedding
         weights = self.route_last(relu(signal)).softmax(-1)
         return self.head(relu(self._sum(outputs, weights)))
@@ -56,7 +74,9 @@ class NaiveSoftModular(nn.Module):
 
     @staticmethod
     def _sum(outputs: list[Tensor], weights: Tensor) -> Tensor:
-        return sum((weights[:, j, None] * output for j, output in enumerate(outputs)), torch.zeros(()))
+        return sum(
+            (weights[:, j, None] * output for j, output in enumerate(outputs)), torch.zeros(())
+        )
 
 
 class NaiveSAC:
@@ -77,7 +97,9 @@ class NaiveSAC:
             )
         ]
 
-    def update(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, task: Tensor) -> None:
+    def update(
+        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, task: Tensor
+    ) -> None:
         """One update on flat rows; `task` is one-hot."""
         alpha = self.log_alpha.exp().detach()[task.argmax(-1)]
         with torch.no_grad():
@@ -86,14 +108,18 @@ class NaiveSAC:
             next_q = torch.min(*(critic(pair, task).squeeze(-1) for critic in self.targets))
             target = reward + 0.99 * (next_q - alpha * next_log_prob)
         pair = torch.cat([obs, action], -1)
-        loss = sum((critic(pair, task).squeeze(-1) - target).square().mean() for critic in self.critics)
+        loss = sum(
+            (critic(pair, task).squeeze(-1) - target).square().mean() for critic in self.critics
+        )
         self._step(1, loss, *(list(critic.parameters()) for critic in self.critics))
 
         new_action, log_prob = self._act(obs, task)
         pair = torch.cat([obs, new_action], -1)
         q = torch.min(*(critic(pair, task).squeeze(-1) for critic in self.critics))
         self._step(0, (alpha * log_prob - q).mean(), list(self.actor.parameters()))
-        self._step(2, -(self.log_alpha[task.argmax(-1)] * (log_prob.detach() + self.entropy)).mean())
+        self._step(
+            2, -(self.log_alpha[task.argmax(-1)] * (log_prob.detach() + self.entropy)).mean()
+        )
         with torch.no_grad():
             for critic, slow in zip(self.critics, self.targets, strict=True):
                 for source, moving in zip(critic.parameters(), slow.parameters(), strict=True):

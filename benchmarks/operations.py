@@ -1,4 +1,6 @@
-"""Where an update's time goes: matrix products, and everything else; with and without fused kernels."""
+"""Where an update's time goes: matrix products, and everything else; with and without fused
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from softmod.agent.cpu_graph import CpuGraph
 from softmod.agent.whole import Captured
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
-TRIES = 20  # of which the best counts, operation by operation: what disturbs only ever makes it longer
+TRIES = (
+    20  # of which the best counts, operation by operation: what disturbs only ever makes it longer
+)
 CASES: dict[str, tuple[str, list[str]]] = {
     "mt10": ("mt10", []),
     "mt10, fp32": ("mt10", ["fabric.precision=32-true"]),
@@ -28,7 +32,9 @@ def split(turns: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     rows = []
     for case, (experiment, overrides) in CASES.items():
-        graphs = {how: captured(experiment, [*overrides, f"fabric.kernels={how}"]) for how in KERNELS}
+        graphs = {
+            how: captured(experiment, [*overrides, f"fabric.kernels={how}"]) for how in KERNELS
+        }
         for program in graphs["off"]:
             told: dict[str, list[tuple[float, float]]] = {how: [] for how in KERNELS}
             for _ in range(turns):
@@ -64,6 +70,8 @@ def captured(experiment: str, overrides: list[str]) -> dict[str, CpuGraph]:
 
 def milliseconds(graph: CpuGraph) -> tuple[float, float]:
     """Of products, and of all other operations."""
-    best = [min(times) * 1e3 for times in zip(*(graph.seconds() for _ in range(TRIES)), strict=True)]
+    best = [
+        min(times) * 1e3 for times in zip(*(graph.seconds() for _ in range(TRIES)), strict=True)
+    ]
     products = sum(time for name, time in zip(graph.names, best, strict=True) if name in PRODUCTS)
     return products, sum(best) - products

@@ -1,4 +1,6 @@
-"""Contenders take turns, so that a noisy machine treats them alike; what counts is the ratio within a turn."""
+"""Contenders take turns, so that a noisy machine treats them alike; what counts is the ratio within
+a turn.
+"""
 
 from __future__ import annotations
 
@@ -38,4 +40,6 @@ def alternate(
             rate = measure()
             if turn:
                 rates[name].append(rate)
-    return [Figure(name, unit, values, (notes or {}).get(name, "")) for name, values in rates.items()]
+    return [
+        Figure(name, unit, values, (notes or {}).get(name, "")) for name, values in rates.items()
+    ]

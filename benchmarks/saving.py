@@ -27,7 +27,9 @@ ROUND = 1000  # steps
 
 
 def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any]]:
-    """Seconds of the loop's pause while it is written, of reading it back, and its size; the episodes are a toy's."""
+    """Seconds of the loop's pause while it is written, of reading it back, and its size; the
+    episodes are a toy's.
+    """
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu"]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
     agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))

@@ -21,7 +21,9 @@ AT_A_TIME = "{} at a time, one thread each"
 
 
 def measure(experiment: str, cores: int, turns: int) -> list[Figure]:
-    """Updates of all seeds per second: the seeds one after another, as many at a time as cores, and side by side."""
+    """Updates of all seeds per second: the seeds one after another, as many at a time as cores, and
+    side by side.
+    """
     made = [built(experiment, [f"seed={seed}"])[:2] for seed in range(SEEDS)]
     agents, replays = [agent for agent, _ in made], [replay for _, replay in made]
     group = Group(agents, cores)
@@ -31,7 +33,9 @@ def measure(experiment: str, cores: int, turns: int) -> list[Figure]:
         for agent, replay in made:
             agent.learn(replay, UPDATES)
 
-    def at_a_time() -> None:  # threads that only repeat operations: PyTorch lets go of the interpreter in each
+    def at_a_time() -> (
+        None
+    ):  # threads that only repeat operations: PyTorch lets go of the interpreter in each
         torch.set_num_threads(1)
         with ThreadPoolExecutor(cores) as pool:
             list(pool.map(lambda pair: pair[0].learn(pair[1], UPDATES), made))

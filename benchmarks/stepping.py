@@ -1,4 +1,6 @@
-"""Environment steps per second: ours, Meta-World's own vector environments, EnvPool's, and physics alone."""
+"""Environment steps per second: ours, Meta-World's own vector environments, EnvPool's, and physics
+alone.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +31,31 @@ PHYSICS = "physics alone, {0} processes"
 GYM = "gym.make_vec, {0}"
 ENVPOOL = "EnvPool, {0} processes"
 FRAME_SKIP = 5
-Stepper = Callable[[int], float]  # makes so many steps of every environment; seconds of them that do not count
+Stepper = Callable[
+    [int], float
+]  # makes so many steps of every environment; seconds of them that do not count
 
 
 def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figure]:
-    """Rates on one benchmark's tasks, one environment each; every contender lives through all turns."""
+    """Rates on one benchmark's tasks, one environment each; every contender lives through all
+    turns.
+    """
     tasks = SETS[benchmark]
     with ExitStack() as stack:
         rates: dict[str, Rate] = {}
         for processes in range(1, cores + 1):
-            rates[ACTING.format(processes)] = partial(stack.enter_context(Acting(tasks, processes)).rate, seconds)
+            rates[ACTING.format(processes)] = partial(
+                stack.enter_context(Acting(tasks, processes)).rate, seconds
+            )
             for name, make in ((STEPPING, ours), (PHYSICS, physics)):
                 crew = stack.enter_context(Crew(make, tasks, processes))
                 rates[name.format(processes)] = partial(crew.rate, seconds)
         for strategy in ("sync", "async"):
             envs = vector(benchmark, strategy)
             stack.callback(envs.close)
-            rates[GYM.format(strategy)] = partial(timed, partial(step_vector, envs), len(tasks), seconds)
+            rates[GYM.format(strategy)] = partial(
+                timed, partial(step_vector, envs), len(tasks), seconds
+            )
         if has_envpool():
             crew = stack.enter_context(Crew(envpool, tasks, cores))
             rates[ENVPOOL.format(cores)] = partial(crew.rate, seconds)
@@ -56,7 +66,11 @@ def growth(benchmarks: tuple[str, ...], cores: int, seconds: float, turns: int) 
     """Rates of workers that act, on several sets of tasks."""
     with ExitStack() as stack:
         crews = {name: stack.enter_context(Acting(SETS[name], cores)) for name in benchmarks}
-        return alternate({name: partial(crew.rate, seconds) for name, crew in crews.items()}, "env steps/s", turns)
+        return alternate(
+            {name: partial(crew.rate, seconds) for name, crew in crews.items()},
+            "env steps/s",
+            turns,
+        )
 
 
 def timed(steps: Stepper, environments: int, seconds: float, chunk: int = 10) -> float:
@@ -68,7 +82,7 @@ def timed(steps: Stepper, environments: int, seconds: float, chunk: int = 10) ->
     return done / (time.perf_counter() - began - aside)
 
 
-# --- ours, acting -----------------------------------------------------------------------------------------------------
+# --- ours, acting ---------------------------------------------------------------------------------
 
 
 class Acting:
@@ -95,18 +109,22 @@ class Acting:
         self.workers.close()
 
 
-# --- actions handed in ------------------------------------------------------------------------------------------------
+# --- actions handed in ----------------------------------------------------------------------------
 
 
 class Crew:
     """Processes that each step their share of the tasks when told to, all at the same time."""
 
-    def __init__(self, make: Callable[[list[str]], Stepper], tasks: tuple[str, ...], processes: int) -> None:
+    def __init__(
+        self, make: Callable[[list[str]], Stepper], tasks: tuple[str, ...], processes: int
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.connections, self.members = [], []
         for share in range(processes):
             mine, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(make, list(tasks[share::processes]), theirs), daemon=True)
+            process = context.Process(
+                target=serve, args=(make, list(tasks[share::processes]), theirs), daemon=True
+            )
             process.start()
             self.connections.append(mine)
             self.members.append(process)
@@ -118,7 +136,9 @@ class Crew:
         for connection in self.connections:
             connection.send(seconds)
         total = float(sum(connection.recv() for connection in self.connections))
-        self._signal(signal.SIGSTOP)  # threads that wait by spinning would disturb the others' turns
+        self._signal(
+            signal.SIGSTOP
+        )  # threads that wait by spinning would disturb the others' turns
         return total
 
     def _signal(self, number: int) -> None:
@@ -159,7 +179,9 @@ def ours(tasks: list[str]) -> Stepper:
 
 
 def step_lanes(suite: MetaWorld) -> Stepper:
-    """Our environments, reset at the horizon to the next goal; resets, mostly physics themselves, do not count."""
+    """Our environments, reset at the horizon to the next goal; resets, mostly physics themselves,
+    do not count.
+    """
     envs = [suite.make(index) for index in range(suite.spec.num_tasks)]
     draws, count = actions(len(envs)), 0
 
@@ -181,7 +203,9 @@ def step_lanes(suite: MetaWorld) -> Stepper:
 
 
 def physics(tasks: list[str]) -> Stepper:
-    """What nothing can do without: MuJoCo's five substeps and its forward pass, the hand moved at random."""
+    """What nothing can do without: MuJoCo's five substeps and its forward pass, the hand moved at
+    random.
+    """
     import mujoco
 
     suite = MetaWorld(tasks)
@@ -195,7 +219,9 @@ def physics(tasks: list[str]) -> Stepper:
     def steps(number: int) -> float:
         for _ in range(number):
             for (model, data, low, high), action in zip(states, next(draws), strict=True):
-                data.mocap_pos[0] = np.minimum(np.maximum(data.mocap_pos[0] + action[:3] * 0.01, low), high)
+                data.mocap_pos[0] = np.minimum(
+                    np.maximum(data.mocap_pos[0] + action[:3] * 0.01, low), high
+                )
                 data.ctrl[:] = (action[3], -action[3])
                 mujoco.mj_step(model, data, nstep=FRAME_SKIP)
                 mujoco.mj_forward(model, data)
@@ -210,7 +236,9 @@ def vector(benchmark: str, strategy: str) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        envs = gymnasium.make_vec(f"Meta-World/{benchmark.upper()}", vector_strategy=strategy, seed=0)
+        envs = gymnasium.make_vec(
+            f"Meta-World/{benchmark.upper()}", vector_strategy=strategy, seed=0
+        )
     envs.reset()
     return envs
 
@@ -230,11 +258,18 @@ def has_envpool() -> bool:
 
 
 def envpool(tasks: list[str]) -> Stepper:
-    """EnvPool's C++ port (pinned to Meta-World 3.0.0), a pool of one environment and one thread per task."""
+    """EnvPool's C++ port (pinned to Meta-World 3.0.0), a pool of one environment and one thread per
+    task.
+    """
     import envpool
 
-    name = {task: "MetaWorld/" + "".join(word.title() for word in task[:-3].split("-")) + "-v3" for task in tasks}
-    pools = [envpool.make(name[task], env_type="gymnasium", num_envs=1, num_threads=1) for task in tasks]
+    name = {
+        task: "MetaWorld/" + "".join(word.title() for word in task[:-3].split("-")) + "-v3"
+        for task in tasks
+    }
+    pools = [
+        envpool.make(name[task], env_type="gymnasium", num_envs=1, num_threads=1) for task in tasks
+    ]
     for pool in pools:
         pool.reset()
     draws = actions(len(tasks))

@@ -1,4 +1,6 @@
-"""Updates per second: ours, the naive module-by-module form, and what a plain matrix product would allow."""
+"""Updates per second: ours, the naive module-by-module form, and what a plain matrix product would
+allow.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ ONEDNN_PRODUCT = "the same by oneDNN"
 SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
-LONG = 10.0  # seconds; as long as a run is measured, since a core is not equally fast from one second to the next
+# seconds; as long as a run is measured, since a core is not equally fast from one second to the
+# next
+LONG = 10.0
 WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("paper_mt10", [], True),
@@ -66,11 +70,14 @@ INSTEAD: dict[str, list[str]] = {  # what the recipe would be without each of it
 }  # fmt: skip
 
 
-def measure(experiment: str, overrides: list[str], turns: int, threads: int, naive: bool) -> tuple[list[Figure], float]:
-    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as many FLOP.
+def measure(
+    experiment: str, overrides: list[str], turns: int, threads: int, naive: bool
+) -> tuple[list[Figure], float]:
+    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as
+    many FLOP.
 
-    Ours multiplies with the library that a run picks; the others with PyTorch's own choice, and with oneDNN beside it
-    where that is what a run picks.
+    Ours multiplies with the library that a run picks; the others with PyTorch's own choice, and
+    with oneDNN beside it where that is what a run picks.
     """
     torch.set_num_threads(threads)
     update, operations, spec, cfg = ours(experiment, overrides)
@@ -90,12 +97,18 @@ def measure(experiment: str, overrides: list[str], turns: int, threads: int, nai
 
 
 def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
-    """Rates of every model's published update on MT10 and its cost; those of 34 M parameters are left out."""
+    """Rates of every model's published update on MT10 and its cost; those of 34 M parameters are
+    left out.
+    """
     torch.set_num_threads(threads)
     fast_products()
     rates: dict[str, Rate] = {}
     costs: dict[str, Cost] = {}
-    lines = {name: [f"model={name}"] for name in options("model") if not name.endswith(("_wide", "_small"))}
+    lines = {
+        name: [f"model={name}"]
+        for name in options("model")
+        if not name.endswith(("_wide", "_small"))
+    }
     for name, line in (lines | {"mt_sac, pcgrad": ["model=mt_sac", "algorithm=pcgrad"]}).items():
         update, _, spec, cfg = ours("paper_mt10", line)
         rates[name], costs[name] = partial(per_second, update), cost.of(cfg, spec)
@@ -103,7 +116,9 @@ def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
 
 
 def ingredients(turns: int) -> list[Figure]:
-    """Measure the recipe's update on MT10 with one thread, and the same without each of the recipe's parts."""
+    """Measure the recipe's update on MT10 with one thread, and the same without each of the
+    recipe's parts.
+    """
     torch.set_num_threads(1)
     fast_products()
     rates: dict[str, Rate] = {}
@@ -114,7 +129,9 @@ def ingredients(turns: int) -> list[Figure]:
 
 
 def growth(turns: int, threads: int) -> list[Figure]:
-    """Environment steps per second that updates allow, as the soft-modular networks and the task set grow."""
+    """Environment steps per second that updates allow, as the soft-modular networks and the task
+    set grow.
+    """
     torch.set_num_threads(threads)
     wide = ["actor.module_width=512", "critic.module_width=512"]
     many = ["actor.num_modules=4", "critic.num_modules=4"]
@@ -124,7 +141,9 @@ def growth(turns: int, threads: int) -> list[Figure]:
         "mt10, modules twice as wide": ("paper_mt10", wide),
     }
     rates: dict[str, Rate] = {}
-    for name, (experiment, overrides) in (sizes | {"mt10, twice as many modules": ("paper_mt10", many)}).items():
+    for name, (experiment, overrides) in (
+        sizes | {"mt10, twice as many modules": ("paper_mt10", many)}
+    ).items():
         update, _, spec, cfg = ours(experiment, overrides)
         rates[name] = partial(env_steps_per_second, update, spec.num_tasks / cfg.run.update_ratio)
     return alternate(rates, "env steps/s", turns)
@@ -142,7 +161,9 @@ def by(onednn: bool, measure: Callable[..., float], *arguments: Any) -> float:
 
 
 def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
-    """Calls per second, over at least this long; on an accelerator with the work that is still under way."""
+    """Calls per second, over at least this long; on an accelerator with the work that is still
+    under way.
+    """
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         update()
@@ -155,11 +176,17 @@ def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
 
 
 def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Figure]:
-    """Rates of one configuration's update in each way to run it, on CUDA where that is available."""
+    """Rates of one configuration's update in each way to run it, on CUDA where that is
+    available.
+    """
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     rates: dict[str, Rate] = {}
     for how in WAYS if compiled and which("g++") else WAYS[:2]:
-        line = [f"fabric.accelerator={accelerator}", f"fabric.precision={precision}", f"fabric.compile={how}"]
+        line = [
+            f"fabric.accelerator={accelerator}",
+            f"fabric.precision={precision}",
+            f"fabric.compile={how}",
+        ]
         torch._dynamo.reset()  # it stops compiling a function that it has seen in too many forms
         rates[how] = partial(per_second, ours(experiment, line)[0])
     return alternate(rates, "updates/s", turns)
@@ -184,22 +211,31 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
     draws = torch.Generator(agent.device).manual_seed(0)
 
     def update() -> None:
-        batch = replay.sample(cfg.run.batch_per_task, draws, cfg.algorithm.n_step, cfg.algorithm.discount)
+        batch = replay.sample(
+            cfg.run.batch_per_task, draws, cfg.algorithm.n_step, cfg.algorithm.discount
+        )
         agent.training_step(batch, 0)
 
     update()
-    chosen, agent.programs = agent.programs, {"whole": agent.update, "critics": agent.update_critics}
+    chosen, agent.programs = (
+        agent.programs,
+        {"whole": agent.update, "critics": agent.update_critics},
+    )
     agent.updates = 0  # the next one updates the policy too
     with cost.Counter() as counter:
         update()
     agent.programs = chosen
-    for _ in range(2 * cfg.algorithm.policy_delay):  # what is captured is compared in its second call
+    for _ in range(
+        2 * cfg.algorithm.policy_delay
+    ):  # what is captured is compared in its second call
         update()
     return update, counter.flop, spec, cfg
 
 
 def learning_rate(experiment: str) -> float:
-    """Env steps per second that updates alone would allow, with as many threads as training takes."""
+    """Env steps per second that updates alone would allow, with as many threads as
+    training takes.
+    """
     update, _, spec, cfg = ours(experiment, [])
     torch.set_num_threads(choose(cfg, build(cfg.env)).threads)
     return per_second(update, LONG) / cfg.run.update_ratio * spec.num_tasks
@@ -209,16 +245,21 @@ def naively(cfg: Any, spec: EnvSpec) -> Any:
     """A call that makes the same update module by module."""
     net, rows = cfg.actor, cfg.run.batch_per_task
     sac = NaiveSAC(
-        spec.obs_dim, spec.action_dim, spec.num_tasks, layers=net.num_layers, modules=net.num_modules,
+        spec.obs_dim, spec.action_dim, spec.num_tasks, layers=net.num_layers,
+        modules=net.num_modules,
         width=net.module_width, embedding=net.embedding_width, gating=net.gating_width,
     )  # fmt: skip
     batch = Batch(*(torch.randn(spec.num_tasks * rows, width) for width in (39, 4, 1, 39)))
     task = torch.eye(spec.num_tasks).repeat_interleave(rows, 0)
-    return lambda: sac.update(batch.obs, batch.action, batch.reward.squeeze(-1), batch.next_obs, task)
+    return lambda: sac.update(
+        batch.obs, batch.action, batch.reward.squeeze(-1), batch.next_obs, task
+    )
 
 
 def product(operations: int, size: int = 2048) -> float:
-    """The same number of operations in one large fp32 matrix product: updates per second that it would allow."""
+    """The same number of operations in one large fp32 matrix product: updates per second that it
+    would allow.
+    """
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
     return per_second(lambda: torch.mm(a, b, out=out)) * 2 * size**3 / operations

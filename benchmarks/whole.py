@@ -24,7 +24,10 @@ NEVER = 1_000_000_000
 
 def rates(experiment: str, steps_per_task: int, turns: int) -> list[Figure]:
     """Env steps per second of a run, of the same run without updates, and of its updates alone."""
-    idle = ["run.warmup_per_task=90000", "run.replay_per_task=100000"]  # a warm-up that does not end
+    idle = [
+        "run.warmup_per_task=90000",
+        "run.replay_per_task=100000",
+    ]  # a warm-up that does not end
     rates: dict[str, Rate] = {
         RUN: partial(run_rate, experiment, steps_per_task),
         COLLECT: partial(run_rate, experiment, 4 * steps_per_task, *idle),
@@ -39,7 +42,9 @@ def run_rate(experiment: str, steps_per_task: int, *more: str) -> float:
         tasks = train(folder, experiment, steps_per_task, *more)
         (journal,) = Path(folder).glob("runs/*/*/journal.jsonl")
         lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    reports = [line["values"] for line in lines if "time/env_steps_per_second" in line.get("values", {})]
+    reports = [
+        line["values"] for line in lines if "time/env_steps_per_second" in line.get("values", {})
+    ]
     told = [values["time/env_steps_per_second"] for values in reports[2:]]
     assert told, f"{experiment}: {len(reports)} reports of {tasks} tasks"
     return len(told) / sum(1.0 / rate for rate in told)
@@ -50,15 +55,23 @@ def train(folder: str, experiment: str, steps_per_task: int, *more: str) -> int:
 
     tasks = len(compose([f"experiment={experiment}"]).env.tasks)
     every = max(1, steps_per_task * tasks // 12)
-    quiet = [f"run.eval_every={NEVER}", f"run.save_every={NEVER}", "run.final_eval_goals=1", "tracking=journal"]
-    line = [f"experiment={experiment}", f"run.steps_per_task={steps_per_task}", "run.warmup_per_task=100",
+    quiet = [
+        f"run.eval_every={NEVER}",
+        f"run.save_every={NEVER}",
+        "run.final_eval_goals=1",
+        "tracking=journal",
+    ]
+    line = [f"experiment={experiment}", f"run.steps_per_task={steps_per_task}",
+            "run.warmup_per_task=100",
             f"run.log_every={every}", "run.max_minutes=null", *quiet, *more]  # fmt: skip
     command([sys.executable, "-m", "softmod.train", *line], folder)
     return tasks
 
 
 def learning_rate(experiment: str) -> float:
-    """Env steps per second that the updates alone would allow, in a process of its own, with training's threads."""
+    """Env steps per second that the updates alone would allow, in a process of its own, with
+    training's threads.
+    """
     code = f"from benchmarks.updates import learning_rate; print(learning_rate({experiment!r}))"
     return float(command([sys.executable, "-c", code], os.getcwd()).splitlines()[-1])
 
@@ -66,13 +79,15 @@ def learning_rate(experiment: str) -> float:
 def command(line: list[str], folder: str) -> str:
     """Run to the end; its standard output."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(line)}: exit code {done.returncode}\n{done.stderr}")
     return done.stdout
 
 
-# --- start-up and memory ----------------------------------------------------------------------------------------------
+# --- start-up and memory --------------------------------------------------------------------------
 
 
 def startup(experiment: str) -> float:
@@ -96,17 +111,32 @@ def peak_memory(experiment: str, seconds: float, *more: str) -> float:
     with started(experiment, "tracking=journal", f"run.eval_every={NEVER}", *more) as (process, _):
         most, end = 0.0, time.perf_counter() + seconds
         while time.perf_counter() < end and process.poll() is None:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            family = [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
             most = max(most, sum(member.memory_full_info().pss for member in family) / 2**30)
             time.sleep(0.5)
         return most
 
 
 def busy(experiment: str, seconds: float) -> float:
-    """Measure the share of all cores' time that a run's processes use once updates are under way."""
-    quiet = [f"run.eval_every={NEVER}", f"run.save_every={NEVER}", "run.log_every=1000", "run.warmup_per_task=100"]
-    with started(experiment, "tracking=journal", "run.max_minutes=null", *quiet) as (process, folder):
-        while sum(text.count("time/env_steps_per_second") for text in journals(folder)) < 4:  # updates are captured
+    """Measure the share of all cores' time that a run's processes use once updates are
+    under way.
+    """
+    quiet = [
+        f"run.eval_every={NEVER}",
+        f"run.save_every={NEVER}",
+        "run.log_every=1000",
+        "run.warmup_per_task=100",
+    ]
+    with started(experiment, "tracking=journal", "run.max_minutes=null", *quiet) as (
+        process,
+        folder,
+    ):
+        while (
+            sum(text.count("time/env_steps_per_second") for text in journals(folder)) < 4
+        ):  # updates are captured
             assert process.poll() is None, "the run ended before it was measured"
             time.sleep(0.1)
         began, used = time.perf_counter(), cpu_seconds(process.pid)

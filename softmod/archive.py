@@ -1,4 +1,6 @@
-"""The replay on disk: append-only pieces that a run's checkpoints share, so that each writes only what is new."""
+"""The replay on disk: append-only pieces that a run's checkpoints share, so that each writes only
+what is new.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ FOLDER = "replay"  # beside `checkpoints` in the run's folder
 
 
 class Archive:
-    """The pieces of one run. A piece holds the rows from the `first`-th to the `last`-th, and their episodes' entries.
+    """The pieces of one run. A piece holds the rows from the `first`-th to the `last`-th, and their
+    episodes' entries.
 
-    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds. An episode that goes
-    on in the next piece has an entry there too, which is the one that counts.
+    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds.
+    An episode that goes on in the next piece has an entry there too, which is the one that counts.
     """
 
     def __init__(self, run: Path, replay: Replay) -> None:
@@ -42,7 +45,9 @@ class Archive:
         if first < replay.written:
             name = f"{first:012d}-{replay.written:012d}.safetensors"
             self.pieces[name] = self._write(name, first)
-        self.pieces = {name: hashed for name, hashed in self.pieces.items() if span(name)[1] > replay.first_row}
+        self.pieces = {
+            name: hashed for name, hashed in self.pieces.items() if span(name)[1] > replay.first_row
+        }
         return dict(self.pieces)
 
     def restore(self, pieces: Mapping[str, str], written: int) -> None:
@@ -54,7 +59,9 @@ class Archive:
         self.pieces = dict(pieces)
         self.replay.restore(oldest := max(0, written - self.replay.ring), self._since(oldest))
         if self.replay.written != written:
-            raise CheckpointError(f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}")
+            raise CheckpointError(
+                f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}"
+            )
 
     def _since(self, oldest: int) -> Iterator[Piece]:
         """Read and check the pieces, oldest first, without rows older than `oldest`."""
@@ -63,12 +70,18 @@ class Archive:
         for name in sorted(self.pieces):
             first, last = span(name)
             piece = self._read(name)
-            expected = [[tasks, last - first, width], [tasks], [tasks, piece.episodes.shape[1], replay.spec.obs_dim]]
+            expected = [
+                [tasks, last - first, width],
+                [tasks],
+                [tasks, piece.episodes.shape[1], replay.spec.obs_dim],
+            ]
             shapes = [list(part.shape) for part in piece]
             if shapes != expected:
                 raise CheckpointError(f"{self.folder / name}: has {shapes}, not {expected}")
             if first > replay.written:
-                raise CheckpointError(f"{self.folder}: no piece holds the rows from {replay.written} to {first}")
+                raise CheckpointError(
+                    f"{self.folder}: no piece holds the rows from {replay.written} to {first}"
+                )
             yield piece._replace(rows=piece.rows[:, max(0, oldest - first) :])
 
     def prune(self, needed: Iterable[str]) -> None:
@@ -105,7 +118,9 @@ class Archive:
         with reading(self.folder / name):
             parts = load_file(self.folder / name)
         if parts.keys() != set(Piece._fields):
-            raise CheckpointError(f"{self.folder / name}: of another version; go on with that one, or begin anew")
+            raise CheckpointError(
+                f"{self.folder / name}: of another version; go on with that one, or begin anew"
+            )
         return Piece(**parts)
 
 

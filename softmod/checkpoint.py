@@ -1,6 +1,8 @@
-"""A run's state from one instant: a folder of arrays (safetensors), JSON, and a manifest of hashes written last.
+"""A run's state from one instant: a folder of arrays (safetensors), JSON, and a manifest of hashes
+written last.
 
-Written beside its place, flushed to disk, then renamed; what is older goes only after that. No pickle anywhere.
+Written beside its place, flushed to disk, then renamed; what is older goes only after that. No
+pickle anywhere.
 """
 
 from __future__ import annotations
@@ -34,10 +36,14 @@ Arrays = dict[str, Tensor]
 NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared: Mapping[str, str] = NONE) -> Path:
-    """Write a checkpoint: a `<group>.safetensors` for each group of arrays, `facts.json`, `manifest.json`.
+def save(
+    folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared: Mapping[str, str] = NONE
+) -> Path:
+    """Write a checkpoint: a `<group>.safetensors` for each group of arrays, `facts.json`,
+    `manifest.json`.
 
-    `shared` are files of the run that it needs too, with their hashes; their paths are relative to the run's folder.
+    `shared` are files of the run that it needs too, with their hashes; their paths are relative to
+    the run's folder.
 
     Raises:
         SaveError: the disk refused; whatever was at `folder` is untouched.
@@ -45,7 +51,9 @@ def save(folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared:
     beside = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        beside.parent.mkdir(exist_ok=True)  # in a run's folder, which is not made again where somebody removed it
+        beside.parent.mkdir(
+            exist_ok=True
+        )  # in a run's folder, which is not made again where somebody removed it
         beside.mkdir()
         for name, arrays in groups.items():
             save_file(
@@ -77,7 +85,9 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = _json(folder / "manifest.json")
     with reading(folder / "manifest.json"):
         if manifest["format"] not in READABLE:
-            raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{folder}: format {manifest['format']}, this version reads {FORMAT}"
+            )
         for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)
         for name, hashed in manifest["shared"].items():
@@ -89,7 +99,9 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def shared(folder: Path) -> dict[str, str]:
-    """The run's files that a checkpoint shares with others, and their hashes; none if its manifest is unreadable."""
+    """The run's files that a checkpoint shares with others, and their hashes; none if its manifest
+    is unreadable.
+    """
     try:
         with reading(folder):
             return dict(_json(folder / "manifest.json")["shared"])
@@ -103,7 +115,9 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
     path = root / name
     links = path.is_symlink() or (depth > 1 and path.parent.is_symlink())
     if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}) or links:
-        raise CheckpointError(f"{checkpoint}: the manifest names a file outside the checkpoint: {name}")
+        raise CheckpointError(
+            f"{checkpoint}: the manifest names a file outside the checkpoint: {name}"
+        )
     _there(path)
     if digest(path) != hashed:
         raise CheckpointError(f"{path}: its content is not what was saved")
@@ -112,7 +126,9 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
 def _there(path: Path) -> None:
     """Check that a path is a regular file, not a link."""
     if path.is_symlink() or not path.is_file():
-        raise CheckpointError(f"{path}: {'is no plain file' if os.path.lexists(path) else 'is missing'}")
+        raise CheckpointError(
+            f"{path}: {'is no plain file' if os.path.lexists(path) else 'is missing'}"
+        )
 
 
 def _json(path: Path) -> Any:
@@ -128,14 +144,23 @@ def _json(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within this, what a file or a checkpoint lacks, or has in another form than a run saves it, is told as such.
+    """Within this, what a file or a checkpoint lacks, or has in another form than a run saves it,
+    is told as such.
 
     Raises:
         CheckpointError: instead of what Python and its libraries say.
     """
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(f"{path}: not what a run saves ({one_line(error)})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: unreadable ({one_line(error)})") from error
@@ -176,13 +201,17 @@ def all_in(run: Path) -> list[Path]:
 
     One that was being replaced when its run was killed lies aside, and counts.
     """
-    aside = {path.name[1 : -len(ASIDE)]: path for path in (run / "checkpoints").glob(f".step_*{ASIDE}")}
+    aside = {
+        path.name[1 : -len(ASIDE)]: path for path in (run / "checkpoints").glob(f".step_*{ASIDE}")
+    }
     whole = {path.name: path for path in (run / "checkpoints").glob("step_*")}
     return [path for _, path in sorted((aside | whole).items())]
 
 
 def versions(run: Path) -> dict[Path, str]:
-    """The whole checkpoints of a run's folder, each with a hash that a new one in its place would change."""
+    """The whole checkpoints of a run's folder, each with a hash that a new one in its place would
+    change.
+    """
     found = {}
     for path in all_in(run):
         with suppress(OSError):  # whoever trains may be replacing it
@@ -205,12 +234,16 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             logger.warning("damaged checkpoint passed over: %s: %s", folder.name, error)
     if candidates:
-        raise CheckpointError(f"{run / 'checkpoints'}: none of {len(candidates)} checkpoints is valid")
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: none of {len(candidates)} checkpoints is valid"
+        )
     return None
 
 
 def prune(run: Path, saved: Path) -> None:
-    """Keep the one that was just saved, and those before it; what is newer was found damaged when the run went on."""
+    """Keep the one that was just saved, and those before it; what is newer was found damaged when
+    the run went on.
+    """
     older = [folder for folder in all_in(run) if folder.name <= saved.name]
     for folder in set(all_in(run)) - set(older[-KEPT:]):
         shutil.rmtree(folder, ignore_errors=True)
@@ -238,11 +271,14 @@ def restore_arrays(live: Arrays, saved: Arrays, what: str) -> None:
     """
     if live.keys() != saved.keys():
         odd = sorted(live.keys() ^ saved.keys())[0]
-        raise CheckpointError(f"the checkpoint's {what} is of another form: {odd} is only on one side")
+        raise CheckpointError(
+            f"the checkpoint's {what} is of another form: {odd} is only on one side"
+        )
     for name, tensor in live.items():
         if tensor.shape != saved[name].shape:
             raise CheckpointError(
-                f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not {list(tensor.shape)}"
+                f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not"
+                f" {list(tensor.shape)}"
             )
     for name, tensor in live.items():
         tensor.copy_(saved[name])

@@ -1,4 +1,6 @@
-"""One clock: environment steps over all tasks, the x-axis of every metric and the unit of every cadence."""
+"""One clock: environment steps over all tasks, the x-axis of every metric and the unit of every
+cadence.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Clock:
         self.success = [*self.success, success][-ENOUGH:]
 
     def solved(self, success: float | None) -> bool:
-        """Return whether the last two evaluations both reached this mean success rate; None is never reached."""
+        """Return whether the last two evaluations both reached this mean success rate; None is
+        never reached.
+        """
         return success is not None and len(self.success) == ENOUGH and min(self.success) >= success
 
     def facts(self) -> dict[str, Any]:
@@ -68,7 +72,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many updates a round makes: `ratio` per step of every task once the warm-up is in the replay.
+    """How many updates a round makes: `ratio` per step of every task once the warm-up is in the
+    replay.
 
     Fractions add up: after n steps per task beyond the warm-up, `floor(ratio n)` updates were made.
     """

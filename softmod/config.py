@@ -44,7 +44,8 @@ GROUPS = (
 NOT_RESULTS = {
     "": ("seed", "seeds", "name", "allow", "tracking", "published_task_weights"),
     "env": ("fast",),
-    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every", "eval_goals",
+    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every",
+            "eval_goals",
             "final_eval_goals", "save_every", "log_every"),
     "workers": ("processes", "timeout"),
     "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic"),
@@ -88,8 +89,14 @@ def parse(overrides: list[str]) -> list[Override]:
     renamed.check(parsed)
     for override in parsed:
         text = str(override.input_line)
-        if override.type is not None and override.type.name != "CHANGE" and not text.lstrip("+~").startswith("hydra"):
-            raise ConfigError(f"{text}: keys are changed by key=value, none can be added or deleted")
+        if (
+            override.type is not None
+            and override.type.name != "CHANGE"
+            and not text.lstrip("+~").startswith("hydra")
+        ):
+            raise ConfigError(
+                f"{text}: keys are changed by key=value, none can be added or deleted"
+            )
         group = override.key_or_group
         if group in GROUPS and not override.is_sweep_override() and override.value() is None:
             raise ConfigError(f"{text}: {group} needs an option; it has {listed(options(group))}")
@@ -105,7 +112,9 @@ def read(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise ConfigError(f"{text}: not of the form key=value ({str(error).splitlines()[0]})") from error
+        raise ConfigError(
+            f"{text}: not of the form key=value ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def compose(
@@ -126,7 +135,9 @@ def compose(
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, overrides, name)) from error
     except (YAMLError, RecursionError, OSError) as error:
-        raise ConfigError(f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]) from error
+        raise ConfigError(
+            f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]
+        ) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -166,11 +177,21 @@ def explain(error: BaseException, overrides: list[str], name: str = "train") -> 
         others = [other for other in overrides if other != override]
         if found := explain_override(override, others, f"{error}\n", about, text, name):
             return found
-    return (f"{about}: {text}" if about and about not in text else text) + renamed.hint(f"{error}\n")
+    return (f"{about}: {text}" if about and about not in text else text) + renamed.hint(
+        f"{error}\n"
+    )
 
 
-WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "Boolean": "true or false"}
-MOUNTED = {"network": ("network@actor", "network@critic"), "optimizer": ("optimizer@optimizer.actor",)}
+WANTED = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "bool": "true or false",
+    "Boolean": "true or false",
+}
+MOUNTED = {
+    "network": ("network@actor", "network@critic"),
+    "optimizer": ("optimizer@optimizer.actor",),
+}
 
 
 def plainly(text: str) -> str:
@@ -194,10 +215,19 @@ def explain_override(
     missing = re.escape(f"{group}/{value.strip('[]')}")
     if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
         names = options(group)
-        return f"{override}: {group} has no option {value}; it has {listed(names, value)}{near(value, names)}"
-    unknown = ("is not in struct" in text or "not in '" in text) and not text.startswith("In '")  # a file
-    if f"Could not override '{key}'" in message or (unknown and (about == "" or key.startswith(about))):
-        return f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
+        return (
+            f"{override}: {group} has no option {value}; it has"
+            f" {listed(names, value)}{near(value, names)}"
+        )
+    unknown = ("is not in struct" in text or "not in '" in text) and not text.startswith(
+        "In '"
+    )  # a file
+    if f"Could not override '{key}'" in message or (
+        unknown and (about == "" or key.startswith(about))
+    ):
+        return (
+            f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
+        )
     if about == key:
         return f"{override}: {text}"
     return None
@@ -220,12 +250,18 @@ def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
     names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
     if close := near(name, names):
         return close.replace("did you mean ", f"did you mean {parent}.")
-    return f"; {parent} has {', '.join(n for n in names if n != '_target_')}" if names else near(key, known)
+    return (
+        f"; {parent} has {', '.join(n for n in names if n != '_target_')}"
+        if names
+        else near(key, known)
+    )
 
 
 def keys_of_groups(overrides: list[str], config_name: str) -> tuple[str, ...]:
     """The keys that there are by the groups among the overrides, as far as these are valid."""
-    chosen = tuple(override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS)
+    chosen = tuple(
+        override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS
+    )
     try:
         return keys(chosen, config_name)
     except ConfigError:
@@ -266,7 +302,9 @@ def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
 
 
 def identity(cfg: schema.TrainConfig) -> str:
-    """A hash of everything that changes results, except the seed: two runs with one identity can be compared."""
+    """A hash of everything that changes results, except the seed: two runs with one identity can be
+    compared.
+    """
     return hashlib.sha256(json.dumps(of_results(cfg), sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -1,6 +1,8 @@
-"""What the cores at hand do: how many step environments, how many threads update. Measured once, then remembered.
+"""What the cores at hand do: how many step environments, how many threads update. Measured once,
+then remembered.
 
-Equal states need equal numbers, so a resumed run keeps its own, and a repeated one finds the same choice in the cache.
+Equal states need equal numbers, so a resumed run keeps its own, and a repeated one finds the same
+choice in the cache.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class Round:
-    """State the work of a round: updates, environment steps, and how many environments processes can share.
+    """State the work of a round: updates, environment steps, and how many environments processes
+    can share.
 
     `evaluated` are the steps of evaluations that come to a round, in which nothing is learned.
     """
@@ -61,9 +64,16 @@ def thread_counts(cores: int = 0) -> list[int]:
 
 
 def best(
-    costs: Costs, wanted: Round, processes: int | None = None, threads: int | None = None, cores: int = 0
+    costs: Costs,
+    wanted: Round,
+    processes: int | None = None,
+    threads: int | None = None,
+    cores: int = 0,
 ) -> Chosen:
-    """The choice with the shortest round; what is given stays as it is. Of equals the one with fewer of both."""
+    """The choice with the shortest round; what is given stays as it is.
+
+    Of equals the one with fewer of both.
+    """
     cores = cores or available()
     most = max(1, min(cores, wanted.environments))
     choices = [
@@ -72,17 +82,24 @@ def best(
         for t in ([threads] if threads else [count for count in costs.update if count <= cores])
     ]
     return min(
-        choices, key=lambda choice: (round(seconds(costs, wanted, choice, cores), 6), choice.threads, choice.processes)
+        choices,
+        key=lambda choice: (
+            round(seconds(costs, wanted, choice, cores), 6),
+            choice.threads,
+            choice.processes,
+        ),
     )
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     """Estimate the seconds of a round: its longer half, and more where processes outnumber cores.
 
-    Learner and workers then share the cores fairly until the shorter half is done, which slows the learner down.
+    Learner and workers then share the cores fairly until the shorter half is done, which slows the
+    learner down.
 
-    Several threads of an update wait for one another at every operation. While one of them shares its core with a
-    worker, all of them are as slow as that one: both halves run at a share of their speed until the shorter is done.
+    Several threads of an update wait for one another at every operation. While one of them shares
+    its core with a worker, all of them are as slow as that one: both halves run at a share of their
+    speed until the shorter is done.
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:
@@ -97,14 +114,21 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     return max(learn, collect) + (on_a_core - 1) * min(learn, collect) + evaluate
 
 
-# --- remembering ------------------------------------------------------------------------------------------------------
+# --- remembering ----------------------------------------------------------------------------------
 
 
 def remembered(
-    folder: Path, question: Mapping[str, Any], measure: Callable[[], Costs], choose: Callable[[Costs], Chosen]
+    folder: Path,
+    question: Mapping[str, Any],
+    measure: Callable[[], Costs],
+    choose: Callable[[Costs], Chosen],
 ) -> Chosen:
     """The choice for this question on this machine; measured where it was never asked before."""
-    about = {"rule": RULE, "machine": [platform.node(), platform.machine(), processor(), available()], **question}
+    about = {
+        "rule": RULE,
+        "machine": [platform.node(), platform.machine(), processor(), available()],
+        **question,
+    }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"cores-{key}.json"
     try:
@@ -117,12 +141,18 @@ def remembered(
         beside.write_text(json.dumps(asdict(chosen)))
         beside.replace(path)
     except OSError as error:
-        log.warning("what was measured cannot be kept in %s (%s): it is measured again next time", folder, error)
+        log.warning(
+            "what was measured cannot be kept in %s (%s): it is measured again next time",
+            folder,
+            error,
+        )
     return chosen
 
 
 def timed(work: Callable[[], object], least: float = 0.5) -> float:
-    """Return the seconds of a call, the median of several: the best one flatters threads that wait for one another."""
+    """Return the seconds of a call, the median of several: the best one flatters threads that wait
+    for one another.
+    """
     work()
     times: list[float] = []
     began = time.perf_counter()

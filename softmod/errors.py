@@ -55,11 +55,13 @@ class UpdateError(NumericalError):
     """Updates stayed non-finite: there is one to be looked at."""
 
 
-# --- the nearest valid name -------------------------------------------------------------------------------------------
+# --- the nearest valid name -----------------------------------------------------------------------
 
 
 def listed(names: list[str], word: str = "") -> str:
-    """Names in a line: all of them, or of many those that are most like `word`, and how many more there are."""
+    """Names in a line: all of them, or of many those that are most like `word`, and how many more
+    there are.
+    """
     if len(names) <= LISTED:
         return ", ".join(names)
     close = difflib.get_close_matches(word, names, LISTED, 0.0)

@@ -1,4 +1,6 @@
-"""`python -m softmod.evaluate checkpoint=...`: the success rates of a checkpoint, as a table and JSON; videos."""
+"""`python -m softmod.evaluate checkpoint=...`: the success rates of a checkpoint, as a table and
+JSON; videos.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
   processes=null       worker processes; null: as many as the run had
   video=false          an mp4 per task and a GIF of all tasks, beside the table
   video_episodes=1     episodes in each of them
-  output=null          a folder for evaluation.json and videos; null: `evaluation` beside the checkpoints
+  output=null          the folder of evaluation.json and videos; null: beside the checkpoints
   allow=[]             packages of your own that the checkpoint's tasks and networks come from"""
 
 

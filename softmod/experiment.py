@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 def run_experiment(
     cfg: TrainConfig, resolved: dict[str, Any], overrides: list[str], sweep: dict[str, str] | None
 ) -> list[TaskScore]:
-    """Train as configured, or go on where the run stopped, or say that it is finished; the final scores.
+    """Train as configured, or go on where the run stopped, or say that it is finished; the final
+    scores.
 
     Args:
         cfg: the validated configuration; `resolved` is the same as plain values, kept with the run.
@@ -68,7 +69,8 @@ def run_experiment(
         sweep: id and name of the sweep that this run belongs to.
 
     Raises:
-        ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see docs/exit_codes.md.
+        ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see
+            docs/exit_codes.md.
     """
     return alone(one_run(cfg, resolved, overrides, sweep))
 
@@ -80,9 +82,11 @@ def run_seeds(
     sweep: dict[str, str] | None,
     failed: Callable[[int, Exception], None],
 ) -> dict[int, list[TaskScore]]:
-    """Train with each of `cfg.seeds`, side by side; the final scores of those that came to their end.
+    """Train with each of `cfg.seeds`, side by side; the final scores of those that came to their
+    end.
 
-    Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed` is given the seed
+    Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed`
+        is given the seed
     and the error of one that fails, which ends no other.
     """
     seeds = cfg.seeds or []
@@ -112,24 +116,39 @@ def one_run(
     sweep: dict[str, str] | None,
     board: Board | None = None,
 ) -> Run[list[TaskScore]]:
-    """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one of several."""
+    """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one
+    of several.
+    """
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
         env_steps, scores = result
         news = settle(folder, env_steps)
-        if cfg.tracking.mlflow and (news or not belongs(folder, cfg.tracking, sweep)):  # one of this sweep's runs too
+        if cfg.tracking.mlflow and (
+            news or not belongs(folder, cfg.tracking, sweep)
+        ):  # one of this sweep's runs too
             about = about_run(cfg, overrides, sweep)
-            drain(start_uploader(folder, cfg.tracking, about), cfg.tracking.drain_seconds, folder, cfg, sweep)
+            drain(
+                start_uploader(folder, cfg.tracking, about),
+                cfg.tracking.drain_seconds,
+                folder,
+                cfg,
+                sweep,
+            )
         print_table(scores, f"{folder}: finished already, {env_steps:,} env steps; nothing to do")
         return scores
     check_device(cfg)
     parts = assemble(cfg)
-    there, found = checkpoint.versions(folder), resume_point(cfg, folder)  # what is wrong shows before a write
+    there, found = (
+        checkpoint.versions(folder),
+        resume_point(cfg, folder),
+    )  # what is wrong shows before a write
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
-        if checkpoint.versions(folder) != there:  # another process went on with the run, and is gone now
+        if (
+            checkpoint.versions(folder) != there
+        ):  # another process went on with the run, and is gone now
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
@@ -147,7 +166,13 @@ def one_run(
             journal.status(status)
             if uploader is not None:
                 seconds = cfg.tracking.drain_seconds
-                drain(uploader, min(LAST_WORDS, seconds) if status == "KILLED" else seconds, folder, cfg, sweep)
+                drain(
+                    uploader,
+                    min(LAST_WORDS, seconds) if status == "KILLED" else seconds,
+                    folder,
+                    cfg,
+                    sweep,
+                )
     return scores
 
 
@@ -172,15 +197,25 @@ def _train(
     with ExitStack() as stack:
         signals.leave_if_told()
         plan = make_plan(cfg, suite, actor)
-        workers = stack.enter_context(Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout))
+        workers = stack.enter_context(
+            Workers(plan, chosen.processes, cfg.workers.copies, cfg.workers.timeout)
+        )
         signals.leave_if_told()
         agent, optimizers = make_agent(cfg, spec, actor, critic, fabric, use_kernels)
         replay = Replay(spec, cfg.run.replay_per_task, fabric.device, cfg.workers.copies)
         clock = Clock()
         schedule = Schedule(
-            spec, cfg.run.warmup_per_task, cfg.run.update_ratio, cfg.run.round_steps * cfg.workers.copies
+            spec,
+            cfg.run.warmup_per_task,
+            cfg.run.update_ratio,
+            cfg.run.round_steps * cfg.workers.copies,
         )
-        about = {"config": resolved, "spec": spec.__dict__, "identity": identity(cfg), "seed": cfg.seed} | {
+        about = {
+            "config": resolved,
+            "spec": spec.__dict__,
+            "identity": identity(cfg),
+            "seed": cfg.seed,
+        } | {
             "processes": chosen.processes,
             "threads": chosen.threads,
             "precision": wanted,
@@ -191,16 +226,27 @@ def _train(
             with checkpoint.reading(found[0]):
                 saver.restore(*found, clock)
         progress = stack.enter_context(
-            Progress(cfg.run.steps_per_task * spec.num_tasks, cfg.run.max_minutes, board=board, name=f"seed {cfg.seed}")
+            Progress(
+                cfg.run.steps_per_task * spec.num_tasks,
+                cfg.run.max_minutes,
+                board=board,
+                name=f"seed {cfg.seed}",
+            )
         )
         progress.say(introduce(cfg, folder, chosen, wanted, fabric, agent, clock))
         for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
             progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
         if board is not None and before.get("threads", 1) != 1:
-            progress.say("warning: this run used several threads and goes on with one: results differ by rounding")
+            progress.say(
+                "warning: this run used several threads and goes on with one: results differ by"
+                " rounding"
+            )
         if before.get("fused") and before["fused"] != (kernels.key() if use_kernels else None):
             how = "other fused kernels" if use_kernels else "none"
-            progress.say(f"warning: this run used fused kernels and goes on with {how}: results differ by rounding")
+            progress.say(
+                f"warning: this run used fused kernels and goes on with {how}: results differ by"
+                " rounding"
+            )
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         if found and "log" in found[1]:
             with checkpoint.reading(found[0]):
@@ -212,12 +258,14 @@ def _train(
 
             place = bundle(folder / "faults", agent, optimizers, about)
             allow = "".join(f" --allow {package}" for package in cfg.allow)
-            raise UpdateError(f"{error}; python -m softmod.replay_fault {place}{allow} repeats it") from error
+            raise UpdateError(
+                f"{error}; python -m softmod.replay_fault {place}{allow} repeats it"
+            ) from error
     conclude(cfg, folder, journal, clock, scores)
     return scores
 
 
-# --- where a run lives ------------------------------------------------------------------------------------------------
+# --- where a run lives ----------------------------------------------------------------------------
 
 
 def place(cfg: TrainConfig) -> Path:
@@ -244,13 +292,18 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
             result = json.loads(path.read_text())
             env_steps, seconds = int(result["env_steps"]), float(result["seconds"])
             reached = result["stopped_at"]
-            scores = [TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"]) for s in result["scores"]]
+            scores = [
+                TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"])
+                for s in result["scores"]
+            ]
     except CheckpointError as error:
         logger.warning("%s; the run goes on from its last checkpoint", error)
         return None
     enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
     out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
-    solved = cfg.run.stop_at is not None and reached is not None and float(reached) >= cfg.run.stop_at
+    solved = (
+        cfg.run.stop_at is not None and reached is not None and float(reached) >= cfg.run.stop_at
+    )
     return (env_steps, scores) if enough or out_of_time or solved else None
 
 
@@ -262,7 +315,9 @@ def settle(folder: Path, env_steps: int) -> bool:
         if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
             return False
         journal = tracking.Journal(folder)
-    except ConfigError:  # without a journal, or where nothing can be written, there is a result all the same
+    except (
+        ConfigError
+    ):  # without a journal, or where nothing can be written, there is a result all the same
         return False
     journal.status("FINISHED")
     journal.close()
@@ -279,28 +334,53 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
     found = checkpoint.newest(folder)
     if found is None and cfg.run.resume == "must":
         if nearest := nearest_run(folder, flat(of_results(cfg)) | {"seed": cfg.seed}):
-            raise ConfigError(f"{nearest}; run.resume=must goes on only with an equal configuration")
+            raise ConfigError(
+                f"{nearest}; run.resume=must goes on only with an equal configuration"
+            )
         raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
     if found and found[1].get("identity") != identity(cfg):
-        raise CheckpointError(f"{found[0]}: belongs to another configuration ({found[1].get('identity')})")
+        raise CheckpointError(
+            f"{found[0]}: belongs to another configuration ({found[1].get('identity')})"
+        )
     kept = [found[1].get(name) for name in ("processes", "threads")] if found else []
     if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
-        raise CheckpointError(f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}")
+        raise CheckpointError(
+            f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}"
+        )
     return found
 
 
-# --- what a run tells -------------------------------------------------------------------------------------------------
+# --- what a run tells -----------------------------------------------------------------------------
 
 
-def about_run(cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None) -> dict[str, Any]:
+def about_run(
+    cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None
+) -> dict[str, Any]:
     """Collect what MLflow needs to file the run."""
-    skipped = ("seed=", "experiment=", "model=", "name=", "env=", "run=", "tracking", "run.folder", "sweep=", "hydra.")
+    skipped = (
+        "seed=",
+        "experiment=",
+        "model=",
+        "name=",
+        "env=",
+        "run=",
+        "tracking",
+        "run.folder",
+        "sweep=",
+        "hydra.",
+    )
     own = [override for override in overrides if not override.startswith(skipped)]
     name = " ".join([cfg.name, f"seed={cfg.seed}", *own])
-    return {"experiment": cfg.tracking.experiment or cfg.env.name, "run_name": name[:250], "sweep": sweep}
+    return {
+        "experiment": cfg.tracking.experiment or cfg.env.name,
+        "run_name": name[:250],
+        "sweep": sweep,
+    }
 
 
-def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, Any], folder: Path) -> None:
+def tell_about(
+    journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, Any], folder: Path
+) -> None:
     """The configuration and where it runs, into the journal and the folder."""
     with checkpoint.writing(folder / "config.yaml"):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
@@ -310,37 +390,69 @@ def tell_about(journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, 
     journal.artifact(folder / "config.yaml")
 
 
-def drain(uploader: Uploader, seconds: float, folder: Path, cfg: TrainConfig, sweep: Mapping[str, str] | None) -> None:
-    """Let the rest be uploaded, and say what to do where it could not be, also when Ctrl-C ends the waiting."""
+def drain(
+    uploader: Uploader,
+    seconds: float,
+    folder: Path,
+    cfg: TrainConfig,
+    sweep: Mapping[str, str] | None,
+) -> None:
+    """Let the rest be uploaded, and say what to do where it could not be, also when Ctrl-C ends the
+    waiting.
+    """
     try:
         if uploader.close(seconds):
             remember(folder, cfg.tracking, sweep)
     finally:
         if not uploader.complete:
-            Progress(0).say(f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}")
+            Progress(0).say(
+                f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}"
+            )
 
 
-def where_it_runs(chosen: Chosen, wanted: str, use_kernels: bool, fabric: L.Fabric) -> dict[str, str]:
+def where_it_runs(
+    chosen: Chosen, wanted: str, use_kernels: bool, fabric: L.Fabric
+) -> dict[str, str]:
     """Return the tags of the machine and of what was chosen for it."""
-    accelerator = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
-    choice = {"machine.worker_processes": str(chosen.processes), "machine.threads": str(chosen.threads)}
+    accelerator = (
+        torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "none"
+    )
+    choice = {
+        "machine.worker_processes": str(chosen.processes),
+        "machine.threads": str(chosen.threads),
+    }
     choice |= {"machine.precision": wanted, "machine.kernels": "fused" if use_kernels else "none"}
     return machine.hardware_tags(accelerator) | choice
 
 
 def introduce(
-    cfg: TrainConfig, folder: Path, chosen: Chosen, wanted: str, fabric: L.Fabric, agent: MTSAC, clock: Clock
+    cfg: TrainConfig,
+    folder: Path,
+    chosen: Chosen,
+    wanted: str,
+    fabric: L.Fabric,
+    agent: MTSAC,
+    clock: Clock,
 ) -> str:
     where = f"{chosen.processes} worker processes" if chosen.processes else "workers inline"
-    size = f"actor {agent.actor.num_parameters():,} parameters, critics {agent.critic.num_parameters():,}"
-    by = product_library() if fabric.device.type == "cpu" else torch.cuda.get_device_name(fabric.device)
+    size = (
+        f"actor {agent.actor.num_parameters():,} parameters, critics"
+        f" {agent.critic.num_parameters():,}"
+    )
+    by = (
+        product_library()
+        if fabric.device.type == "cpu"
+        else torch.cuda.get_device_name(fabric.device)
+    )
     own = ", fused kernels" if agent.fused else ""
     how = f"{where}, {chosen.threads} threads on {fabric.device} ({by}, {wanted}{own})"
     begin = f"; goes on at {clock.env_steps:,} env steps" if clock.env_steps else ""
     return f"{folder}: {len(cfg.env.tasks)} tasks, {how}, {size}{begin}"
 
 
-def conclude(cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]) -> None:
+def conclude(
+    cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
+) -> None:
     """The result: on the terminal, in the run's folder, as artifacts."""
     from softmod.figures import success_figure
 

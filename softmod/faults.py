@@ -1,4 +1,7 @@
-"""Points at which the tests let a process die. Nothing happens unless SOFTMOD_FAULT names one, as in `point:3`."""
+"""Points at which the tests let a process die.
+
+Nothing happens unless SOFTMOD_FAULT names one, as in `point:3`.
+"""
 
 from __future__ import annotations
 

@@ -42,9 +42,19 @@ def success_figure(journal: HasHistory, path: Path) -> None:
     axes = figure.add_subplot()
     many = len(tasks) > MAX_LEGEND
     for index, name in enumerate(tasks):
-        look = {"color": PALETTE[index % len(PALETTE)], "linestyle": STYLES[index // len(PALETTE) % len(STYLES)]}
+        look = {
+            "color": PALETTE[index % len(PALETTE)],
+            "linestyle": STYLES[index // len(PALETTE) % len(STYLES)],
+        }
         label = f"_{name}" if many else name.removeprefix(prefix)
-        _line(axes, journal.history(name), label, linewidth=0.6 if many else 1.2, alpha=0.5 if many else 0.9, **look)
+        _line(
+            axes,
+            journal.history(name),
+            label,
+            linewidth=0.6 if many else 1.2,
+            alpha=0.5 if many else 0.9,
+            **look,
+        )
     mean = f"mean of {len(tasks)} tasks" if many else "mean"
     _line(axes, journal.history(SUCCESS_MEAN), mean, color="black", linewidth=2.8, zorder=5)
     _frame(axes)
@@ -56,20 +66,28 @@ def success_figure(journal: HasHistory, path: Path) -> None:
 
 
 def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> Image:
-    """Draw each task's routing probabilities at a step as colours, a panel per layer: `[height, width, 3]`."""
-    figure = Figure(figsize=(2.2 + 1.9 * len(layers), 1.6 + 0.24 * len(tasks)), dpi=110, layout="constrained")
+    """Draw each task's routing probabilities at a step as colours, a panel per layer: `[height,
+    width, 3]`.
+    """
+    figure = Figure(
+        figsize=(2.2 + 1.9 * len(layers), 1.6 + 0.24 * len(tasks)), dpi=110, layout="constrained"
+    )
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
     for number, (axes, layer) in enumerate(zip(panels, layers, strict=True), 1):
         values = np.asarray(layer)
         _, targets, sources = values.shape
-        shown = axes.imshow(values.reshape(len(tasks), -1), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        shown = axes.imshow(
+            values.reshape(len(tasks), -1), vmin=0, vmax=1, cmap="viridis", aspect="auto"
+        )
         for target in range(1, targets):
             axes.axvline(target * sources - 0.5, color="white", linewidth=2)
         axes.set_xticks([])
         axes.set_xlabel(f"{targets} x {sources}")
         axes.set_title(f"layer {number}", fontsize=9)
-    panels[0].set_yticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks], fontsize=8)
+    panels[0].set_yticks(
+        range(len(tasks)), [task.removesuffix("-v3") for task in tasks], fontsize=8
+    )
     figure.colorbar(shown, ax=panels, label="probability")
     figure.suptitle(f"routing at {step:,} env steps: task by (target, source)", fontsize=9)
     canvas.draw()

@@ -25,17 +25,28 @@ TOLERATED = 10  # updates in a row that may be skipped because they are not fini
 
 
 class Log:
-    """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device only then.
+    """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device
+    only then.
 
-    Between two writes: losses are those of the last update, returns are means over the episodes that ended, success
+    Between two writes: losses are those of the last update, returns are means over the episodes
+        that ended, success
     rates of training are over each task's last episodes, rates
     count the time spent in rounds, waits are shares of that time.
     """
 
     def __init__(
-        self, journal: tracking.Journal, spec: EnvSpec, progress: Progress, system_metrics: bool = True
+        self,
+        journal: tracking.Journal,
+        spec: EnvSpec,
+        progress: Progress,
+        system_metrics: bool = True,
     ) -> None:
-        self.journal, self.spec, self.progress, self.system_metrics = journal, spec, progress, system_metrics
+        self.journal, self.spec, self.progress, self.system_metrics = (
+            journal,
+            spec,
+            progress,
+            system_metrics,
+        )
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
         self.successes: dict[int, deque[bool]] = defaultdict(partial(deque, maxlen=RECENT))
@@ -55,7 +66,9 @@ class Log:
         yield
         self.waited["workers"] += time.monotonic() - start
 
-    def round(self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int) -> None:
+    def round(
+        self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int
+    ) -> None:
         """A round is over."""
         self.metrics |= metrics
         for episode in rollout.episodes:
@@ -86,15 +99,21 @@ class Log:
         self._clear()
         check_numbers(values)
 
-    def evaluation(self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()) -> None:
-        """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the scores."""
+    def evaluation(
+        self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()
+    ) -> None:
+        """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the
+        scores.
+        """
         values = {tracking.success_rate(score.task): score.success_rate for score in scores}
         values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
         values[tracking.SUCCESS_MEAN] = mean_success(scores)
         values[tracking.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         if routes:
-            self.journal.routes(self.spec.tasks, [layer.tolist() for layer in routes], clock.env_steps)
+            self.journal.routes(
+                self.spec.tasks, [layer.tolist() for layer in routes], clock.env_steps
+            )
         self.progress.evaluation(clock, scores)
 
     def evaluated(self, clock: Clock) -> bool:
@@ -116,7 +135,9 @@ class Log:
         self.faults = Counter(state["faults"])
         for task, successes in state["successes"].items():
             self.successes[int(task)].extend(bool(success) for success in successes)
-        self.returns = defaultdict(list, {int(task): list(returns) for task, returns in state["returns"].items()})
+        self.returns = defaultdict(
+            list, {int(task): list(returns) for task, returns in state["returns"].items()}
+        )
 
     def _clear(self) -> None:
         self.steps = self.updates = 0
@@ -152,7 +173,8 @@ class Log:
 def check_numbers(values: dict[str, float]) -> None:
     """
     Raises:
-        UpdateError: the last updates were all skipped, since their losses or gradients were not finite.
+        UpdateError: the last updates were all skipped, since their losses or gradients were not
+            finite.
     """
     skipped = int(values.get("train/skipped_in_a_row", 0))
     if skipped >= TOLERATED:
@@ -166,7 +188,9 @@ def check_physics(faults: Mapping[str, int]) -> None:
     """
     if sum(faults.values()) > TOLERATED_FAULTS:
         counts = ", ".join(f"{task} {count}" for task, count in sorted(faults.items()))
-        raise NumericalError(f"the physics broke in more than {TOLERATED_FAULTS} episodes ({counts})")
+        raise NumericalError(
+            f"the physics broke in more than {TOLERATED_FAULTS} episodes ({counts})"
+        )
 
 
 def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
@@ -175,9 +199,13 @@ def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
     for name, tensor in metrics.items():
         numbers, key = tensor.float().tolist(), name if "/" in name else f"train/{name}"
         if key == "train/routing_entropy":
-            values |= {tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)}
+            values |= {
+                tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)
+            }
         elif isinstance(numbers, list):
-            values |= {f"{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)}
+            values |= {
+                f"{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)
+            }
         else:
             values[key] = numbers
     return values

@@ -33,7 +33,9 @@ class Updates:
 
     def make(self) -> Metrics:
         """Make them; the metrics of the last one."""
-        metrics: Metrics = self.agent.learn(self.replay, self.number, signals.stopping, examine=self.examine)
+        metrics: Metrics = self.agent.learn(
+            self.replay, self.number, signals.stopping, examine=self.examine
+        )
         return metrics
 
 
@@ -47,7 +49,9 @@ def alone(run: Run[Result]) -> Result:
         while True:
             try:
                 metrics = updates.make()
-            except BaseException as error:  # it is the run's: its files and processes are closed by it
+            except (
+                BaseException
+            ) as error:  # it is the run's: its files and processes are closed by it
                 updates = run.throw(error)
             else:
                 updates = run.send(metrics)
@@ -66,11 +70,14 @@ def train(
     log: Log,
     saver: Saver,
 ) -> Run[list[TaskScore]]:
-    """Train until `run.steps_per_task`, `run.max_minutes` or `run.stop_at`; the scores of the last evaluation.
+    """Train until `run.steps_per_task`, `run.max_minutes` or `run.stop_at`; the scores of the last
+    evaluation.
 
-    Who lets the run go makes the updates that it asks for: by themselves (`alone`), or those of several runs at once.
+    Who lets the run go makes the updates that it asks for: by themselves (`alone`), or those of
+        several runs at once.
 
-    Where an evaluation ends the training, one more round comes before the last: no two evaluations at one step.
+    Where an evaluation ends the training, one more round comes before the last: no two evaluations
+        at one step.
 
     Raises:
         StoppedError: a signal asked for it; what was begun and not finished is saved too.
@@ -82,7 +89,9 @@ def train(
     if begun.evaluation:
         evaluation.make(run.eval_goals, Begun(evaluation=True))
 
-    while clock.env_steps < total and (not ended(run, clock) or (log.evaluated(clock) and not begun.over)):
+    while clock.env_steps < total and (
+        not ended(run, clock) or (log.evaluated(clock) and not begun.over)
+    ):
         signals.check()
         log.begin()
 
@@ -123,7 +132,9 @@ def train(
 
     log.write(clock)
     over = Begun(over=True)
-    saver.save(clock, log, workers.state(), over)  # what is told at the end is of weights that are on the disk
+    saver.save(
+        clock, log, workers.state(), over
+    )  # what is told at the end is of weights that are on the disk
     scores = evaluation.make(run.final_eval_goals, over)
     saver.save(clock, log, workers.state(), over)
     return scores
@@ -141,7 +152,9 @@ class Evaluation:
     saver: Saver
 
     def make(self, goals: int, begun: Begun) -> list[TaskScore]:
-        """Evaluate and tell; a run that is stopped meanwhile is saved as it was before, with what was `begun`."""
+        """Evaluate and tell; a run that is stopped meanwhile is saved as it was before, with what
+        was `begun`.
+        """
         try:
             scores = self.workers.evaluate(self.agent.policy(), goals)
         except signals.StoppedError:
@@ -153,6 +166,8 @@ class Evaluation:
 
 
 def ended(run: RunConfig, clock: Clock) -> bool:
-    """Return whether `run.max_minutes` of training are over, or two evaluations running reached `run.stop_at`."""
+    """Return whether `run.max_minutes` of training are over, or two evaluations running reached
+    `run.stop_at`.
+    """
     out_of_time = run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
     return out_of_time or clock.solved(run.stop_at)

@@ -21,15 +21,25 @@ def environment_tags() -> dict[str, str]:
             tags[f"version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    if _git("ls-files", "__init__.py"):  # an installed copy lies in somebody else's repository, or in none
+    if _git(
+        "ls-files", "__init__.py"
+    ):  # an installed copy lies in somebody else's repository, or in none
         tags["softmod.commit"] = _git("rev-parse", "HEAD")
-        tags["softmod.dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["softmod.dirty"] = str(
+            bool(_git("status", "--porcelain", "--untracked-files=no"))
+        ).lower()
     return tags
 
 
 def hardware_tags(accelerator: str) -> dict[str, str]:
-    """The processor, its cores that this process may use, and the accelerator's name ("none" where there is none)."""
-    return {"machine.processor": processor(), "machine.cores": str(available()), "machine.accelerator": accelerator}
+    """The processor, its cores that this process may use, and the accelerator's name ("none" where
+    there is none).
+    """
+    return {
+        "machine.processor": processor(),
+        "machine.cores": str(available()),
+        "machine.accelerator": accelerator,
+    }
 
 
 def available() -> int:
@@ -47,7 +57,9 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: `$SOFTMOD_CACHE`, else softmod's folder in the user's cache folder."""
+    """Return the cache folder: `$SOFTMOD_CACHE`, else softmod's folder in the user's
+    cache folder.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
 
@@ -56,7 +68,9 @@ def _git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=5.0, env=environment)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=5.0, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -66,7 +80,9 @@ _before: dict[int, tuple[float, float]] = {}  # pid: clock and processor seconds
 
 
 def system_metrics(pid: int) -> dict[str, float]:
-    """Processor time (100 is one core) and memory of a process and those below it, and all in use."""
+    """Processor time (100 is one core) and memory of a process and those below it, and
+    all in use.
+    """
     import psutil
 
     clock, seconds, resident = time.monotonic(), 0.0, 0
@@ -75,8 +91,14 @@ def system_metrics(pid: int) -> dict[str, float]:
         for process in [top, *top.children(recursive=True)]:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
-                seconds, resident = seconds + times.user + times.system, resident + process.memory_info().rss
-        values = {"system/memory_gib": resident / 2**30, "system/memory_percent": psutil.virtual_memory().percent}
+                seconds, resident = (
+                    seconds + times.user + times.system,
+                    resident + process.memory_info().rss,
+                )
+        values = {
+            "system/memory_gib": resident / 2**30,
+            "system/memory_percent": psutil.virtual_memory().percent,
+        }
     except psutil.Error:
         return {}
     if pid in _before and clock > _before[pid][0]:

@@ -1,4 +1,5 @@
-"""MLflow's side of tracking: the store, the experiment, a sweep's parent and a run, each found or else made, once.
+"""MLflow's side of tracking: the store, the experiment, a sweep's parent and a run, each found or
+else made, once.
 
 Imports MLflow only where it is talked to: that takes seconds.
 """
@@ -24,8 +25,12 @@ SWEEP_TAG = "softmod.sweep_id"
 ENDED_TAG = "softmod.ended"  # "unexpectedly", where the training process went without a word
 PARENT_TAG = "mlflow.parentRunId"  # the sweep under which the dashboard shows a run: the latest
 MEMBER_TAG = "softmod.sweep."  # with a parent's id behind it: every sweep that a run belongs to
-CHANGED = "softmod.changed."  # with a param behind it: its latest value, where a resumed run has another
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the dashboard opens with runs, not with chat traces
+CHANGED = (  # with a param behind it: its latest value, where a resumed run has another
+    "softmod.changed."
+)
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # the dashboard opens with runs, not with chat traces
 MAX_NAME = 250  # characters of a metric, param or tag
 SQLITE = "sqlite:///"
 ROUTING = "routing"  # the key of images
@@ -42,11 +47,14 @@ def prepare_environment() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def store_uri(uri: str | None) -> str:
-    """Return MLflow's URI: as given, else MLFLOW_TRACKING_URI, else an sqlite file here. Paths become absolute."""
+    """Return MLflow's URI: as given, else MLFLOW_TRACKING_URI, else an sqlite file here.
+
+    Paths become absolute.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     path, (_, mark, query) = database(uri), uri.partition("?")
     return uri if path is None else f"{SQLITE}{path}{mark}{query}"
@@ -54,7 +62,11 @@ def store_uri(uri: str | None) -> str:
 
 def database(uri: str) -> Path | None:
     """The file of an sqlite store."""
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute() if uri.startswith(SQLITE) else None
+    return (
+        Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+        if uri.startswith(SQLITE)
+        else None
+    )
 
 
 def artifact_root(uri: str) -> str | None:
@@ -86,7 +98,9 @@ def connect(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     path = database(uri)
-    if path is not None and not path.exists():  # a kill within the migrations must not leave half a database
+    if (
+        path is not None and not path.exists()
+    ):  # a kill within the migrations must not leave half a database
         fresh = path.with_name(path.name + ".new")
         for left in (fresh, path.with_name(fresh.name + "-journal")):
             left.unlink(missing_ok=True)
@@ -95,7 +109,7 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-# --- what is in it ----------------------------------------------------------------------------------------------------
+# --- what is in it --------------------------------------------------------------------------------
 
 
 def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:
@@ -123,24 +137,32 @@ def ensure_parent(client: MlflowClient, experiment: str, sweep: Mapping[str, str
     """
 
     def make() -> Run:
-        run = client.create_run(experiment, tags={SWEEP_TAG: sweep["id"]}, run_name=sweep["name"][:MAX_NAME])
+        run = client.create_run(
+            experiment, tags={SWEEP_TAG: sweep["id"]}, run_name=sweep["name"][:MAX_NAME]
+        )
         client.set_terminated(run.info.run_id, "FINISHED")
         return run
 
     return _find_or_make(client, experiment, SWEEP_TAG, sweep["id"], make)[0]
 
 
-def ensure_run(client: MlflowClient, experiment: str, identity: str, started: int, name: str) -> tuple[str, bool]:
+def ensure_run(
+    client: MlflowClient, experiment: str, identity: str, started: int, name: str
+) -> tuple[str, bool]:
     """The id of the run that carries this identity, and whether it is new."""
 
     def make() -> Run:
-        return client.create_run(experiment, start_time=started, tags={RUN_TAG: identity}, run_name=name[:MAX_NAME])
+        return client.create_run(
+            experiment, start_time=started, tags={RUN_TAG: identity}, run_name=name[:MAX_NAME]
+        )
 
     return _find_or_make(client, experiment, RUN_TAG, identity, make)
 
 
 def delete_doubles(client: MlflowClient, experiment: str, identity: str, keep: str) -> None:
-    """Delete other runs of this identity: a server that hangs may carry out a request twice, and late."""
+    """Delete other runs of this identity: a server that hangs may carry out a request twice, and
+    late.
+    """
     for run in _search(client, experiment, RUN_TAG, identity):
         if run.info.run_id != keep:
             client.delete_run(run.info.run_id)
@@ -162,7 +184,9 @@ def _find_or_make(
     return first, first == made
 
 
-def _search(client: MlflowClient, experiment: str, tag: str, value: str, deleted: bool = False) -> list[Run]:
+def _search(
+    client: MlflowClient, experiment: str, tag: str, value: str, deleted: bool = False
+) -> list[Run]:
     """Runs by a tag, the first one first."""
     from mlflow.entities import ViewType
 
@@ -172,13 +196,15 @@ def _search(client: MlflowClient, experiment: str, tag: str, value: str, deleted
 
 
 def image_steps(client: MlflowClient, run: str, key: str) -> set[int]:
-    """The steps at which a run has an image under this key whole: the small copy, named by step, is written last."""
+    """The steps at which a run has an image under this key whole: the small copy, named by step, is
+    written last.
+    """
     names = [posixpath.basename(file.path) for file in client.list_artifacts(run, "images")]
     found = [re.match(rf"{re.escape(key)}\+step\+(\d+)\+.*\+compressed", name) for name in names]
     return {int(match[1]) for match in found if match}
 
 
-# --- what it accepts --------------------------------------------------------------------------------------------------
+# --- what it accepts ------------------------------------------------------------------------------
 
 
 def accepted(name: str) -> str:

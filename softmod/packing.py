@@ -1,7 +1,8 @@
-"""A run as a few small files that travel: its newest checkpoint, its replay without what repeats, its journal.
+"""A run as a few small files that travel: its newest checkpoint, its replay without what repeats,
+its journal.
 
-Arrays of the replay are packed exactly: a task's columns that never change are stored once, the others as differences
-of their bits from row to row, byte by byte, which compress well.
+Arrays of the replay are packed exactly: a task's columns that never change are stored once, the
+others as differences of their bits from row to row, byte by byte, which compress well.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ from softmod.errors import CheckpointError, ConfigError
 MANIFEST = "packed.json"
 FORMAT = 1
 PART = 16 * 2**20  # bytes
-PLAIN = ("config.yaml", "journal.jsonl", "result.json", "evaluation.json")  # of a run's folder, where they are
+PLAIN = (
+    "config.yaml",
+    "journal.jsonl",
+    "result.json",
+    "evaluation.json",
+)  # of a run's folder, where they are
 Bits = NDArray[np.uint32]
 
 
 def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) -> list[Path]:
-    """Write a whole checkpoint, and what its run needs to go on from it, as parts of at most `part` bytes.
+    """Write a whole checkpoint, and what its run needs to go on from it, as parts of at most `part`
+    bytes.
 
     Returns:
         The files written.
@@ -44,7 +51,9 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
         SaveError: the disk refused.
     """
     if facts["kind"] != "whole":
-        raise CheckpointError(f"{folder}: holds weights only; what a run goes on from is in a step_... checkpoint")
+        raise CheckpointError(
+            f"{folder}: holds weights only; what a run goes on from is in a step_... checkpoint"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output}: is no empty folder")
     run = folder.resolve().parent.parent
@@ -60,11 +69,18 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
 
 
 def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the path in the run's folder, and the packed content, of every file that belongs to a checkpoint."""
+    """Yield the path in the run's folder, and the packed content, of every file that belongs to a
+    checkpoint.
+    """
     with checkpoint.reading(folder):
         best = run / "checkpoints" / "best"
-        paths = [path for path in (*(run / name for name in PLAIN), *best.glob("*")) if path.is_file()]
-        contents = {path.relative_to(run): path.read_bytes() for path in (*paths, *folder.resolve().iterdir())}
+        paths = [
+            path for path in (*(run / name for name in PLAIN), *best.glob("*")) if path.is_file()
+        ]
+        contents = {
+            path.relative_to(run): path.read_bytes()
+            for path in (*paths, *folder.resolve().iterdir())
+        }
         shared = checkpoint.shared(folder)
     yield from ((path.as_posix(), content) for path, content in contents.items())
     for name in shared:
@@ -74,7 +90,8 @@ def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def unpack(packed: Path, runs: Path) -> Path:
-    """Make a run's folder of what `pack` wrote, in `runs` under the name that it had; return its checkpoint.
+    """Make a run's folder of what `pack` wrote, in `runs` under the name that it had; return its
+    checkpoint.
 
     Raises:
         CheckpointError: a part is missing or damaged; nothing is left behind.
@@ -113,8 +130,17 @@ def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
             contents = ((name, bundle.read(name)) for name in bundle.namelist())
             for name, content in contents:
                 write(run, name, expanded(content) if name.startswith(f"{FOLDER}/") else content)
-    except (zipfile.BadZipFile, zlib.error, EOFError, SafetensorError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{packed}: not what was packed ({checkpoint.one_line(error)})") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        SafetensorError,
+        ValueError,
+        LookupError,
+    ) as error:
+        raise CheckpointError(
+            f"{packed}: not what was packed ({checkpoint.one_line(error)})"
+        ) from error
 
 
 def manifest_of(packed: Path) -> dict[str, Any]:
@@ -130,7 +156,11 @@ def manifest_of(packed: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: format {about['format']}, this version reads {FORMAT}")
         folders, parts = Path(about["run"]).parts, dict(about["parts"])
         names = [*folders, *parts]
-        if len(folders) != 2 or not parts or any(Path(name).name != name or name == ".." for name in names):
+        if (
+            len(folders) != 2
+            or not parts
+            or any(Path(name).name != name or name == ".." for name in names)
+        ):
             raise CheckpointError(f"{path}: names a file or a run elsewhere, or no parts")
     return about
 
@@ -175,28 +205,40 @@ def write(run: Path, name: str, content: bytes) -> None:
         checkpoint.flush(path)
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def squeezed(piece: bytes) -> bytes:
     """Rewrite a piece of the replay in a form that compresses well."""
-    arrays = {name: narrow(array) if array.ndim == 3 else array for name, array in load(piece).items()}
+    arrays = {
+        name: narrow(array) if array.ndim == 3 else array for name, array in load(piece).items()
+    }
     return save(arrays)
 
 
 def expanded(content: bytes) -> bytes:
     """Restore the piece, equal to the bit."""
-    arrays = {name: widen(array) if array.dtype == np.uint8 else array for name, array in load(content).items()}
+    arrays = {
+        name: widen(array) if array.dtype == np.uint8 else array
+        for name, array in load(content).items()
+    }
     return save(arrays)
 
 
 def narrow(array: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Make bytes of `[task, row, column]`: its shape, and of each task the first row, what changes, and how."""
+    """Make bytes of `[task, row, column]`: its shape, and of each task the first row, what changes,
+    and how.
+    """
     parts = [np.array(array.shape, np.int64).tobytes()]
     for bits in array.view(np.uint32):
         changes = (bits != bits[:1]).any(0)
         steps = bits[1:, changes] ^ bits[:-1, changes]
-        planes = steps.T.copy().view(np.uint8).reshape(steps.shape[1], steps.shape[0], 4).transpose(0, 2, 1)
+        planes = (
+            steps.T.copy()
+            .view(np.uint8)
+            .reshape(steps.shape[1], steps.shape[0], 4)
+            .transpose(0, 2, 1)
+        )
         parts += [bits[:1].tobytes(), changes.tobytes(), planes.tobytes()]
     return np.frombuffer(b"".join(parts), np.uint8)
 
@@ -206,7 +248,10 @@ def widen(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     tasks, rows, columns = packed[:24].view(np.int64)
     array, at = np.empty((tasks, rows, columns), np.uint32), 24
     for bits in array if rows else ():
-        first, changes = packed[at : at + 4 * columns].view(np.uint32), packed[at + 4 * columns : at + 5 * columns] > 0
+        first, changes = (
+            packed[at : at + 4 * columns].view(np.uint32),
+            packed[at + 4 * columns : at + 5 * columns] > 0,
+        )
         at += 5 * columns
         count = int(changes.sum())
         size = 4 * count * (rows - 1)

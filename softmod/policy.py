@@ -29,7 +29,8 @@ class TrainedPolicy:
         self.tasks, self.suite, self._policy = suite.spec.tasks, suite, Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
-        """The action `[action]` in [-1, 1] for an observation `[obs]` of a task, or `[batch, action]` for a batch.
+        """The action `[action]` in [-1, 1] for an observation `[obs]` of a task, or `[batch,
+        action]` for a batch.
 
         Raises:
             ConfigError: no such task.
@@ -39,13 +40,16 @@ class TrainedPolicy:
         return actions[0] if rows.ndim == 1 else actions
 
     def routing(self, obs: ArrayLike, task: str | int) -> list[NDArray[Any]]:
-        """Routing probabilities per layer, `[target, source]`, or `[batch, target, source]` for a batch."""
+        """Routing probabilities per layer, `[target, source]`, or `[batch, target, source]` for a
+        batch.
+        """
         rows = np.asarray(obs, np.float32)
         routes = self._policy.routing(np.atleast_2d(rows)[None], self._index(task))
         return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
 
     def episode(self, task: str | int, goal: int = 0) -> tuple[Floats, bool]:
-        """The observations `[step, obs]` of an episode up to success or the horizon, and whether it was a success.
+        """The observations `[step, obs]` of an episode up to success or the horizon, and whether it
+        was a success.
 
         Args:
             task: name or index.
@@ -74,7 +78,8 @@ def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
 
     Args:
         path: the folder.
-        allow: packages of your own whose classes it may be built of; what a checkpoint says of itself does not count.
+        allow: packages of your own whose classes it may be built of; what a checkpoint says of
+            itself does not count.
 
     Raises:
         CheckpointError: nothing valid there.
@@ -86,7 +91,8 @@ def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
 
 
 def find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint's folder and its facts, checked; a run's folder stands for its newest checkpoint.
+    """A checkpoint's folder and its facts, checked; a run's folder stands for its newest
+    checkpoint.
 
     Raises:
         CheckpointError: nothing valid there.
@@ -95,7 +101,9 @@ def find(path: Path) -> tuple[Path, dict[str, Any]]:
         return path, checkpoint.verify(path)
     found = checkpoint.newest(path)
     if found is None:
-        raise CheckpointError(f"{path}: neither a checkpoint nor a run's folder with checkpoints in it")
+        raise CheckpointError(
+            f"{path}: neither a checkpoint nor a run's folder with checkpoints in it"
+        )
     return found
 
 
@@ -114,16 +122,27 @@ def spec_of(facts: dict[str, Any]) -> EnvSpec:
 
 
 def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Actor:
-    """The policy of a checkpoint that acts and is evaluated, with its weights: the averaged one, where there is one.
+    """The policy of a checkpoint that acts and is evaluated, with its weights: the averaged one,
+    where there is one.
 
     Raises:
         CheckpointError: the weights are of another form.
     """
     config = facts["config"]
     policy = config["policy"]
-    actor = build_actor(config["actor"], policy["log_std"], policy["normalize_obs"], spec_of(facts), allow)
+    actor = build_actor(
+        config["actor"], policy["log_std"], policy["normalize_obs"], spec_of(facts), allow
+    )
     arrays = checkpoint.arrays(folder, "agent")
-    prefix = "averaged_actor." if any(name.startswith("averaged_actor.") for name in arrays) else "actor."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in arrays.items() if name.startswith(prefix)}
+    prefix = (
+        "averaged_actor."
+        if any(name.startswith("averaged_actor.") for name in arrays)
+        else "actor."
+    )
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in arrays.items()
+        if name.startswith(prefix)
+    }
     checkpoint.restore_arrays(dict(actor.state_dict()), weights, "actor")
     return actor

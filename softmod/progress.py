@@ -1,4 +1,6 @@
-"""The terminal: a live line while there is one, a line per evaluation where there is none, a table at the end."""
+"""The terminal: a live line while there is one, a line per evaluation where there is none, a table
+at the end.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from softmod.types import TaskScore, mean_success
 
 
 class Terminal(Console):
-    """A console whose end ends nothing else: where its pipe or terminal is gone, or its disk full, it falls silent."""
+    """A console whose end ends nothing else: where its pipe or terminal is gone, or its disk full,
+    it falls silent.
+    """
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -32,7 +36,9 @@ class Terminal(Console):
 
 
 class Board:
-    """Where live lines stand, one below the other, while it is entered; nowhere without a terminal."""
+    """Where live lines stand, one below the other, while it is entered; nowhere without
+    a terminal.
+    """
 
     def __init__(self, console: Terminal | None = None) -> None:
         self.console = console or Terminal(stderr=True)
@@ -59,7 +65,8 @@ class Progress:
     Args:
         total: environment steps of the run.
         minutes: the run's limit by the clock, if it has one.
-        board: where its line stands among those of other runs, with its `name`; None: one of its own.
+        board: where its line stands among those of other runs, with its `name`; None: one of its
+            own.
     """
 
     def __init__(
@@ -84,7 +91,13 @@ class Progress:
         self.bar = self.board.bar
         if self.bar is not None:
             self.task = self.bar.add_task(
-                self.name, total=self.total, steps="", rate="-", updates="-", success=self.success, learning="-"
+                self.name,
+                total=self.total,
+                steps="",
+                rate="-",
+                updates="-",
+                success=self.success,
+                learning="-",
             )
         return self
 
@@ -97,12 +110,20 @@ class Progress:
     def say(self, line: str) -> None:
         """A line that stays."""
         with self.console.tolerated():
-            self.console.print(f"{self.name}: {line}" if self.name else line, highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self.name}: {line}" if self.name else line, highlight=False, soft_wrap=True
+            )
 
     def show(
-        self, clock: Clock, env_steps_per_second: float, updates_per_second: float, learning: float | None = None
+        self,
+        clock: Clock,
+        env_steps_per_second: float,
+        updates_per_second: float,
+        learning: float | None = None,
     ) -> None:
-        """Bring the bar up to date; `learning` is the mean success rate of the last training episodes."""
+        """Bring the bar up to date; `learning` is the mean success rate of the last training
+        episodes.
+        """
         if self.bar is None:
             return
         done = clock.env_steps
@@ -148,18 +169,27 @@ def table(scores: list[TaskScore]) -> Table:
     for heading in ("task", "success", "return", "episodes"):
         result.add_column(heading, justify="left" if heading == "task" else "right")
     for score in scores:
-        result.add_row(score.task, f"{score.success_rate:.3f}", f"{score.episode_return:.1f}", str(score.episodes))
+        result.add_row(
+            score.task,
+            f"{score.success_rate:.3f}",
+            f"{score.episode_return:.1f}",
+            str(score.episodes),
+        )
     result.add_section()
     count = len(scores)
     success = mean_success(scores)
     returned = sum(score.episode_return for score in scores) / count
-    result.add_row("mean", f"{success:.3f}", f"{returned:.1f}", str(sum(score.episodes for score in scores)))
+    result.add_row(
+        "mean", f"{success:.3f}", f"{returned:.1f}", str(sum(score.episodes for score in scores))
+    )
     return result
 
 
 def print_table(scores: list[TaskScore], title: str) -> None:
     """On stdout, wide enough for the longest task name even when it is no terminal."""
-    console = Terminal(file=sys.stdout) if sys.stdout.isatty() else Terminal(file=sys.stdout, width=100)
+    console = (
+        Terminal(file=sys.stdout) if sys.stdout.isatty() else Terminal(file=sys.stdout, width=100)
+    )
     with console.tolerated():
         console.print(title, highlight=False, soft_wrap=True)
         console.print(table(scores))
@@ -171,4 +201,6 @@ def print_means(means: Mapping[int, float]) -> None:
     each = ", ".join(f"{seed}: {mean:.3f}" for seed, mean in means.items())
     with console.tolerated():
         overall = sum(means.values()) / len(means)
-        console.print(f"success by seed: {each}; mean {overall:.3f}", highlight=False, soft_wrap=True)
+        console.print(
+            f"success by seed: {each}; mean {overall:.3f}", highlight=False, soft_wrap=True
+        )

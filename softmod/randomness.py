@@ -1,6 +1,8 @@
-"""Randomness has addresses: every stream is keyed by the run's seed, a purpose and where it is used.
+"""Randomness has addresses: every stream is keyed by the run's seed, a purpose and where it is
+used.
 
-Nothing depends on which process draws, or on what was drawn before; resuming needs counters, not generator states.
+Nothing depends on which process draws, or on what was drawn before; resuming needs counters, not
+generator states.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator
 
 
 def pink(white: Floats) -> Floats:
-    """Turn white noise `[step, ...]` into noise of power 1/f along the steps, standard normal at each of them.
+    """Turn white noise `[step, ...]` into noise of power 1/f along the steps, standard normal at
+    each of them.
 
-    Neighbouring steps then differ little and an episode explores in a direction of its own (Eberhard et al. 2023).
+    Neighbouring steps then differ little and an episode explores in a direction of its own
+    (Eberhard et al. 2023).
     """
     steps = len(white)
     if steps < 3:  # too short for a frequency beside the mean's
@@ -53,7 +57,9 @@ def pink(white: Floats) -> Floats:
     return np.fft.irfft(spectrum, steps, axis=0).astype(white.dtype)
 
 
-def torch_generator(device: torch.device | str, seed: int, purpose: Purpose, *address: int) -> torch.Generator:
+def torch_generator(
+    device: torch.device | str, seed: int, purpose: Purpose, *address: int
+) -> torch.Generator:
     """The torch stream at an address, on a device."""
     state = sequence(seed, purpose, *address).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -1,4 +1,6 @@
-"""Reading a run's journal: what a file of JSON lines says that a process may be writing, or was killed in writing."""
+"""Reading a run's journal: what a file of JSON lines says that a process may be writing, or was
+killed in writing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Routes = list[list[list[float]]]  # of a layer: task, target, source
 
 
 def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
-    """The whole lines of a journal from a byte offset on, each with the offset behind it; torn ones are passed over."""
+    """The whole lines of a journal from a byte offset on, each with the offset behind it; torn ones
+    are passed over.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         while (raw := file.readline()).endswith(b"\n"):
@@ -47,17 +51,23 @@ FIELDS: dict[str, dict[str, type]] = {
 def _sound(line: Any) -> bool:
     """Whether a line has what its kind needs; a damaged file must not stop a run."""
     fields = FIELDS.get(line.get("kind", "")) if isinstance(line, dict) else None
-    if fields is None or not all(isinstance(line.get(name), kind) for name, kind in {"time": int, **fields}.items()):
+    if fields is None or not all(
+        isinstance(line.get(name), kind) for name, kind in {"time": int, **fields}.items()
+    ):
         return False
     return line["kind"] != "metrics" or all(
-        isinstance(value, float) or value in ("nan", "inf", "-inf") or (isinstance(value, int) and abs(value) < LARGEST)
+        isinstance(value, float)
+        or value in ("nan", "inf", "-inf")
+        or (isinstance(value, int) and abs(value) < LARGEST)
         for value in line["values"].values()
     )
 
 
 @dataclass
 class Record:
-    """What a journal says: the first value of each metric at each step, the last of everything else."""
+    """What a journal says: the first value of each metric at each step, the last of everything
+    else.
+    """
 
     run_id: str = ""
     started: int = 0  # ms since the epoch
@@ -88,7 +98,8 @@ class Record:
             case "header" | "session":
                 if line["kind"] == "header" and line["schema"] > SCHEMA:
                     raise ConfigError(
-                        f"{JOURNAL}: written by a newer softmod (schema {line['schema']}, known: {SCHEMA})"
+                        f"{JOURNAL}: written by a newer softmod (schema {line['schema']}, known:"
+                        f" {SCHEMA})"
                     )
                 self.run_id = self.run_id or line["run_id"]
                 self.started = self.started or line["time"]

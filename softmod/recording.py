@@ -1,4 +1,6 @@
-"""What PyTorch does in a call: its operations, one after the other, with the tensors that they read and wrote."""
+"""What PyTorch does in a call: its operations, one after the other, with the tensors that they read
+and wrote.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class NotRepeatableError(SoftmodError):
 
 @dataclass
 class Operation:
-    """One operation. Its tensors are aliases: holding them keeps their memory and changes nothing for who made them."""
+    """One operation.
+
+    Its tensors are aliases: holding them keeps their memory and changes nothing for who made them.
+    """
 
     function: Any  # an overload of aten
     args: tuple[Any, ...]
@@ -51,14 +56,26 @@ class Operation:
     @property
     def writes(self) -> bool:
         """Return whether it changes memory that was there before."""
-        return any(a.alias_info is not None and a.alias_info.is_write for a in self.function._schema.arguments)
+        return any(
+            a.alias_info is not None and a.alias_info.is_write
+            for a in self.function._schema.arguments
+        )
 
     @property
     def written(self) -> list[Tensor]:
         """Inputs that it changes."""
-        values = (*self.args, *(self.kwargs.get(a.name) for a in self.function._schema.arguments[len(self.args) :]))
+        values = (
+            *self.args,
+            *(self.kwargs.get(a.name) for a in self.function._schema.arguments[len(self.args) :]),
+        )
         arguments = zip(self.function._schema.arguments, values, strict=True)
-        return list(tensors(value for a, value in arguments if a.alias_info is not None and a.alias_info.is_write))
+        return list(
+            tensors(
+                value
+                for a, value in arguments
+                if a.alias_info is not None and a.alias_info.is_write
+            )
+        )
 
     @property
     def created(self) -> list[Tensor]:
@@ -68,7 +85,9 @@ class Operation:
 
     @property
     def computes(self) -> bool:
-        """Return whether there is something to repeat: it neither only views memory nor only reserves it."""
+        """Return whether there is something to repeat: it neither only views memory nor only
+        reserves it.
+        """
         return self.writes or (bool(self.created) and self.function not in EMPTY)
 
 
@@ -107,11 +126,13 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def mapped(function: Callable[[Tensor], object], values: Iterable[Any]) -> tuple[Any, ...]:
     """The same values, lists of them too, with every tensor replaced."""
     return tuple(
-        function(value)
-        if isinstance(value, Tensor)
-        else [*mapped(function, value)]
-        if isinstance(value, list | tuple)
-        else value
+        (
+            function(value)
+            if isinstance(value, Tensor)
+            else [*mapped(function, value)]
+            if isinstance(value, list | tuple)
+            else value
+        )
         for value in values
     )
 

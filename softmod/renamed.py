@@ -24,13 +24,16 @@ MODELS = {  # of what used to be methods and experiments, where the name is anot
     "moore_mt50": "model=moore",
 }
 EXPERIMENTS = (  # each existed as mt10_... and mt50_...
-    "soft", "soft_deep", "soft_paper", "soft_wide", "single_task", "mt_sac", "mt_mh_sac", "mt_mh_sac_wide",
+    "soft", "soft_deep", "soft_paper", "soft_wide", "single_task", "mt_sac", "mt_mh_sac",
+    "mt_mh_sac_wide",
     "mixed_experts", "hard_routing", "care", "paco", "moore", "film", "pcgrad",
 )  # fmt: skip
 OPTIONS = {
     **{f"method={name}": new for name, new in MODELS.items()},
     **{
-        f"experiment={tasks}_{name}": f"experiment=paper_{tasks} {MODELS.get(name, f'model={name}')}"
+        f"experiment={tasks}_{name}": (
+            f"experiment=paper_{tasks} {MODELS.get(name, f'model={name}')}"
+        )
         for tasks in ("mt10", "mt50")
         for name in EXPERIMENTS
     },
@@ -62,13 +65,19 @@ def check(overrides: Sequence[Override]) -> None:
             each = ", ".join(_line(_successor(override, value)) for value in _values(override))
             raise ConfigError(f"{_said(old)} {each} (one command each)")
         if override.key_or_group == "experiment":  # what it implies yields to what was typed
-            words = {key: value for key, value in words.items() if key == "experiment" or not {key, "model"} & typed}
+            words = {
+                key: value
+                for key, value in words.items()
+                if key == "experiment" or not {key, "model"} & typed
+            }
         new |= words
     raise ConfigError(f"{_said(old)} {_line(new)}")
 
 
 def hint(message: str) -> str:
-    """Return what a message of Hydra's means if it is about a name that was replaced in a file of the user's own."""
+    """Return what a message of Hydra's means if it is about a name that was replaced in a file of
+    the user's own.
+    """
     found = re.search(r"'([a-z]+)/([a-z0-9_]+)'", message)
     if found and (new := OPTIONS.get(f"{found[1]}={found[2]}")):
         return f"; {found[1]}={found[2]} is now {new}"
@@ -101,7 +110,9 @@ def _successor(override: Override, value: str) -> Words:
     old = f"{group}={value}"
     if group == "method" and override.value() is None:  # as in ~method
         return {"model": "..."}
-    words = dict(word.split("=") for word in OPTIONS.get(old, old.replace("method=", "model=")).split())
+    words = dict(
+        word.split("=") for word in OPTIONS.get(old, old.replace("method=", "model=")).split()
+    )
     place = override.package
     if place is None:
         return words
@@ -119,8 +130,12 @@ def _swept(choices: list[Words]) -> tuple[Words, bool]:
         for key, value in words.items():
             if value not in lists.setdefault(key, []):
                 lists[key].append(value)
-    combinations = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-    same = all(words in choices for words in combinations) and all(words in combinations for words in choices)
+    combinations = [
+        dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())
+    ]
+    same = all(words in choices for words in combinations) and all(
+        words in combinations for words in choices
+    )
     return {key: ",".join(values) for key, values in lists.items()}, same
 
 

@@ -1,4 +1,6 @@
-"""The replay: every state once, and once per episode what its rows do not hold, on the learner's device."""
+"""The replay: every state once, and once per episode what its rows do not hold, on the learner's
+device.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ Numbers = NDArray[np.int64]
 class Batch(NamedTuple):
     """Transitions over one step or several, with tasks as an axis.
 
-    `reward` is the discounted sum of the rewards of a transition's steps, `discount` is what the value of `next_obs`
-    counts. Every transition bootstraps: an episode only ends by its time limit (9).
+    `reward` is the discounted sum of the rewards of a transition's steps, `discount` is what the
+    value of `next_obs` counts. Every transition bootstraps: an episode only ends by its time limit
+    (9).
     """
 
     obs: Float[Tensor, "task batch obs"]
@@ -32,7 +35,8 @@ class Batch(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some rows of a replay, on the CPU, and the entries of their episodes from a number on, which differs by task.
+    """Some rows of a replay, on the CPU, and the entries of their episodes from a number on, which
+    differs by task.
 
     Entries that no row belongs to are zeros.
     """
@@ -43,16 +47,20 @@ class Piece(NamedTuple):
 
 
 class Replay:
-    """The last `capacity` transitions of each task; draws are independent per task (10), with replacement.
+    """The last `capacity` transitions of each task; draws are independent per task (10), with
+    replacement.
 
-    A transition is a row: state, action, reward, and the number of its episode within its task. The next row of the
-    episode holds the state after it, the row before the state before it. An entry per episode holds what rows do not:
-    what its first observation has beside the state, and the state after its last transition so far. Batches are equal
-    to the bit to those of a replay that keeps two whole observations per transition.
+    A transition is a row: state, action, reward, and the number of its episode within its task. The
+        next row of the
+    episode holds the state after it, the row before the state before it. An entry per episode holds
+    what rows do not: what its first observation has beside the state, and the state after its last
+    transition so far. Batches are equal to the bit to those of a replay that keeps two whole
+    observations per transition.
 
-    Transitions are stored step by step, and within a step copy by copy. So the next row of an episode lies `copies`
-    rows further. Rows and episodes are numbered from the run's beginning, per task; a row lies at its number modulo the
-    ring, an entry at its episode's number modulo the slots. Numbers of episodes are floats in rows: exact up to 2^24.
+    Transitions are stored step by step, and within a step copy by copy. So the next row of an
+    episode lies `copies` rows further. Rows and episodes are numbered from the run's beginning, per
+    task; a row lies at its number modulo the ring, an entry at its episode's number modulo the
+    slots. Numbers of episodes are floats in rows: exact up to 2^24.
 
     Args:
         spec: the number of tasks, and what an observation consists of.
@@ -61,7 +69,9 @@ class Replay:
         copies: environments per task.
     """
 
-    def __init__(self, spec: EnvSpec, capacity: int, device: torch.device | str = "cpu", copies: int = 1) -> None:
+    def __init__(
+        self, spec: EnvSpec, capacity: int, device: torch.device | str = "cpu", copies: int = 1
+    ) -> None:
         self.spec, self.capacity, self.copies = spec, capacity, copies
         self.widths = (spec.state_dim, spec.action_dim, 1, 1)
         self.ring = capacity + copies  # the oldest transitions' rows before them are kept too
@@ -69,8 +79,12 @@ class Replay:
         slots = 2 * (self.ring // spec.episode_steps + copies + 1)
         self.episodes = torch.empty(spec.num_tasks, slots, spec.obs_dim, device=device)
         self.written = 0  # transitions per task ever written; the cursor is this modulo the ring
-        self.running: Numbers = np.full((spec.num_tasks, copies), -1)  # the episode of each environment
-        self._oldest: Numbers = np.zeros(spec.num_tasks, np.int64)  # no row is of an episode before it; may be too low
+        self.running: Numbers = np.full(
+            (spec.num_tasks, copies), -1
+        )  # the episode of each environment
+        self._oldest: Numbers = np.zeros(
+            spec.num_tasks, np.int64
+        )  # no row is of an episode before it; may be too low
 
     @property
     def device(self) -> torch.device:
@@ -87,10 +101,11 @@ class Replay:
         """The number of the oldest row that is kept, counted from the run's beginning."""
         return max(0, self.written - self.ring)
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def extend(self, rollout: Rollout) -> None:
-        """Append a round of every task, `[task, copy, step, ...]`; where it wraps around, the oldest rows go.
+        """Append a round of every task, `[task, copy, step, ...]`; where it wraps around, the
+        oldest rows go.
 
         Raises:
             WorkerError: its observations do not consist of what the `EnvSpec` says.
@@ -100,8 +115,15 @@ class Replay:
         begins = rollout.begins.copy()
         begins[:, :, 0] |= self.running < 0
         numbers = self._number(begins)
-        parts = (rollout.obs[..., :state], rollout.action, rollout.reward[..., None], numbers[..., None])
-        by_step = np.concatenate(parts, -1, dtype=np.float32).swapaxes(1, 2)  # (task, step, copy, width)
+        parts = (
+            rollout.obs[..., :state],
+            rollout.action,
+            rollout.reward[..., None],
+            numbers[..., None],
+        )
+        by_step = np.concatenate(parts, -1, dtype=np.float32).swapaxes(
+            1, 2
+        )  # (task, step, copy, width)
         self._append(torch.from_numpy(by_step.reshape(self.spec.num_tasks, -1, sum(self.widths))))
         self._make_room()
         at_begin = np.nonzero(begins)[0], numbers[begins]
@@ -109,17 +131,23 @@ class Replay:
         last = np.roll(begins, -1, 2)
         last[:, :, -1] = True
         at_end = np.nonzero(last)[0], numbers[last]
-        self._enter(*at_end, rollout.next_obs[..., :state][last], slice(state))  # until the episode goes on
+        self._enter(
+            *at_end, rollout.next_obs[..., :state][last], slice(state)
+        )  # until the episode goes on
 
     def restore(self, first: int, pieces: Iterable[Piece]) -> None:
-        """Fill an empty replay with what `since` gave of another one, from its `first`-th row on."""
+        """Fill an empty replay with what `since` gave of another one, from its
+        `first`-th row on.
+        """
         self.written = first
         entries: list[tuple[int, Tensor, Tensor]] = []
         for piece in pieces:
             self._append(piece.rows)
             for task in range(self.spec.num_tasks):
                 numbers = piece.rows[task, :, -1].unique().long()
-                entries.append((task, numbers, piece.episodes[task, numbers - piece.first_episode[task]]))
+                entries.append(
+                    (task, numbers, piece.episodes[task, numbers - piece.first_episode[task]])
+                )
         if not self.written:
             return
         newest = torch.arange(self.written - self.copies, self.written) % self.ring
@@ -140,7 +168,9 @@ class Replay:
         self.written = first + rows.shape[1]
 
     def _number(self, begins: NDArray[np.bool_]) -> Numbers:
-        """Return the episodes' numbers `[task, copy, step]`; new episodes are numbered in the order of their rows."""
+        """Return the episodes' numbers `[task, copy, step]`; new episodes are numbered in the order
+        of their rows.
+        """
         by_step = begins.swapaxes(1, 2)  # (task, step, copy)
         begun = self.running.max(1)[:, None] + by_step.reshape(len(begins), -1).cumsum(1)
         numbers = np.where(by_step, begun.reshape(by_step.shape), -1)
@@ -152,10 +182,14 @@ class Replay:
         """Write columns of the entries of episodes, each of which is a task's `number`-th."""
         slots, needed = self.episodes.shape[1], numbers >= self._oldest[tasks]
         slot = self._there(torch.from_numpy((tasks * slots + numbers % slots)[needed]))
-        self.episodes.flatten(0, 1)[:, columns].index_copy_(0, slot, self._there(torch.from_numpy(values[needed])))
+        self.episodes.flatten(0, 1)[:, columns].index_copy_(
+            0, slot, self._there(torch.from_numpy(values[needed]))
+        )
 
     def _there(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor to the replay's device, from pinned memory, so that the learner does not wait."""
+        """Copy a tensor to the replay's device, from pinned memory, so that the learner does not
+        wait.
+        """
         if not self.rows.is_cuda:
             return tensor
         return tensor.contiguous().pin_memory().to(self.rows.device, non_blocking=True)
@@ -163,8 +197,8 @@ class Replay:
     def _make_room(self) -> None:
         """Let every episode from `_oldest` to the newest have a slot of its own.
 
-        First by finding out which is the oldest; where that is not enough, since faults made many short episodes, in a
-        larger table.
+        First by finding out which is the oldest; where that is not enough, since faults made many
+        short episodes, in a larger table.
         """
         newest, slots = self.running.max(1), self.episodes.shape[1]
         if (newest - self._oldest).max() < slots:
@@ -174,7 +208,9 @@ class Replay:
         if needed <= slots:
             return
         larger = self.episodes.new_empty(self.spec.num_tasks, 2 * needed, self.spec.obs_dim)
-        for task, oldest in enumerate(self._oldest):  # slots that no episode has yet are copied too, without harm
+        for task, oldest in enumerate(
+            self._oldest
+        ):  # slots that no episode has yet are copied too, without harm
             numbers = torch.arange(oldest, oldest + slots, device=self.device)
             larger[task, numbers % (2 * needed)] = self.episodes[task, numbers % slots]
         self.episodes = larger
@@ -185,7 +221,7 @@ class Replay:
         lowest: Numbers = rows.amin(1).cpu().numpy().astype(np.int64)
         return lowest
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def since(self, first: int) -> Piece:
         """Return the rows from the `first`-th on, with the entries of their episodes."""
@@ -201,22 +237,29 @@ class Replay:
 
     def newest(self, count: int) -> Float[Tensor, "task count obs"]:
         """The last observations of each task, the newest last; fewer where there are fewer."""
-        numbers = torch.arange(self.written - min(count, self.size), self.written, device=self.device)
+        numbers = torch.arange(
+            self.written - min(count, self.size), self.written, device=self.device
+        )
         numbers = numbers.expand(self.spec.num_tasks, -1)
         state, _, _, episode = self._rows(numbers).split(self.widths, -1)
         return self._observation(numbers, state, episode, self._entries(episode))
 
-    def sample(self, batch: int, generator: torch.Generator, n_step: int = 1, discount: float = 0.99) -> Batch:
+    def sample(
+        self, batch: int, generator: torch.Generator, n_step: int = 1, discount: float = 0.99
+    ) -> Batch:
         """Draw `batch` transitions of each task with a generator of the replay's device.
 
-        Each one spans `n_step` steps, fewer where its episode ends or the newest transition comes before.
+        Each one spans `n_step` steps, fewer where its episode ends or the newest transition comes
+        before.
 
         Raises:
             ValueError: nothing was written yet.
         """
         if not self.size:
             raise ValueError("the replay is empty: nothing can be drawn from it")
-        draws = torch.randint(self.size, (self.spec.num_tasks, batch), generator=generator, device=self.device)
+        draws = torch.randint(
+            self.size, (self.spec.num_tasks, batch), generator=generator, device=self.device
+        )
         number = draws + (self.written - self.size)  # of the transition, since the run's beginning
         state, action, reward, episode = self._rows(number).split(self.widths, -1)
         total, factor = reward.squeeze(-1), torch.full_like(reward.squeeze(-1), discount)
@@ -228,7 +271,9 @@ class Replay:
         entry = self._entries(episode)
         obs = self._observation(number, state, episode, entry)
         last_state = self._rows(last)[..., : self.spec.state_dim] if n_step > 1 else state
-        return Batch(obs, action, total, self._next_observation(last, last_state, episode, entry), factor)
+        return Batch(
+            obs, action, total, self._next_observation(last, last_state, episode, entry), factor
+        )
 
     def _step_on(
         self,
@@ -236,7 +281,9 @@ class Replay:
         episode: Float[Tensor, "task batch 1"],
         goes_on: Bool[Tensor, "task batch"],
     ) -> tuple[Int[Tensor, "task batch"], Float[Tensor, "task batch"], Bool[Tensor, "task batch"]]:
-        """Each transition's successor and its reward; the same transition and 0 where there is none in its episode."""
+        """Each transition's successor and its reward; the same transition and 0 where there is none
+        in its episode.
+        """
         after = number + self.copies
         goes_on = goes_on & (after < self.written)
         reward, of = self._rows(torch.where(goes_on, after, number))[..., -2:].unbind(-1)
@@ -244,7 +291,11 @@ class Replay:
         return torch.where(goes_on, after, number), torch.where(goes_on, reward, 0.0), goes_on
 
     def _observation(
-        self, number: Int[Tensor, "task batch"], state: Tensor, episode: Float[Tensor, "task batch 1"], entry: Tensor
+        self,
+        number: Int[Tensor, "task batch"],
+        state: Tensor,
+        episode: Float[Tensor, "task batch 1"],
+        entry: Tensor,
     ) -> Float[Tensor, "task batch obs"]:
         """The observations of transitions: state, the state before, and what does not change."""
         if not self.spec.frame:
@@ -255,7 +306,11 @@ class Replay:
         return torch.cat([state, torch.where(follows, earlier, first_before), constant], -1)
 
     def _next_observation(
-        self, last: Int[Tensor, "task batch"], state: Tensor, episode: Float[Tensor, "task batch 1"], entry: Tensor
+        self,
+        last: Int[Tensor, "task batch"],
+        state: Tensor,
+        episode: Float[Tensor, "task batch 1"],
+        entry: Tensor,
     ) -> Float[Tensor, "task batch obs"]:
         """The observations after transitions whose state is `state`."""
         end, _, constant = self._parts(entry)
@@ -267,7 +322,9 @@ class Replay:
         return torch.cat([following, state, constant], -1) if self.spec.frame else following
 
     def _parts(self, entry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of an episode's entry: the state after its last transition, that before its first, what does not change."""
+        """Of an episode's entry: the state after its last transition, that before its first, what
+        does not change.
+        """
         state, frame = self.spec.state_dim, self.spec.frame
         end, before, constant = entry.split((state, frame, self.spec.obs_dim - state - frame), -1)
         return end, before, constant
@@ -280,11 +337,17 @@ class Replay:
         return gather(self.rows, number % self.ring)
 
 
-def gather(of: Float[Tensor, "task many width"], which: Int[Tensor, "task batch"]) -> Float[Tensor, "task batch width"]:
+def gather(
+    of: Float[Tensor, "task many width"], which: Int[Tensor, "task batch"]
+) -> Float[Tensor, "task batch width"]:
     """Pick rows of every task."""
     tasks, many, _ = of.shape
     first = torch.arange(0, tasks * many, many, device=of.device)
-    return of.flatten(0, 1).index_select(0, (which + first[:, None]).flatten()).unflatten(0, which.shape)
+    return (
+        of.flatten(0, 1)
+        .index_select(0, (which + first[:, None]).flatten())
+        .unflatten(0, which.shape)
+    )
 
 
 def bytes_per_transition(spec: EnvSpec) -> float:
@@ -293,7 +356,9 @@ def bytes_per_transition(spec: EnvSpec) -> float:
 
 
 def random_rollout(spec: EnvSpec, steps: int, copies: int = 1, seed: int = 0) -> Rollout:
-    """Make a round of random experience, for measurements and tests; its first step begins an episode."""
+    """Make a round of random experience, for measurements and tests; its first step begins an
+    episode.
+    """
     draws, shape = np.random.default_rng(seed), (spec.num_tasks, copies, steps)
     state, frame = spec.state_dim, spec.frame
     obs = draws.standard_normal((*shape, spec.obs_dim), np.float32)
@@ -302,7 +367,9 @@ def random_rollout(spec: EnvSpec, steps: int, copies: int = 1, seed: int = 0) ->
     inside = ~begins[:, :, 1:, None]
     for step in range(steps):
         if step:
-            obs[:, :, step] = np.where(inside[:, :, step - 1], after[:, :, step - 1], obs[:, :, step])
+            obs[:, :, step] = np.where(
+                inside[:, :, step - 1], after[:, :, step - 1], obs[:, :, step]
+            )
         after[:, :, step, state:] = obs[:, :, step, state:]
         after[:, :, step, state : state + frame] = obs[:, :, step, :frame]
     action = draws.uniform(-1, 1, (*shape, spec.action_dim)).astype(np.float32)
@@ -319,10 +386,14 @@ def check(rollout: Rollout, spec: EnvSpec) -> None:
     obs, after = rollout.obs, rollout.next_obs
     flaws = {
         "the state one step before": after[..., state : state + frame] != obs[..., :frame],
-        "what does not change within an episode": after[..., state + frame :] != obs[..., state + frame :],
+        "what does not change within an episode": (
+            after[..., state + frame :] != obs[..., state + frame :]
+        ),
         "the observation after the step before": (obs[:, :, 1:] != after[:, :, :-1]) & inside,
     }
     for what, odd in flaws.items():
         if odd.any():
             task = spec.tasks[int(np.argwhere(odd)[0][0])]
-            raise WorkerError(f"{task}: an observation does not hold {what} (EnvSpec.frame={frame})")
+            raise WorkerError(
+                f"{task}: an observation does not hold {what} (EnvSpec.frame={frame})"
+            )

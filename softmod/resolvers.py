@@ -1,4 +1,6 @@
-"""Values in `conf/` that depend on the task set: `${per_task:...}`, `${from_tasks:...}`, `${within_horizon:...}`."""
+"""Values in `conf/` that depend on the task set: `${per_task:...}`, `${from_tasks:...}`,
+`${within_horizon:...}`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from softmod.errors import ConfigError
 
 
 def register() -> None:
-    """Register the resolvers with OmegaConf, which keeps them for the process; repeated calls are harmless."""
+    """Register the resolvers with OmegaConf, which keeps them for the process; repeated calls are
+    harmless.
+    """
     OmegaConf.register_new_resolver("per_task", per_task, replace=True)
     OmegaConf.register_new_resolver("from_tasks", from_tasks, replace=True)
     OmegaConf.register_new_resolver("within_horizon", within_horizon, replace=True)
@@ -24,12 +28,15 @@ def per_task(*given: Any, _root_: DictConfig) -> int:
         ConfigError: there are no tasks to count.
     """
     if len(given) != 1 or not _whole(given[0]):
-        raise ValueError(f"${{per_task:{_shown(given)}}}: takes one whole number, the steps of one task")
+        raise ValueError(
+            f"${{per_task:{_shown(given)}}}: takes one whole number, the steps of one task"
+        )
     return int(given[0]) * _count(_root_)
 
 
 def from_tasks(*given: Any, _root_: DictConfig) -> Any:
-    """Return `${from_tasks:number,there,below}`: one value from this number of tasks on, the other below it.
+    """Return `${from_tasks:number,there,below}`: one value from this number of tasks on, the other
+    below it.
 
     Raises:
         ValueError: there are not three arguments, or the first is not a whole number.
@@ -37,7 +44,8 @@ def from_tasks(*given: Any, _root_: DictConfig) -> Any:
     """
     if len(given) != 3 or not _whole(given[0]):
         raise ValueError(
-            f"${{from_tasks:{_shown(given)}}}: takes a number of tasks, the value from there on, and the value below"
+            f"${{from_tasks:{_shown(given)}}}: takes a number of tasks, the value from there on,"
+            " and the value below"
         )
     number, there, below = given
     return there if _count(_root_) >= number else below
@@ -72,5 +80,7 @@ def _count(root: DictConfig) -> int:
     tasks = OmegaConf.select(root, "env.tasks")
     if not isinstance(tasks, ListConfig) or not tasks:
         shown = "" if tasks is None else tasks
-        raise ConfigError(f"env.tasks={shown}: name at least one task (python -m softmod.envs lists them)")
+        raise ConfigError(
+            f"env.tasks={shown}: name at least one task (python -m softmod.envs lists them)"
+        )
     return len(tasks)

@@ -29,10 +29,14 @@ def check_fields(node: Any, key: str) -> None:
 
 def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
     if choices is not None and value not in choices:
-        raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}")
+        raise ConfigError(
+            f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}"
+        )
 
 
-def check_range(name: str, value: float, low: float | None, high: float | None, open_low: bool) -> None:
+def check_range(
+    name: str, value: float, low: float | None, high: float | None, open_low: bool
+) -> None:
     too_low = low is not None and (value < low or (open_low and value == low))
     if too_low or (high is not None and value > high) or not math.isfinite(value):
         above = "finite" if low is None else f"above {low:g}" if open_low else f"at least {low:g}"
@@ -48,24 +52,31 @@ def check_rules(cfg: schema.TrainConfig) -> None:
     run = cfg.run
     if run.batch_per_task > run.replay_per_task:
         raise ConfigError(
-            f"run.batch_per_task={run.batch_per_task}: larger than run.replay_per_task={run.replay_per_task}"
+            f"run.batch_per_task={run.batch_per_task}: larger than"
+            f" run.replay_per_task={run.replay_per_task}"
         )
     if run.warmup_per_task > run.replay_per_task:
         raise ConfigError(
-            f"run.warmup_per_task={run.warmup_per_task}: larger than run.replay_per_task={run.replay_per_task}"
+            f"run.warmup_per_task={run.warmup_per_task}: larger than"
+            f" run.replay_per_task={run.replay_per_task}"
         )
     name, steps = ("horizon", cfg.env.horizon)
     if cfg.env.train_horizon is not None:
         name, steps = ("train_horizon", cfg.env.train_horizon)
     if steps > cfg.env.horizon:
-        raise ConfigError(f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}")
+        raise ConfigError(
+            f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}"
+        )
     if steps % run.round_steps:
         raise ConfigError(f"run.round_steps={run.round_steps}: must divide env.{name}={steps}")
     if cfg.algorithm.reward_scaling == "return" and cfg.algorithm.discount == 1.0:
-        raise ConfigError("algorithm.discount=1.0: must be below 1 with algorithm.reward_scaling=return")
+        raise ConfigError(
+            "algorithm.discount=1.0: must be below 1 with algorithm.reward_scaling=return"
+        )
     if cfg.algorithm.policy_delay > 1 and cfg.algorithm.update_order == "released":
         raise ConfigError(
-            f"algorithm.policy_delay={cfg.algorithm.policy_delay}: only with algorithm.update_order=sequential"
+            f"algorithm.policy_delay={cfg.algorithm.policy_delay}: only with"
+            " algorithm.update_order=sequential"
         )
     if not plain(cfg.name):
         shown = cfg.name if cfg.name.isprintable() else ascii(cfg.name)
@@ -82,22 +93,32 @@ def check_seeds(cfg: schema.TrainConfig) -> None:
         return
     line = f"seeds=[{','.join(map(str, cfg.seeds))}]"
     if not cfg.seeds or min(cfg.seeds) < 0 or len(set(cfg.seeds)) < len(cfg.seeds):
-        raise ConfigError(f"{line:.150}: must be different numbers of at least 0, as in seeds=[0,1,2]")
+        raise ConfigError(
+            f"{line:.150}: must be different numbers of at least 0, as in seeds=[0,1,2]"
+        )
 
 
 def plain(name: str) -> bool:
     """Return whether a folder can have this name anywhere."""
-    return 0 < len(name.encode(errors="replace")) <= 200 and name.isprintable() and not set(name) & set("/\\")
+    return (
+        0 < len(name.encode(errors="replace")) <= 200
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
 
 
 def check_env(cfg: schema.TrainConfig) -> None:
     from softmod.envs.tasks import MT50, TOY_TASKS, check_tasks
 
-    known = {"softmod.envs.metaworld.MetaWorld": MT50, "softmod.envs.toy.Toy": TOY_TASKS}.get(cfg.env._target_)
+    known = {"softmod.envs.metaworld.MetaWorld": MT50, "softmod.envs.toy.Toy": TOY_TASKS}.get(
+        cfg.env._target_
+    )
     if not cfg.env.name:
         raise ConfigError("env.name=: must not be empty")
     if not cfg.env.tasks:
-        raise ConfigError("env.tasks=[]: name at least one task (python -m softmod.envs lists them)")
+        raise ConfigError(
+            "env.tasks=[]: name at least one task (python -m softmod.envs lists them)"
+        )
     if known is not None:
         check_tasks(cfg.env.tasks, known)
     if known is TOY_TASKS and cfg.env.reward != "v2":
@@ -105,9 +126,17 @@ def check_env(cfg: schema.TrainConfig) -> None:
 
 
 def check_targets(cfg: schema.TrainConfig) -> None:
-    nodes = {"env": cfg.env, "actor": cfg.actor, "critic": cfg.critic, "critic_head": cfg.critic_head}
+    nodes = {
+        "env": cfg.env,
+        "actor": cfg.actor,
+        "critic": cfg.critic,
+        "critic_head": cfg.critic_head,
+    }
     nodes["algorithm"] = cfg.algorithm
-    nodes |= {f"optimizer.{name}": getattr(cfg.optimizer, name) for name in ("actor", "critic", "temperature")}
+    nodes |= {
+        f"optimizer.{name}": getattr(cfg.optimizer, name)
+        for name in ("actor", "critic", "temperature")
+    }
     for key, node in nodes.items():
         path = target_of(node)
         if not path:
@@ -116,5 +145,7 @@ def check_targets(cfg: schema.TrainConfig) -> None:
             packages = ", ".join([*PACKAGES, *cfg.allow])
             raise ConfigError(f"{key}._target_={path}: must lie in {packages} (allow=[package])")
         if not re.fullmatch(r"([a-z_]\w*\.)+[A-Z]\w*", path):
-            raise ConfigError(f"{key}._target_={path}: must name a class, as in package.module.Class")
+            raise ConfigError(
+                f"{key}._target_={path}: must name a class, as in package.module.Class"
+            )
         within(key, path, cfg.allow)

@@ -27,7 +27,8 @@ from softmod.workers.worker import State
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run had begun when it was saved: some updates of a round that collects with `policy`, an evaluation.
+    """What a run had begun when it was saved: some updates of a round that collects with `policy`,
+    an evaluation.
 
     `over`: its training has come to its end, and the last evaluation was begun.
     """
@@ -54,9 +55,21 @@ class Saver:
     """
 
     def __init__(
-        self, run: Path, agent: MTSAC, optimizers: list[Any], replay: Replay, workers: Workers, about: dict[str, Any]
+        self,
+        run: Path,
+        agent: MTSAC,
+        optimizers: list[Any],
+        replay: Replay,
+        workers: Workers,
+        about: dict[str, Any],
     ) -> None:
-        self.run, self.agent, self.optimizers, self.replay, self.workers = run, agent, optimizers, replay, workers
+        self.run, self.agent, self.optimizers, self.replay, self.workers = (
+            run,
+            agent,
+            optimizers,
+            replay,
+            workers,
+        )
         self.about = about
         self.archive = Archive(run, replay)
         self.best = -1.0
@@ -98,7 +111,11 @@ class Saver:
             "policy": begun.policy or {},
         }
         skipped = 0.0 if self.agent.skipped is None else float(self.agent.skipped)
-        counters = {"updates": self.agent.updates, "written": self.replay.written, "best": self.best}
+        counters = {
+            "updates": self.agent.updates,
+            "written": self.replay.written,
+            "best": self.best,
+        }
         facts = self.about | {
             "kind": "whole",
             "clock": clock.facts(),
@@ -107,7 +124,9 @@ class Saver:
             "log": log.state(),
         }
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
-        folder = checkpoint.save(self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces)
+        folder = checkpoint.save(
+            self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces
+        )
         checkpoint.prune(self.run, folder)
         faults.point("checkpoint.pruned")
         kept = [name for whole in checkpoint.all_in(self.run) for name in checkpoint.shared(whole)]
@@ -124,7 +143,8 @@ class Saver:
         stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
         if self.about["config"]["run"]["resume"] == "never":
             stopped.how = (
-                f"run.resume=never begins anew: rename {self.run} to seed_{self.about['seed']} to go on from it"
+                f"run.resume=never begins anew: rename {self.run} to seed_{self.about['seed']} to"
+                " go on from it"
             )
         raise stopped
 
@@ -138,7 +158,11 @@ class Saver:
         if mean < self.best:
             return
         place, groups = self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}
-        facts = self.about | {"kind": "weights", "clock": clock.facts(), "scores": [s.as_dict() for s in scores]}
+        facts = self.about | {
+            "kind": "weights",
+            "clock": clock.facts(),
+            "scores": [s.as_dict() for s in scores],
+        }
         if self._attempt("evaluation", lambda: checkpoint.save(place, groups, facts)):
             self.best = mean
 
@@ -146,18 +170,31 @@ class Saver:
         """Bring all parts to where the checkpoint was taken.
 
         Raises:
-            CheckpointError: it is of another form; parts named before the odd one are restored already.
+            CheckpointError: it is of another form; parts named before the odd one are restored
+                already.
         """
-        checkpoint.restore_arrays(dict(self.agent.state_dict()), checkpoint.arrays(folder, "agent"), "network")
+        checkpoint.restore_arrays(
+            dict(self.agent.state_dict()), checkpoint.arrays(folder, "agent"), "network"
+        )
         live = checkpoint.optimizer_arrays(self.optimizers)
         checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
-        pieces = {name.removeprefix(f"{FOLDER}/"): hashed for name, hashed in checkpoint.shared(folder).items()}
+        pieces = {
+            name.removeprefix(f"{FOLDER}/"): hashed
+            for name, hashed in checkpoint.shared(folder).items()
+        }
         self.archive.restore(pieces, int(facts["counters"]["written"]))
-        self.agent.updates, self.best = int(facts["counters"]["updates"]), float(facts["counters"]["best"])
-        self.workers.restore({k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()})
+        self.agent.updates, self.best = (
+            int(facts["counters"]["updates"]),
+            float(facts["counters"]["best"]),
+        )
+        self.workers.restore(
+            {k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()}
+        )
         clock.restore(facts["clock"])
         if skipped := facts["counters"].get("skipped"):
             self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
         if begun := facts.get("begun"):
             policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
-            self.begun = Begun(policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over")))
+            self.begun = Begun(
+                policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over"))
+            )

@@ -1,4 +1,5 @@
-"""The shape of a configuration: one dataclass per group, its types, ranges and choices. Values live in `conf/`.
+"""The shape of a configuration: one dataclass per group, its types, ranges and choices. Values live
+in `conf/`.
 
 Imports nothing heavy, so that a command line is checked before torch is loaded.
 """
@@ -11,7 +12,12 @@ from typing import Any
 from omegaconf import MISSING
 
 
-def number(default: Any = MISSING, low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
+def number(
+    default: Any = MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+) -> Any:
     """A number within [low, high]; `open_low` leaves `low` itself out."""
     return field(default=default, metadata={"low": low, "high": high, "open_low": open_low})
 
@@ -32,7 +38,9 @@ class EnvConfig:
     goal_seed: int = number(0, low=0)
     reward: str = choice("v2", "v1", "v2")
     horizon: int = number(500, low=1, high=500)
-    train_horizon: int | None = number(None, low=1, high=500)  # of training episodes; null: as in evaluation
+    train_horizon: int | None = number(
+        None, low=1, high=500
+    )  # of training episodes; null: as in evaluation
     fast: bool = True  # our hot paths, equal to the bit
 
 
@@ -49,9 +57,13 @@ class SoftModularConfig:
     gating_layers: int = number(2, low=0)  # 1: an extra gating MLP; 0 is the printed form
     gating_width: int = number(256, low=1)  # 1
     embedding_relu: bool = True  # 2: ReLU on the state embedding before it enters the modules
-    routing_reads: str = choice("all", "all", "last")  # 3: which earlier routing layers the next one reads
+    routing_reads: str = choice(
+        "all", "all", "last"
+    )  # 3: which earlier routing layers the next one reads
     relu: str = choice("after_sum", "after_sum", "before_sum")  # 4: where the modules' ReLU stands
-    head: str = choice("routed", "routed", "sum")  # 5: a routed shared head, or the last modules summed
+    head: str = choice(
+        "routed", "routed", "sum"
+    )  # 5: a routed shared head, or the last modules summed
     routing_feeds: str = choice("probabilities", "probabilities", "logits")  # 7
     init: str = choice("released", "released", "torch")  # 11
     norm: str = choice("none", "none", "layer")  # normalise hidden layers before their ReLU
@@ -59,7 +71,10 @@ class SoftModularConfig:
 
 @dataclass
 class HardRoutingConfig(SoftModularConfig):
-    """The same modules; the router selects one source for each target (after Rosenbaum et al. 2018)."""
+    """The same modules; the router selects one source for each target (after Rosenbaum et al.
+
+    2018).
+    """
 
     _target_: str = "softmod.networks.hard_routing.HardRouting"
 
@@ -135,7 +150,10 @@ class FiLMConfig(MLPConfig):
 
 @dataclass
 class ResidualConfig:
-    """Residual blocks with layer normalisation, and a learned task embedding (Nauman et al. 2025)."""
+    """Residual blocks with layer normalisation, and a learned task embedding (Nauman et al.
+
+    2025).
+    """
 
     _target_: str = "softmod.networks.residual.Residual"
     num_blocks: int = number(2, low=0)
@@ -162,14 +180,20 @@ NETWORKS = {
 
 @dataclass
 class SquaredConfig:
-    """Value head: one output, squared error, the minimum of twin target critics (Haarnoja et al. 2018)."""
+    """Value head: one output, squared error, the minimum of twin target critics (Haarnoja et al.
+
+    2018).
+    """
 
     _target_: str = "softmod.agent.value_heads.Squared"
 
 
 @dataclass
 class CategoricalConfig:
-    """Value head: a distribution over fixed values, learned by cross-entropy (Bellemare et al. 2017)."""
+    """Value head: a distribution over fixed values, learned by cross-entropy (Bellemare et al.
+
+    2017).
+    """
 
     _target_: str = "softmod.agent.value_heads.Categorical"
     atoms: int = number(101, low=2)
@@ -184,9 +208,13 @@ VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
 class PolicyConfig:
     """How the actor's network becomes a policy."""
 
-    log_std: str = choice("clamp", "clamp", "tanh")  # 14: clamped to [-20, 2], or squashed into (-10, 2)
+    log_std: str = choice(
+        "clamp", "clamp", "tanh"
+    )  # 14: clamped to [-20, 2], or squashed into (-10, 2)
     normalize_obs: bool = False  # actor and critics read observations of mean 0 and deviation 1
-    exploration_noise: str = choice("white", "white", "pink")  # pink: correlated over the steps of an episode
+    exploration_noise: str = choice(
+        "white", "white", "pink"
+    )  # pink: correlated over the steps of an episode
 
 
 @dataclass
@@ -198,15 +226,25 @@ class AlgorithmConfig:
     target_smoothing: float = number(0.005, low=0.0, high=1.0, open_low=True)
     initial_temperature: float = number(1.0, low=0.0, open_low=True)
     target_entropy_per_action: float = number(-1.0)  # times the action's size: -4 on Meta-World
-    task_weights: str = choice("none", "released", "paper", "none", "unsolved")  # 6; unsolved: by distance from success
+    task_weights: str = choice(
+        "none", "released", "paper", "none", "unsolved"
+    )  # 6; unsolved: by distance from success
     update_order: str = choice("sequential", "sequential", "released")  # 12
     clip_norm: float = number(1.0, low=0.0)  # 8; 0 is off
-    gradient_surgery: str = choice("none", "none", "pcgrad")  # what becomes of the tasks' conflicting gradients
+    gradient_surgery: str = choice(
+        "none", "none", "pcgrad"
+    )  # what becomes of the tasks' conflicting gradients
     n_step: int = number(1, low=1)  # steps of a transition, within its episode
-    reward_scaling: str = choice("none", "none", "return")  # return: divided by the size of each task's returns
-    value_scaling: str = choice("none", "none", "spread")  # spread: the policy's values, by their spread in each task
+    reward_scaling: str = choice(
+        "none", "none", "return"
+    )  # return: divided by the size of each task's returns
+    value_scaling: str = choice(
+        "none", "none", "spread"
+    )  # spread: the policy's values, by their spread in each task
     policy_delay: int = number(1, low=1)  # updates of the critics for each one of the policy
-    policy_averaging: float = number(0.0, low=0.0, high=1.0)  # share of each update in the policy that acts; 0 is off
+    policy_averaging: float = number(
+        0.0, low=0.0, high=1.0
+    )  # share of each update in the policy that acts; 0 is off
 
 
 @dataclass
@@ -244,18 +282,26 @@ class RunConfig:
 
     steps_per_task: int = number(MISSING, low=1)
     warmup_per_task: int = number(MISSING, low=0)  # steps before the first update
-    warmup_policy: str = choice("untrained", "untrained", "uniform")  # who acts in them (13), or uniform actions
+    warmup_policy: str = choice(
+        "untrained", "untrained", "uniform"
+    )  # who acts in them (13), or uniform actions
     batch_per_task: int = number(MISSING, low=1)
     replay_per_task: int = number(MISSING, low=1)
     update_ratio: float = number(MISSING, low=0.0, open_low=True)  # updates per step of every task
-    round_steps: int = number(MISSING, low=1)  # K: steps of every task between two hand-overs; divides the horizon
+    round_steps: int = number(
+        MISSING, low=1
+    )  # K: steps of every task between two hand-overs; divides the horizon
     eval_every: int = number(MISSING, low=1)  # env steps over all tasks
     eval_goals: int = number(50, low=1, high=50)  # goals per task in evaluations on the way
     final_eval_goals: int = number(50, low=1, high=50)  # and in the last one
     save_every: int = number(MISSING, low=1)
     log_every: int = number(MISSING, low=1)
-    max_minutes: float | None = number(None, low=0.0, open_low=True)  # of training; ends the run by the clock
-    stop_at: float | None = number(None, low=0.0, high=1.0)  # mean success in two evaluations running; ends the run
+    max_minutes: float | None = number(
+        None, low=0.0, open_low=True
+    )  # of training; ends the run by the clock
+    stop_at: float | None = number(
+        None, low=0.0, high=1.0
+    )  # mean success in two evaluations running; ends the run
     resume: str = choice("auto", "auto", "must", "never")
     folder: str = "runs"
 
@@ -266,7 +312,9 @@ class WorkersConfig:
 
     processes: int | None = number(None, low=0)  # null: chosen from the cores at hand
     copies: int = number(1, low=1)
-    timeout: float = number(300.0, low=0.0, open_low=True)  # seconds for a round, or for ten goals of an evaluation
+    timeout: float = number(
+        300.0, low=0.0, open_low=True
+    )  # seconds for a round, or for ten goals of an evaluation
 
 
 @dataclass
@@ -274,9 +322,15 @@ class FabricConfig:
     """Where the learner computes."""
 
     accelerator: str = choice("auto", "auto", "cpu", "cuda")
-    precision: str = choice("32-true", "auto", "32-true", "tf32", "bf16-mixed")  # tf32: of matrix products, on CUDA
-    kernels: str = choice("auto", "auto", "off")  # fused operations on a CPU; auto: where a C compiler is found
-    compile: str = choice("auto", "auto", "eager", "compiled", "captured")  # auto: captured, if the optimizers can be
+    precision: str = choice(
+        "32-true", "auto", "32-true", "tf32", "bf16-mixed"
+    )  # tf32: of matrix products, on CUDA
+    kernels: str = choice(
+        "auto", "auto", "off"
+    )  # fused operations on a CPU; auto: where a C compiler is found
+    compile: str = choice(
+        "auto", "auto", "eager", "compiled", "captured"
+    )  # auto: captured, if the optimizers can be
     deterministic: bool = False  # on CUDA: only operations that repeat to the bit; on a CPU all do
     threads: int | None = number(None, low=1)  # null: chosen from the cores at hand
 
@@ -306,7 +360,9 @@ class TrainConfig:
     critic: Any = field(default_factory=dict)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic_head: Any = field(default_factory=dict)
-    published_task_weights: str = choice("none", "none", "released", "paper")  # of the model; read by algorithm=mtsac
+    published_task_weights: str = choice(
+        "none", "none", "released", "paper"
+    )  # of the model; read by algorithm=mtsac
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -335,11 +391,15 @@ class ReportConfig:
     parent: str | None = None  # a sweep's parent in MLflow: its id or name; typed as sweep=
     runs: list[str] = field(default_factory=list)  # or folders with runs
     results: list[str] = field(default_factory=list)  # or folders with saved results
-    checkpoint: str | None = None  # or a checkpoint, or a run's folder: how its policy uses its modules
+    checkpoint: str | None = (
+        None  # or a checkpoint, or a run's folder: how its policy uses its modules
+    )
     save: str | None = None  # with runs: save them as results in this folder too
     uri: str | None = None  # the MLflow store; null: as for training
     output: str = "report"
     level: float = number(0.8, low=0.0, high=1.0)  # of success, whose environment steps are told
     episodes: int = number(5, low=1, high=50)  # of each task, to see how modules are used
     video: bool = False  # of a rollout of each task, with its routes moving beside it
-    allow: list[str] = field(default_factory=list)  # packages of your own that tasks and networks come from
+    allow: list[str] = field(
+        default_factory=list
+    )  # packages of your own that tasks and networks come from

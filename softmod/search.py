@@ -1,4 +1,6 @@
-"""`python -m softmod.search`: hyper-parameters by Optuna; each trial is a run as any, under one parent in MLflow."""
+"""`python -m softmod.search`: hyper-parameters by Optuna; each trial is a run as any, under one
+parent in MLflow.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 OWN = {"trials": "20", "storage": "sqlite:///optuna.db"}
-HEARTBEAT = 60  # seconds; a trial whose process is silent for longer than two of them is taken for dead
+HEARTBEAT = (
+    60  # seconds; a trial whose process is silent for longer than two of them is taken for dead
+)
 ATTEMPTS = 3  # at a trial whose process died
-USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna.db] KEY=SPACE ... [KEY=VALUE ...]
+USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna.db]
+           KEY=SPACE ... [KEY=VALUE ...]
 
   KEY=interval(A,B)             any number from A to B
   KEY=tag(log,interval(A,B))    the same, on a logarithmic scale
@@ -39,10 +44,12 @@ USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna
   trials=20                     how many are to be finished in all
   storage=sqlite:///optuna.db   where Optuna keeps the study
 
-Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on where it stopped,
-and several of them at once, on one storage, share the work. Needs Optuna: pip install "softmod[search]".
+Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on
+where it stopped, and several of them at once, on one storage, share the work.
+Needs Optuna: pip install "softmod[search]".
 
-  python -m softmod.search trials=30 env=quickstart "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
+  python -m softmod.search trials=30 env=quickstart \\
+      "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
       "algorithm.target_smoothing=tag(log,interval(1e-3,2e-2))" actor.num_modules=2,4"""
 
 
@@ -62,7 +69,10 @@ def run(arguments: list[str], ends: bool = False) -> int:
         with signals.heeded(ends):
             return to_the_end(search.make)
     except KeyboardInterrupt:
-        print("softmod: interrupted; the same command goes on with the trial under way", file=sys.stderr)
+        print(
+            "softmod: interrupted; the same command goes on with the trial under way",
+            file=sys.stderr,
+        )
         return 130
     except SoftmodError as error:
         return tell(error)
@@ -91,9 +101,11 @@ def read(arguments: list[str]) -> Search:
     space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
     if not space:
         raise ConfigError(
-            "no space given: nothing to search; --help shows how, as in algorithm.discount=interval(0.9,1)"
+            "no space given: nothing to search; --help shows how, as in"
+            " algorithm.discount=interval(0.9,1)"
         )
-    search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]), own["storage"],
+    search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]),
+                    own["storage"],
                     sweep_identity(fixed, list(space), "search"))  # fmt: skip
     first = {key: ends(one)[0] for key, one in space.items()}
     for key, one in space.items():
@@ -106,7 +118,8 @@ def distribution(override: Override) -> BaseDistribution:
     """Optuna's word for a space in Hydra's.
 
     Raises:
-        ConfigError: Optuna is not installed, or the space is empty or of a kind that cannot be drawn from.
+        ConfigError: Optuna is not installed, or the space is empty or of a kind that cannot be
+            drawn from.
     """
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -116,15 +129,26 @@ def distribution(override: Override) -> BaseDistribution:
     try:
         if isinstance(space, IntervalSweep):
             low, high, log = space.start, space.end, "log" in space.tags
-            if isinstance(low, int) and isinstance(high, int) and override.input_line and "int(" in override.input_line:
+            if (
+                isinstance(low, int)
+                and isinstance(high, int)
+                and override.input_line
+                and "int(" in override.input_line
+            ):
                 return IntDistribution(low, high, log=log)
             return FloatDistribution(float(low), float(high), log=log)  # type: ignore[arg-type]
-        if isinstance(space, RangeSweep) and isinstance(space.start, int) and isinstance(space.step, int):
+        if (
+            isinstance(space, RangeSweep)
+            and isinstance(space.start, int)
+            and isinstance(space.step, int)
+        ):
             steps = range(space.start, space.stop, space.step)  # type: ignore[arg-type]
             return IntDistribution(steps[0], steps[-1], step=space.step)
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except Exception as error:  # Hydra and Optuna have many
-        raise ConfigError(f"{override.input_line}: no space to search ({error}); --help shows the forms") from error
+        raise ConfigError(
+            f"{override.input_line}: no space to search ({error}); --help shows the forms"
+        ) from error
 
 
 def ends(space: Any) -> list[Any]:
@@ -160,7 +184,11 @@ class Search:
         """
         overrides = [*self.lines, *(f"{key}={value}" for key, value in values.items())]
         composed = config.compose(overrides)
-        return config.typed(composed), without_passwords(OmegaConf.to_container(composed, resolve=True)), overrides
+        return (
+            config.typed(composed),
+            without_passwords(OmegaConf.to_container(composed, resolve=True)),
+            overrides,
+        )
 
     def make(self) -> int:
         """Make what is missing of the trials; the code of the first failure among them, or 0."""
@@ -173,22 +201,34 @@ class Search:
             study.optimize(self.one, callbacks=[enough, self.give_up], catch=SoftmodError)
         if study.get_trials(states=done):
             best = study.best_trial
-            print(f"best of {len(study.get_trials(states=done))}: success {best.value:.3f} in trial {best.number}")
-            print("  python -m softmod.train " + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())]))
+            print(
+                f"best of {len(study.get_trials(states=done))}: success {best.value:.3f} in trial"
+                f" {best.number}"
+            )
+            print(
+                "  python -m softmod.train "
+                + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())])
+            )
         return self.codes[0] if self.codes else 0
 
     def one(self, trial: Trial) -> float:
-        """The mean success of a trial's last evaluation, and over its seeds; MLflow has its runs like any other."""
+        """The mean success of a trial's last evaluation, and over its seeds; MLflow has its runs
+        like any other.
+        """
         try:
             signals.check()
             trial.study.sampler = sampler(trial)
-            cfg, resolved, overrides = self.compose({key: draw(trial, key, one) for key, one in self.space.items()})
+            cfg, resolved, overrides = self.compose(
+                {key: draw(trial, key, one) for key, one in self.space.items()}
+            )
             print(f"trial {trial.number}: {told(trial.params)}", flush=True)
             return self.success(cfg, resolved, overrides)
         except SoftmodError as error:
             self.codes.append(tell(error, told(trial.params)))
             raise
-        except BaseException:  # told to stop: these values come first next time, and their run goes on
+        except (
+            BaseException
+        ):  # told to stop: these values come first next time, and their run goes on
             trial.study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else {})
             raise
 
@@ -200,7 +240,9 @@ class Search:
         if cfg.seeds is None:
             return mean_success(run_experiment(cfg, resolved, overrides, self.sweep))
         errors: list[Exception] = []
-        results = run_seeds(cfg, resolved, overrides, self.sweep, lambda seed, error: errors.append(error))
+        results = run_seeds(
+            cfg, resolved, overrides, self.sweep, lambda seed, error: errors.append(error)
+        )
         if errors:
             raise errors[0]
         return fmean(map(mean_success, results.values()))
@@ -226,7 +268,10 @@ class Search:
                 self.storage, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=again
             )
             study = optuna.create_study(
-                storage=storage, study_name=self.sweep["id"], direction="maximize", load_if_exists=True
+                storage=storage,
+                study_name=self.sweep["id"],
+                direction="maximize",
+                load_if_exists=True,
             )
             study.set_user_attr("question", json.dumps([self.lines, sorted(self.space)]))
         except Exception as error:  # of the database, which has its own
@@ -237,9 +282,11 @@ class Search:
 
 
 def sampler(trial: Trial) -> TPESampler:
-    """Of a trial's own stream: a search draws the same again, also when it was stopped; several at once draw apart.
+    """Of a trial's own stream: a search draws the same again, also when it was stopped; several at
+    once draw apart.
 
-    A trial that is made again has its values or its stream; it takes no number from those that follow.
+    A trial that is made again has its values or its stream; it takes no number from those that
+    follow.
     """
     from optuna.samplers import TPESampler
 
@@ -250,7 +297,8 @@ def sampler(trial: Trial) -> TPESampler:
 
 def told(values: Mapping[str, Any]) -> str:
     return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in values.items()
     )
 
 

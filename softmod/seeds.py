@@ -1,7 +1,8 @@
 """Runs of the same experiment that differ in their seed, side by side in one process.
 
-Each is a run as any other, with its own folder, journal, checkpoints and end; only the updates that they ask for are
-made together (`softmod.agent.group`). One that is behind, since it was saved earlier, catches up by itself first.
+Each is a run as any other, with its own folder, journal, checkpoints and end; only the updates that
+they ask for are made together (`softmod.agent.group`). One that is behind, since it was saved
+earlier, catches up by itself first.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ def side_by_side(
         """Let a run go on until it asks again, or ends."""
         asked.pop(seed, None)
         try:
-            run = runs[seed]
-            asked[seed] = run.throw(answer) if isinstance(answer, BaseException) else run.send(answer)  # type: ignore[arg-type]
+            if isinstance(answer, BaseException):
+                asked[seed] = runs[seed].throw(answer)
+            else:
+                asked[seed] = runs[seed].send(answer)  # type: ignore[arg-type]
         except StopIteration as end:
             results[seed] = end.value
         except signals.StoppedError as stop:
@@ -88,4 +91,6 @@ class Groups:
             self.group = members, Group([updates.agent for updates in asked], self.threads)
         numbers = [updates.number for updates in asked]
         examine = any(updates.examine for updates in asked)
-        return self.group[1].learn([updates.replay for updates in asked], numbers, signals.stopping, examine)
+        return self.group[1].learn(
+            [updates.replay for updates in asked], numbers, signals.stopping, examine
+        )

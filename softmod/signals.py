@@ -1,9 +1,9 @@
 """What a run does when it is told to end.
 
-Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that comes up in a
-destructor, in a callback or within the import of compiled code can get lost. SIGTERM and SIGUSR1, which schedulers
-send, only set a flag: the loop saves between two updates and ends with `StoppedError`. A job that was warned with
-SIGUSR1 by SLURM asks to be queued again.
+Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that
+comes up in a destructor, in a callback or within the import of compiled code can get lost. SIGTERM
+and SIGUSR1, which schedulers send, only set a flag: the loop saves between two updates and ends
+with `StoppedError`. A job that was warned with SIGUSR1 by SLURM asks to be queued again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def heeded(to_the_end: bool = False) -> Iterator[None]:
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes started within this never see the signals to end: schedulers and terminals send them to everybody."""
+    """Processes started within this never see the signals to end: schedulers and terminals send
+    them to everybody.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -63,7 +65,8 @@ def kept_from_children() -> Iterator[None]:
 
 
 def check() -> None:
-    """To be asked each round, and of every failure: an import that an interrupt fell into fails in its own way, later.
+    """To be asked each round, and of every failure: an import that an interrupt fell into fails in
+    its own way, later.
 
     Raises:
         KeyboardInterrupt: there was one, and it got lost.
@@ -95,9 +98,11 @@ def ending() -> bool:
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1; the job's number if it was asked.
+    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1; the job's number if it was
+    asked.
 
-    Jobs that SLURM itself takes back, with SIGTERM, it also queues itself. Only the first task of a job asks.
+    Jobs that SLURM itself takes back, with SIGTERM, it also queues itself. Only the first task of a
+    job asks.
     """
     job = environment.get("SLURM_JOB_ID")
     if not job or signal.SIGUSR1 not in _stop or environment.get("SLURM_PROCID", "0") != "0":
@@ -105,7 +110,9 @@ def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, check=False
+        )
     except OSError:  # there is no such command here
         return None
     return job if done.returncode == 0 else None

@@ -1,10 +1,13 @@
-"""`python -m softmod.state <checkpoint or run folder>`: the hash of a run's state, component by component.
+"""`python -m softmod.state <checkpoint or run folder>`: the hash of a run's state, component by
+component.
 
-`pack <checkpoint or run folder> <output folder>` writes the state as a few small files that travel, `unpack <folder>`
-makes a run's folder of them again, with the same hash, from which the run's command goes on.
+`pack <checkpoint or run folder> <output folder>` writes the state as a few small files that travel,
+`unpack <folder>` makes a run's folder of them again, with the same hash, from which the run's
+command goes on.
 
-Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left out. Equality is
-promised for the same type of machine, the same versions, and the numbers of processes and threads that a run keeps.
+Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left
+out. Equality is promised for the same type of machine, the same versions, and the numbers of
+processes and threads that a run keeps.
 """
 
 from __future__ import annotations
@@ -44,8 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _pack(words[1:])
         if words[:1] == ["unpack"]:
             return _unpack(words[1:])
-        parser = argparse.ArgumentParser(prog="python -m softmod.state", description=__doc__, formatter_class=RAW)
-        parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+        parser = argparse.ArgumentParser(
+            prog="python -m softmod.state", description=__doc__, formatter_class=RAW
+        )
+        parser.add_argument(
+            "path", type=Path, help="a checkpoint, or a run's folder for its newest one"
+        )
         _print(find(parser.parse_args(words).path.resolve())[0])
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
@@ -57,9 +64,13 @@ def _pack(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m softmod.state pack", description="Write a run as a few small files."
     )
-    parser.add_argument("path", type=Path, help="a checkpoint, or a run's folder for its newest one")
+    parser.add_argument(
+        "path", type=Path, help="a checkpoint, or a run's folder for its newest one"
+    )
     parser.add_argument("output", type=Path, help="a folder, empty or not there yet")
-    parser.add_argument("--part", type=int, default=16, metavar="MiB", help="size of a part at most (16)")
+    parser.add_argument(
+        "--part", type=int, default=16, metavar="MiB", help="size of a part at most (16)"
+    )
     chosen = parser.parse_args(words)
     if chosen.part < 1:
         parser.error("--part: must be at least 1")
@@ -74,7 +85,9 @@ def _unpack(words: list[str]) -> int:
         prog="python -m softmod.state unpack", description="Make a run's folder of packed files."
     )
     parser.add_argument("packed", type=Path, help="the folder that pack has written")
-    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="where runs are kept (runs)")
+    parser.add_argument(
+        "runs", type=Path, nargs="?", default=Path("runs"), help="where runs are kept (runs)"
+    )
     chosen = parser.parse_args(words)
     _print(unpack(chosen.packed, chosen.runs))
     return 0
@@ -96,7 +109,9 @@ def state_hash(folder: Path) -> dict[str, str]:
     facts = checkpoint.verify(folder)
     with checkpoint.reading(folder):
         if facts["kind"] != "whole":
-            raise CheckpointError(f"{folder}: holds weights only; the state of a run is in a step_... checkpoint")
+            raise CheckpointError(
+                f"{folder}: holds weights only; the state of a run is in a step_... checkpoint"
+            )
         return components(folder, facts)
 
 
@@ -109,12 +124,16 @@ def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     }
     for group in ("optimizers", "episodes"):
         hashes[group] = of_arrays(checkpoint.arrays(folder, group))
-    copies = int(facts["config"]["workers"]["copies"])  # rows of states before those that can be drawn
+    copies = int(
+        facts["config"]["workers"]["copies"]
+    )  # rows of states before those that can be drawn
     capacity = int(facts["config"]["run"]["replay_per_task"]) + copies
     hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]), capacity)
     hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
     hashes["counters"] = of_json(counters(facts))
-    hashes["metrics"] = of_json(sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"]), key=str))
+    hashes["metrics"] = of_json(
+        sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"]), key=str)
+    )
     return hashes | {"state": of_json(hashes)}
 
 
@@ -128,7 +147,9 @@ def of_arrays(arrays: checkpoint.Arrays) -> str:
 
 
 def of_replay(folder: Path, written: int, capacity: int) -> str:
-    """Hash the rows of each task in the order of their writing, and their episodes, whatever pieces they lie in."""
+    """Hash the rows of each task in the order of their writing, and their episodes, whatever pieces
+    they lie in.
+    """
     total, run = hashlib.sha256(f"{written}".encode()), folder.parent.parent
     pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
     files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
@@ -138,7 +159,10 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
         for first, file in files:
             rows = file.get_slice("rows")[task, max(0, oldest - first) :]
             total.update(rows.tobytes())
-            began, episodes = int(file.get_slice("first_episode")[task]), file.get_slice("episodes")[task]
+            began, episodes = (
+                int(file.get_slice("first_episode")[task]),
+                file.get_slice("episodes")[task],
+            )
             numbers = sorted(set(rows[:, -1].astype(int).tolist()))
             entries |= {number: episodes[number - began].tobytes() for number in numbers}
         for number in sorted(entries):
@@ -147,9 +171,15 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
 
 
 def counters(facts: dict[str, Any]) -> dict[str, Any]:
-    """All counters, among them the addresses of the random streams: updates and, per environment, episodes."""
+    """All counters, among them the addresses of the random streams: updates and, per environment,
+    episodes.
+    """
     clock = {name: value for name, value in facts["clock"].items() if name != "seconds"}
-    return {"clock": clock, "seed": facts["seed"], **{name: facts[name] for name in ("counters", "begun", "log")}}
+    return {
+        "clock": clock,
+        "seed": facts["seed"],
+        **{name: facts[name] for name in ("counters", "begun", "log")},
+    }
 
 
 def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:

@@ -1,7 +1,9 @@
-"""What a run tells of itself: the names of metrics, and the journal that they are written to before anything else.
+"""What a run tells of itself: the names of metrics, and the journal that they are written to before
+anything else.
 
-The journal is one file of JSON lines in the run's folder, only ever appended to. `softmod.uploader` carries it to
-MLflow from a process of its own, so that nothing here waits for a server. Imports neither torch nor MLflow.
+The journal is one file of JSON lines in the run's folder, only ever appended to. `softmod.uploader`
+carries it to MLflow from a process of its own, so that nothing here waits for a server. Imports
+neither torch nor MLflow.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ UPDATES_PER_SECOND = "time/updates_per_second"
 WAIT_FOR_WORKERS = "time/wait_for_workers"
 WAIT_FOR_LEARNER = "time/wait_for_learner"
 TRAINING_SECONDS = "time/seconds"  # of training so far, over all sessions of the run
-WALL_CLOCK = ("time/", "system/")  # what begins like this depends on the machine: a resumed run may differ in it
+WALL_CLOCK = (
+    "time/",
+    "system/",
+)  # what begins like this depends on the machine: a resumed run may differ in it
 
 
 def success_rate(task: str) -> str:
@@ -60,7 +65,9 @@ def train_success_rate(task: str) -> str:
 
 
 def physics_faults(task: str) -> str:
-    """Count the episodes that were cut short because the physics broke; only where there were any."""
+    """Count the episodes that were cut short because the physics broke; only where
+    there were any.
+    """
     return f"train/physics_faults/{task}"
 
 
@@ -88,15 +95,18 @@ PATIENCE = 1.0  # seconds to wait for a run folder that is in use
 class Journal:
     """A run's journal, held by this process alone until `close`.
 
-    Metrics get their time here, once. What is written already is not written again, so that a resumed run may come by
-    the same steps twice. A write that fails is tried again with the next one.
+    Metrics get their time here, once. What is written already is not written again, so that a
+    resumed run may come by the same steps twice. A write that fails is tried again with the next
+    one.
 
     Args:
         folder: the run's; made where it is missing.
 
     Raises:
-        ConfigError: another process holds the folder, it cannot be written, or the journal is from a newer version.
-        SaveError: (from any method that writes metrics, params, tags or artifacts) the third write in a row failed.
+        ConfigError: another process holds the folder, it cannot be written, or the journal is from
+            a newer version.
+        SaveError: (from any method that writes metrics, params, tags or artifacts) the third write
+            in a row failed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +132,9 @@ class Journal:
         return self.record.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Write the configuration; nested mappings get dotted names, passwords in URIs are struck out."""
+        """Write the configuration; nested mappings get dotted names, passwords in URIs are struck
+        out.
+        """
         new = {
             name: value
             for name, value in _flat(values)
@@ -140,14 +152,26 @@ class Journal:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Write those values that this step does not have yet."""
-        new = {name: float(value) for name, value in values.items() if self._is_new(name, float(value), step)}
+        new = {
+            name: float(value)
+            for name, value in values.items()
+            if self._is_new(name, float(value), step)
+        }
         if new:
-            self._append("metrics", step=int(step), values={name: _encoded(value) for name, value in new.items()})
+            self._append(
+                "metrics",
+                step=int(step),
+                values={name: _encoded(value) for name, value in new.items()},
+            )
 
     def routes(self, tasks: Sequence[str], layers: Sequence[Routes], step: int) -> None:
-        """Write how the modules are used at a step: per layer the probabilities `[task][target][source]`, kept once."""
+        """Write how the modules are used at a step: per layer the probabilities
+        `[task][target][source]`, kept once.
+        """
         if step not in self.record.routes:
-            rounded = [[[[round(p, 4) for p in row] for row in task] for task in layer] for layer in layers]
+            rounded = [
+                [[[round(p, 4) for p in row] for row in task] for task in layer] for layer in layers
+            ]
             self._append("routes", step=int(step), tasks=list(tasks), layers=rounded)
 
     def artifact(self, path: Path, under: str = "") -> None:
@@ -156,7 +180,10 @@ class Journal:
         self._append("artifact", path=str(inside), under=under)
 
     def status(self, word: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED; reaches the disk before this returns. A failure is a log line only."""
+        """RUNNING, FINISHED, FAILED or KILLED; reaches the disk before this returns.
+
+        A failure is a log line only.
+        """
         if word not in STATUSES:
             raise ValueError(f"status {word!r} is none of {', '.join(STATUSES)}")
         try:
@@ -183,7 +210,9 @@ class Journal:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise SaveError(f"{self.folder / JOURNAL}: cannot be written ({error.strerror})") from error
+            raise SaveError(
+                f"{self.folder / JOURNAL}: cannot be written ({error.strerror})"
+            ) from error
         if self._pending:
             raise SaveError(f"{self.folder / JOURNAL}: cannot be written")
 
@@ -212,7 +241,13 @@ class Journal:
         same = value == before or (math.isnan(value) and math.isnan(before))
         if not same and not name.startswith(WALL_CLOCK) and name not in self._warned:
             self._warned.add(name)
-            logger.warning("%s at step %d: computed again it is %r, the journal keeps %r", name, step, value, before)
+            logger.warning(
+                "%s at step %d: computed again it is %r, the journal keeps %r",
+                name,
+                step,
+                value,
+                before,
+            )
         return False
 
     def _append(self, kind: str, **rest: Any) -> None:
@@ -234,8 +269,12 @@ class Journal:
         except OSError as error:
             self._failures += 1
             if self._failures >= FAILURES:
-                raise SaveError(f"{self.folder / JOURNAL}: cannot be written ({error.strerror})") from error
-            logger.error("%s: cannot be written (%s); trying again", self.folder / JOURNAL, error.strerror)
+                raise SaveError(
+                    f"{self.folder / JOURNAL}: cannot be written ({error.strerror})"
+                ) from error
+            logger.error(
+                "%s: cannot be written (%s); trying again", self.folder / JOURNAL, error.strerror
+            )
         else:
             self._pending, self._failures = b"", 0
 
@@ -276,7 +315,11 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     return redacted(str(value))
 
@@ -290,11 +333,16 @@ def _take(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); run.folder names the place") from error
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); run.folder names the place"
+        ) from error
     if not locked(fd, PATIENCE):
         holder = os.pread(fd, 100, 0).decode(errors="replace").strip()
         os.close(fd)
-        raise ConfigError(f"{folder}: run folder in use by process {holder}; run.resume=never begins another beside it")
+        raise ConfigError(
+            f"{folder}: run folder in use by process {holder}; run.resume=never begins another"
+            " beside it"
+        )
     with suppress(OSError):  # a full disk
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} on {platform.node()}".encode(), 0)
@@ -302,7 +350,9 @@ def _take(folder: Path) -> int:
 
 
 def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
-    """Lock an open file, waiting as long as patience allows; a file system without locks counts as locked."""
+    """Lock an open file, waiting as long as patience allows; a file system without locks counts as
+    locked.
+    """
     end = time.monotonic() + patience
     while True:
         try:
@@ -333,7 +383,12 @@ def in_use(folder: Path, patience: float = 0.0) -> bool:
 
 SECRETS = (
     (re.compile(r"(://)(?:[^\s:/@]*:\S*|[^\s/@]+)@"), r"\1***@"),
-    (re.compile(r"([?&;](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(
+            r"([?&;](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE
+        ),
+        r"\1***",
+    ),
 )
 
 

@@ -1,4 +1,7 @@
-"""`python -m softmod.train`: compose, validate, hand over. Heavy imports come after the command line was checked."""
+"""`python -m softmod.train`: compose, validate, hand over.
+
+Heavy imports come after the command line was checked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ MULTIRUN = "multirun.yaml"  # Hydra writes it, nobody reads it
 FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
     "-m": "", "--multirun": "", "--resolve": "",
     "--cfg": "job, hydra or all", "-c": "job, hydra or all",
-    "--package": "a part of the configuration, as in --package run", "-p": "a part of the configuration, as in -p run",
+    "--package": "a part of the configuration, as in --package run",
+    "-p": "a part of the configuration, as in -p run",
     "--config-dir": "a folder of your own beside conf/", "-cd": "a folder of your own beside conf/",
 }  # fmt: skip
 CFG = ("job", "hydra", "all")
@@ -48,7 +52,10 @@ def main() -> None:
 
 
 def run(arguments: list[str], ends: bool = False) -> int:
-    """Check the command line, run its jobs; the exit code. `ends`: the process does so after this."""
+    """Check the command line, run its jobs; the exit code.
+
+    `ends`: the process does so after this.
+    """
     if {"-h", "--help"} & set(arguments):
         from softmod import help
 
@@ -68,10 +75,15 @@ def run(arguments: list[str], ends: bool = False) -> int:
         alone = not is_multirun(flags, composed) and not {"--cfg", "-c"} & set(flags)
         with signals.heeded(ends):
             return to_the_end(
-                partial(single, composed) if alone else partial(hand_over, [*with_numbers(flags), *overrides])
+                partial(single, composed)
+                if alone
+                else partial(hand_over, [*with_numbers(flags), *overrides])
             )
     except KeyboardInterrupt:
-        print("softmod: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "softmod: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     except SoftmodError as error:
         return tell(error)
@@ -106,14 +118,19 @@ def failures_elsewhere() -> list[int]:
     return codes
 
 
-def check(flags: list[str], overrides: list[str], folder: str | None) -> tuple[DictConfig, dict[str, str] | None]:
-    """Check every job of a command line before any starts; the first one's configuration, the sweep's id and name.
+def check(
+    flags: list[str], overrides: list[str], folder: str | None
+) -> tuple[DictConfig, dict[str, str] | None]:
+    """Check every job of a command line before any starts; the first one's configuration, the
+    sweep's id and name.
 
     Raises:
         ConfigError: what is wrong, in one line.
     """
     fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
-    swept = {o.get_key_element(): _values(o) for o in config.parse(overrides) if o.is_sweep_override()}
+    swept = {
+        o.get_key_element(): _values(o) for o in config.parse(overrides) if o.is_sweep_override()
+    }
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = config.compose(lines + first, config_dir=folder, hydra=True)
@@ -123,18 +140,25 @@ def check(flags: list[str], overrides: list[str], folder: str | None) -> tuple[D
     asked = [o for o in fixed if o.get_key_element() != "seeds"]
     if not is_multirun(flags, composed):
         if swept:
-            raise ConfigError(f"{next(iter(swept))}: several values need -m (every combination, one after another)")
+            raise ConfigError(
+                f"{next(iter(swept))}: several values need -m (every combination, one after"
+                " another)"
+            )
         checked(composed)
         return composed, None if composed.seeds is None else sweep_identity(asked, ["seed"])
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         checked(config.compose(lines + job, config_dir=folder, hydra=True))
-    return composed, sweep_identity(asked, [*swept, *(["seed"] if composed.seeds is not None else [])])
+    return composed, sweep_identity(
+        asked, [*swept, *(["seed"] if composed.seeds is not None else [])]
+    )
 
 
 def is_multirun(flags: list[str], composed: DictConfig) -> bool:
-    """Return whether there are several jobs: Hydra's flag says so, or its mode in the configuration."""
+    """Return whether there are several jobs: Hydra's flag says so, or its mode in the
+    configuration.
+    """
     return bool({"-m", "--multirun"} & set(flags)) or str(composed.hydra.mode).endswith("MULTIRUN")
 
 
@@ -148,7 +172,8 @@ def checked(composed: DictConfig) -> None:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """Flags for Hydra (with their values), overrides, and the user's configuration folder; in any order.
+    """Flags for Hydra (with their values), overrides, and the user's configuration folder; in any
+    order.
 
     Raises:
         ConfigError: an unknown flag, or one without its value.
@@ -162,7 +187,9 @@ def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
             continue
         flag, _, value = argument.partition("=")
         if flag not in FLAGS:
-            raise ConfigError(f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is")
+            raise ConfigError(
+                f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is"
+            )
         flags.append(flag)
         if FLAGS[flag]:
             value = value or next(rest, "")
@@ -194,14 +221,19 @@ def _values(override: Override) -> list[str]:
     try:
         return list(override.sweep_string_iterator())
     except HydraException as error:
-        raise ConfigError(f"{override.input_line}: name the values, as in key=a,b ({error})") from error
+        raise ConfigError(
+            f"{override.input_line}: name the values, as in key=a,b ({error})"
+        ) from error
 
 
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     """The values that a sweep file goes through."""
     params = composed.hydra.sweeper.get("params") or {}
     parsed = config.parse([f"{key}={value}" for key, value in params.items()])
-    return {o.get_key_element(): _values(o) if o.is_sweep_override() else [str(o.value())] for o in parsed}
+    return {
+        o.get_key_element(): _values(o) if o.is_sweep_override() else [str(o.value())]
+        for o in parsed
+    }
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
@@ -212,7 +244,9 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[str, str]:
-    """The same for the same question: what is fixed and what is varied, whatever the values gone through."""
+    """The same for the same question: what is fixed and what is varied, whatever the values gone
+    through.
+    """
     lines = sorted(str(override.input_line) for override in fixed)
     digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
     chosen = {override.get_key_element(): str(override.value()) for override in fixed}
@@ -222,7 +256,10 @@ def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[
 
 
 def single(composed: DictConfig) -> int:
-    """The one job of a command line; Hydra would compose it twice more. The code of its failure, or 0."""
+    """The one job of a command line; Hydra would compose it twice more.
+
+    The code of its failure, or 0.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(composed)
@@ -231,13 +268,17 @@ def single(composed: DictConfig) -> int:
 
 
 def hand_over(arguments: list[str]) -> int:
-    """Let Hydra run the jobs of a sweep, or show a configuration; the code of the first that failed, or 0."""
+    """Let Hydra run the jobs of a sweep, or show a configuration; the code of the first that
+    failed, or 0.
+    """
     import hydra
 
     config.register()
     sys.argv = [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(job)()
+        hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(
+            job
+        )()
     finally:
         failures.extend(failures_elsewhere())
     return failures[0] if failures else 0
@@ -276,7 +317,13 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
             run_experiment(cfg, resolved, overrides, sweep)
             return []
         codes: list[int] = []
-        run_seeds(cfg, resolved, overrides, sweep, lambda seed, error: codes.append(tell(error, f"seed={seed}")))
+        run_seeds(
+            cfg,
+            resolved,
+            overrides,
+            sweep,
+            lambda seed, error: codes.append(tell(error, f"seed={seed}")),
+        )
         return codes
     except Exception as error:
         signals.check()
@@ -293,7 +340,10 @@ def strike_out_passwords(path: Path) -> None:
 
 
 def tell(error: Exception, overrides: str = "") -> int:
-    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1. The exit code."""
+    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1.
+
+    The exit code.
+    """
     if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
         print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     about = f" [{overrides}]" if overrides else ""

@@ -1,4 +1,6 @@
-"""The few words that the parts share: what a task set is, what a rollout holds, what an evaluation says."""
+"""The few words that the parts share: what a task set is, what a rollout holds, what an evaluation
+says.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ Goal = NDArray[np.float64]
 class EnvSpec:
     """What a learner has to know about a set of tasks: their names and order, and the sizes.
 
-    `frame`: an observation is the state (so many numbers), the state one step before, and what does not change within
+    `frame`: an observation is the state (so many numbers), the state one step before, and what does
+        not change within
     an episode; 0: it is the state. The replay keeps each of them once.
     """
 
@@ -44,14 +47,19 @@ class EnvSpec:
 
 
 class TaskEnv(Protocol):
-    """One task's environment. A reset is a pure function of the goal; an episode ends by its horizon."""
+    """One task's environment.
+
+    A reset is a pure function of the goal; an episode ends by its horizon.
+    """
 
     def reset(self, goal: Goal) -> Floats:
         """Start an episode with this goal; the observation `[obs_dim]`."""
         ...
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Act with `[action_dim]` in [-1, 1]: the next observation `[obs_dim]`, the reward, success at this step."""
+        """Act with `[action_dim]` in [-1, 1]: the next observation `[obs_dim]`, the reward, success
+        at this step.
+        """
         ...
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
@@ -59,14 +67,18 @@ class TaskEnv(Protocol):
         ...
 
     def render(self) -> NDArray[np.uint8]:
-        """The scene as `[height, width, 3]`, the right way up; only for an environment made with `render=True`."""
+        """The scene as `[height, width, 3]`, the right way up; only for an environment made with
+        `render=True`.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class TaskSuite(Protocol):
-    """A set of tasks: picklable, cheap to send to a worker, builds environments where they are stepped."""
+    """A set of tasks: picklable, cheap to send to a worker, builds environments where they are
+    stepped.
+    """
 
     spec: EnvSpec
 
@@ -91,7 +103,9 @@ class Episode(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An episode that was cut short since its physics broke, and the step of the rollout at which the next began."""
+    """An episode that was cut short since its physics broke, and the step of the rollout at which
+    the next began.
+    """
 
     task: int
     copy: int

@@ -1,6 +1,7 @@
 """`python -m softmod.upload <run folder>`: send to MLflow what it does not have yet of a run.
 
-Training runs the same with `--follow` beside itself. Exit codes: 0 all is sent, 1 not yet, 2 there is no run.
+Training runs the same with `--follow` beside itself. Exit codes: 0 all is sent, 1 not yet, 2 there
+is no run.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Parent:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """When the pipe ends, so does this process: soon, or within the seconds that were wished for."""
+        """When the pipe ends, so does this process: soon, or within the seconds that were wished
+        for.
+        """
         said = sys.stdin.buffer.read()
         seconds = float(said) if said else ORPHAN_SECONDS
         self.gone.set()
@@ -65,7 +68,9 @@ class Redacting:
 def follow(folder: Path) -> None:
     """Upload while training goes on, and once more when it ended."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole job; the end of stdin is what counts
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # sent to the whole job; the end of stdin is what counts
     os.nice(5)
     parent, sender = Parent(), None
     delay, said = FIRST_DELAY, ""
@@ -108,7 +113,10 @@ def once(folder: Path) -> None:
         sender = Sender(folder)
         sender.end()
         sender.send()
-    print(f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts; nothing is missing")
+    print(
+        f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts;"
+        " nothing is missing"
+    )
 
 
 @contextmanager
@@ -127,9 +135,13 @@ def turn(folder: Path, patience: float) -> Iterator[None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m softmod.upload", description="Send a run's journal to MLflow.")
+    parser = argparse.ArgumentParser(
+        prog="python -m softmod.upload", description="Send a run's journal to MLflow."
+    )
     parser.add_argument("folder", type=Path, help="the run's folder, with journal.jsonl")
-    parser.add_argument("--follow", action="store_true", help="go on until stdin ends; for the training process")
+    parser.add_argument(
+        "--follow", action="store_true", help="go on until stdin ends; for the training process"
+    )
     arguments = parser.parse_args()
     prepare_environment()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)

@@ -1,4 +1,6 @@
-"""From the journal to MLflow: a process of its own that training starts, never waits for, and tells when it ends."""
+"""From the journal to MLflow: a process of its own that training starts, never waits for, and tells
+when it ends.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ MAX_PARAM = 6000  # characters
 MAX_TAG = 5000
 
 
-# --- the training process's side --------------------------------------------------------------------------------------
+# --- the training process's side ------------------------------------------------------------------
 
 
 class Uploader:
@@ -73,14 +75,19 @@ class Uploader:
 
 
 def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, Any]) -> Uploader:
-    """Start uploading a run's journal. Whatever goes wrong ends in the run's upload.log, not in training.
+    """Start uploading a run's journal. Whatever goes wrong ends in the run's upload.log, not in
+    training.
 
     Args:
         folder: the run's; its journal is there.
         about: `experiment` and `run_name`, and `sweep` (`id` and `name`) or None.
     """
     uri = store.store_uri(tracking.uri)
-    facts = {"uri": redacted(uri), "artifacts": store.artifact_root(uri), "sweep": about.get("sweep")}
+    facts = {
+        "uri": redacted(uri),
+        "artifacts": store.artifact_root(uri),
+        "sweep": about.get("sweep"),
+    }
     facts |= {"experiment": about["experiment"], "run_name": redacted(about["run_name"])}
     command = [sys.executable, "-m", "softmod.upload", str(folder), "--follow"]
     try:
@@ -92,7 +99,8 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for training
-                env=os.environ | {"MLFLOW_TRACKING_URI": uri},  # may hold a password: not for the command line
+                env=os.environ
+                | {"MLFLOW_TRACKING_URI": uri},  # may hold a password: not for the command line
             )
     except OSError as error:
         logger.warning("%s: nothing is uploaded to MLflow for now (%s)", folder, error)
@@ -101,9 +109,13 @@ def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, A
 
 
 def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
-    """Return whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is not asked about."""
+    """Return whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is
+    not asked about.
+    """
     try:
-        return sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+        return (
+            sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+        )
     except (OSError, ValueError):
         return False
 
@@ -111,7 +123,10 @@ def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | N
 def remember(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> None:
     """That MLflow has the run whole, as one of this sweep's."""
     if not belongs(folder, tracking, sweep) and sweep is not None:
-        with suppress(OSError), (folder / SWEEPS).open("a") as file:  # unknown, it is uploaded once more
+        with (
+            suppress(OSError),
+            (folder / SWEEPS).open("a") as file,
+        ):  # unknown, it is uploaded once more
             file.write(_member(tracking, sweep) + "\n")
 
 
@@ -136,7 +151,7 @@ def _replace(path: Path, facts: Mapping[str, Any]) -> None:
     beside.replace(path)
 
 
-# --- the uploading process's side -------------------------------------------------------------------------------------
+# --- the uploading process's side -----------------------------------------------------------------
 
 
 @dataclass
@@ -149,8 +164,12 @@ class Cursor:
     status: str = ""
     status_time: int = 0
     status_sent: bool = True
-    artifacts: list[list[str]] = field(default_factory=list)  # path and folder, of those that are still to be sent
-    pictures: list[Line] = field(default_factory=list)  # what the journal says of routes, still to be drawn and sent
+    artifacts: list[list[str]] = field(
+        default_factory=list
+    )  # path and folder, of those that are still to be sent
+    pictures: list[Line] = field(
+        default_factory=list
+    )  # what the journal says of routes, still to be drawn and sent
 
 
 @dataclass
@@ -163,7 +182,8 @@ class Chunk:
 
 
 class Sender:
-    """Sends what MLflow does not have yet of a run's journal. Any call may fail, and may be repeated.
+    """Sends what MLflow does not have yet of a run's journal. Any call may fail, and may be
+    repeated.
 
     Raises:
         ConfigError: the folder holds no journal, or the store's address is not known.
@@ -179,10 +199,14 @@ class Sender:
         about = _about(folder, record)
         with store.one_at_a_time(about["uri"]):
             self.client = store.connect(about["uri"])
-            self.experiment = store.ensure_experiment(self.client, about["experiment"], about["artifacts"])
+            self.experiment = store.ensure_experiment(
+                self.client, about["experiment"], about["artifacts"]
+            )
             sweep = about["sweep"]
             parent = store.ensure_parent(self.client, self.experiment, sweep) if sweep else None
-        self.run, new = store.ensure_run(self.client, self.experiment, self.identity, record.started, about["run_name"])
+        self.run, new = store.ensure_run(
+            self.client, self.experiment, self.identity, record.started, about["run_name"]
+        )
         if parent:
             self.client.set_tag(self.run, store.PARENT_TAG, parent)
             self.client.set_tag(self.run, store.MEMBER_TAG + parent, "member")
@@ -201,7 +225,9 @@ class Sender:
         self._send_pictures()
 
     def end(self) -> None:
-        """Nobody trains any more: where the journal has no end, say so; then see that the run is there once."""
+        """Nobody trains any more: where the journal has no end, say so; then see that the run is
+        there once.
+        """
         status, time = self.cursor.status, self.cursor.status_time
         for line, _ in lines(self.folder / JOURNAL, self.cursor.offset):
             if line["kind"] == "status":
@@ -247,7 +273,9 @@ class Sender:
                 if (artifact := [line["path"], line["under"]]) not in self.cursor.artifacts:
                     self.cursor.artifacts.append(artifact)
             case "routes":
-                self.cursor.pictures.append({name: line[name] for name in ("step", "tasks", "layers")})
+                self.cursor.pictures.append(
+                    {name: line[name] for name in ("step", "tasks", "layers")}
+                )
             case "status":
                 self.cursor.status, self.cursor.status_time, self.cursor.status_sent = (
                     line["status"],
@@ -262,27 +290,40 @@ class Sender:
             faults.point("upload.batch")
 
     def _unknown(self, metrics: list[Metric]) -> list[Metric]:
-        """Those that MLflow does not have, where the cursor got lost; equal ones it would tell apart by itself."""
+        """Those that MLflow does not have, where the cursor got lost; equal ones it would tell
+        apart by itself.
+        """
         if self.known is None:
             return metrics
         for key in {metric.key for metric in metrics} - self.known.keys():
-            self.known[key] = {metric.step for metric in self.client.get_metric_history(self.run, key)}
+            self.known[key] = {
+                metric.step for metric in self.client.get_metric_history(self.run, key)
+            }
         return [metric for metric in metrics if metric.step not in self.known[metric.key]]
 
     def _send_params(self, chunk: Chunk) -> None:
-        """Params and tags. A param cannot change in MLflow: what a resumed run has otherwise becomes a tag."""
+        """Params and tags.
+
+        A param cannot change in MLflow: what a resumed run has otherwise becomes a tag.
+        """
         from mlflow.entities import Param, RunTag
 
-        params = {store.accepted(name): _text(value)[:MAX_PARAM] for name, value in chunk.params.items()}
+        params = {
+            store.accepted(name): _text(value)[:MAX_PARAM] for name, value in chunk.params.items()
+        }
         tags = dict(chunk.tags)
         if params:
             data = self.client.get_run(self.run).data
             there = data.params
             changed = {key for key, value in params.items() if there.get(key, value) != value}
-            changed |= {key for key in params if f"{store.CHANGED}{key}" in data.tags}  # and perhaps changed back
+            changed |= {
+                key for key in params if f"{store.CHANGED}{key}" in data.tags
+            }  # and perhaps changed back
             tags |= {f"{store.CHANGED}{key}": params[key] for key in changed}
             params = {key: value for key, value in params.items() if key not in there}
-        for batch in store.batches([Param(key, value) for key, value in params.items()], MAX_PARAMS):
+        for batch in store.batches(
+            [Param(key, value) for key, value in params.items()], MAX_PARAMS
+        ):
             self.client.log_batch(self.run, params=batch, synchronous=True)
         sent = [RunTag(store.accepted(key), value[:MAX_TAG]) for key, value in tags.items()]
         for batch in store.batches(sent, MAX_PARAMS):
@@ -336,7 +377,9 @@ class Sender:
                 except (ValueError, TypeError, AttributeError) as error:  # of a damaged line
                     logger.warning("routes at step %d: cannot be drawn (%s)", told["step"], error)
                 else:
-                    self.client.log_image(self.run, image, key=store.ROUTING, step=told["step"], synchronous=True)
+                    self.client.log_image(
+                        self.run, image, key=store.ROUTING, step=told["step"], synchronous=True
+                    )
                     there.add(told["step"])
             del self.cursor.pictures[0]
             self._save_cursor()
@@ -359,12 +402,19 @@ class Sender:
 
 
 def _about(folder: Path, record: Record) -> dict[str, Any]:
-    """Where the run belongs, as training left it; a run that was only journalled goes to the usual place."""
-    facts: dict[str, Any] = {"experiment": str(record.params.get("env.name", "softmod")), "sweep": None}
+    """Where the run belongs, as training left it; a run that was only journalled goes to the usual
+    place.
+    """
+    facts: dict[str, Any] = {
+        "experiment": str(record.params.get("env.name", "softmod")),
+        "sweep": None,
+    }
     facts["run_name"] = f"{folder.absolute().parent.name}/{folder.name}"
     try:
         told = json.loads((folder / ABOUT).read_text())
-        facts |= {name: told[name] for name in ("uri", "artifacts", "sweep", "experiment", "run_name")}
+        facts |= {
+            name: told[name] for name in ("uri", "artifacts", "sweep", "experiment", "run_name")
+        }
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         facts["uri"] = store.store_uri(None)
         facts["artifacts"] = store.artifact_root(facts["uri"])

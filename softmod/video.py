@@ -1,4 +1,6 @@
-"""Videos: the deterministic policy in each task, an mp4 per task, and a GIF of all tasks side by side."""
+"""Videos: the deterministic policy in each task, an mp4 per task, and a GIF of all tasks side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ COLORS = 64
 
 
 def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Iterator[Path]:
-    """Play the first `episodes` goals of each task and write `<task>.mp4`, then `tasks.gif`; yield their paths.
+    """Play the first `episodes` goals of each task and write `<task>.mp4`, then `tasks.gif`; yield
+    their paths.
 
     Raises:
         WorkerError: the video extra is not installed, or nothing can be rendered here.
@@ -40,12 +43,16 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
         env = suite.make(index, render=True)
         try:
             frames = [
-                f for goal in suite.goals(index)[:episodes] for f in play(env, policy, index, goal, suite.spec.horizon)
+                f
+                for goal in suite.goals(index)[:episodes]
+                for f in play(env, policy, index, goal, suite.spec.horizon)
             ]
         finally:
             env.close()
         path = folder / f"{task}.mp4"
-        imageio.imwrite(path, np.stack(frames), fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2)
+        imageio.imwrite(
+            path, np.stack(frames), fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2
+        )
         small.append([thumbnail(frame) for frame in frames])
         yield path
     path, every = folder / "tasks.gif", math.ceil(max(map(len, small)) / MOST_PICTURES)
@@ -60,7 +67,9 @@ def thumbnail(frame: Frame) -> Frame:
 
 
 def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
-    """Lay the tasks' frames of one size out in rows of at most `COLUMNS`; a task that is over shows its last frame."""
+    """Lay the tasks' frames of one size out in rows of at most `COLUMNS`; a task that is over shows
+    its last frame.
+    """
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
     height, width = tasks[0][0].shape[:2]
@@ -75,7 +84,9 @@ def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
 
 
 def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
-    """Write an endless GIF of `COLORS` colours, each picture `every` frames long; the last stays for a second more."""
+    """Write an endless GIF of `COLORS` colours, each picture `every` frames long; the last stays
+    for a second more.
+    """
     some = np.concatenate([pictures[0], pictures[len(pictures) // 2], pictures[-1]])
     palette = Image.fromarray(some).quantize(COLORS)
     images = [Image.fromarray(picture) for picture in pictures]
@@ -85,7 +96,9 @@ def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=False)
 
 
-def play(env: TaskEnv, policy: Policy, task: int, goal: NDArray[np.float64], horizon: int) -> Iterator[Frame]:
+def play(
+    env: TaskEnv, policy: Policy, task: int, goal: NDArray[np.float64], horizon: int
+) -> Iterator[Frame]:
     """The frames of an episode, until a moment after success or the horizon."""
     obs, until = env.reset(goal), horizon
     indices = np.array([task], np.int64)

@@ -1,4 +1,6 @@
-"""Shapes are checked at run time in networks, agent and replay; goals are cached once for the whole session."""
+"""Shapes are checked at run time in networks, agent and replay; goals are cached once for the whole
+session.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"], "beartype.beartype"):
+with install_import_hook(
+    ["softmod.networks", "softmod.agent", "softmod.replay"], "beartype.beartype"
+):
     import softmod.agent.mtsac
     import softmod.networks.experts
     import softmod.networks.film
@@ -23,21 +27,37 @@ with install_import_hook(["softmod.networks", "softmod.agent", "softmod.replay"]
     import softmod.replay  # noqa: F401
 
 
-from tests.reliability.table import pytest_addoption, pytest_runtest_makereport, pytest_terminal_summary
+from tests.reliability.table import (
+    pytest_addoption,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 
 __all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 
-LONGEST = ("test_processes.py", "test_workers.py", "test_train.py", "test_killed.py", "test_launchers.py")
+LONGEST = (
+    "test_processes.py",
+    "test_workers.py",
+    "test_train.py",
+    "test_killed.py",
+    "test_launchers.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: in parallel, a process takes whole files, and none should be left for the end."""
+    """The longest files come first: in parallel, a process takes whole files, and none should be
+    left for the end.
+    """
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +82,9 @@ def compiler(shared_cache: None) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def threads() -> Iterator[None]:
-    """Small products are fastest on one thread, and a test's figures do not depend on the cores at hand."""
+    """Small products are fastest on one thread, and a test's figures do not depend on the cores at
+    hand.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -13,10 +13,11 @@ from softmod.errors import PhysicsError
 
 
 class Faulty(Toy):
-    """The toy tasks, where the second one fails as its name says: build, raise, physics, die, hang or nan.
+    """The toy tasks, where the second one fails as its name says: build, raise, physics, die, hang
+    or nan.
 
-    `name` is `<fault>` or `<fault>-<step>`: the environment step of an environment at which it happens. With a
-    `marker`, a path, it happens once in all processes together.
+    `name` is `<fault>` or `<fault>-<step>`: the environment step of an environment at which it
+    happens. With a `marker`, a path, it happens once in all processes together.
     """
 
     marker: Path | None = None
@@ -98,7 +99,11 @@ class Wrapped:
 
     def step(self, action: Any) -> Any:
         self.count += 1
-        if self.count == self.at and self.fault in ("raise", "die", "hang", "physics") and due(self.marker):
+        if (
+            self.count == self.at
+            and self.fault in ("raise", "die", "hang", "physics")
+            and due(self.marker)
+        ):
             if self.fault == "raise":
                 raise RuntimeError("the simulation broke")
             if self.fault == "physics":

@@ -1,4 +1,6 @@
-"""The released weights, by their names in the authors' code, put into this package's stacked networks."""
+"""The released weights, by their names in the authors' code, put into this package's stacked
+networks.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,25 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def sizes(data: dict[str, Any]) -> dict[str, int]:
-    names = ("obs", "action", "tasks", "layers", "modules", "width", "hidden", "embedding", "task", "gating", "gates")
+    names = (
+        "obs",
+        "action",
+        "tasks",
+        "layers",
+        "modules",
+        "width",
+        "hidden",
+        "embedding",
+        "task",
+        "gating",
+        "gates",
+    )
     return dict(zip(names, map(int, data["config"]), strict=False))
 
 
-def build(data: dict[str, Any], members: list[str], in_dim: int, out_dim: int, **options: Any) -> SoftModular:
+def build(
+    data: dict[str, Any], members: list[str], in_dim: int, out_dim: int, **options: Any
+) -> SoftModular:
     """A network with the released weights of `members` (say q1 and q2) as its stack."""
     size = sizes(data)
     arguments = {
@@ -41,7 +57,9 @@ def build(data: dict[str, Any], members: list[str], in_dim: int, out_dim: int, *
 
 
 @torch.no_grad()
-def load(network: SoftModular, data: dict[str, Any], members: list[str], layers: int, modules: int) -> None:
+def load(
+    network: SoftModular, data: dict[str, Any], members: list[str], layers: int, modules: int
+) -> None:
     def linear(name: str) -> tuple[Tensor, Tensor]:
         weights = np.stack([data[f"{m}.{name}.weight"].T for m in members])
         biases = np.stack([data[f"{m}.{name}.bias"][None] for m in members])
@@ -60,7 +78,10 @@ def load(network: SoftModular, data: dict[str, Any], members: list[str], layers:
     for i, layer in enumerate(network.router.output):
         put(layer, f"gating_weight_fc_{i}" if i < layers - 1 else "gating_weight_last")
     for i, layer in enumerate(network.router.condition):
-        put(layer, f"gating_weight_cond_fc_{i + 1}" if i + 1 < layers - 1 else "gating_weight_cond_last")
+        put(
+            layer,
+            f"gating_weight_cond_fc_{i + 1}" if i + 1 < layers - 1 else "gating_weight_cond_last",
+        )
     put(network.last, "last")
     columns = [linear(f"module_0_{j}") for j in range(modules)]
     network.first.weight.copy_(torch.cat([w for w, _ in columns], -1))

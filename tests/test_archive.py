@@ -1,4 +1,6 @@
-"""The replay in pieces: only what is new is written, and the same replay comes back, whatever the order of events."""
+"""The replay in pieces: only what is new is written, and the same replay comes back, whatever the
+order of events.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_pieces_that_hold_only_what_was_overwritten_are_let_go(tmp_path: Path):
     st.integers(4, 20), st.integers(1, 2), st.sampled_from([0.1, 0.9]),
     st.lists(st.one_of(st.integers(1, 30), st.just("save"), st.just("restart")), max_size=25),
 )  # fmt: skip
-def test_what_comes_back_is_what_was_there(tmp_path_factory, capacity: int, copies: int, faults: float, events: list):
+def test_what_comes_back_is_what_was_there(
+    tmp_path_factory, capacity: int, copies: int, faults: float, events: list
+):
     run = tmp_path_factory.mktemp("run")
     replay, stream = Replay(FRAMES, capacity, copies=copies), Stream(FRAMES, copies, faults=faults)
     archive = Archive(run, replay)
@@ -90,10 +94,14 @@ def test_what_comes_back_is_what_was_there(tmp_path_factory, capacity: int, copi
 
 def whole(run: Path, archive: Archive, number: int) -> Path:
     shared = {f"replay/{name}": hashed for name, hashed in archive.save().items()}
-    return checkpoint.save(run / "checkpoints" / f"step_{number:012d}", {}, {"kind": "whole"}, shared)
+    return checkpoint.save(
+        run / "checkpoints" / f"step_{number:012d}", {}, {"kind": "whole"}, shared
+    )
 
 
-def test_a_damaged_piece_damages_the_checkpoints_that_need_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_damaged_piece_damages_the_checkpoints_that_need_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     replay, stream = filled(1000, 50)
     archive = Archive(tmp_path, replay)
     first = whole(tmp_path, archive, 1)
@@ -103,7 +111,9 @@ def test_a_damaged_piece_damages_the_checkpoints_that_need_it(tmp_path: Path, ca
     content = piece.read_bytes()
     for damage in (content[:-1], content[:-3] + b"\1" + content[-2:], b""):
         piece.write_bytes(damage)
-        with pytest.raises(CheckpointError, match=r"000060\.safetensors: its content is not what was saved"):
+        with pytest.raises(
+            CheckpointError, match=r"000060\.safetensors: its content is not what was saved"
+        ):
             checkpoint.verify(second)
         assert checkpoint.newest(tmp_path)[0] == first
     piece.unlink()
@@ -111,7 +121,9 @@ def test_a_damaged_piece_damages_the_checkpoints_that_need_it(tmp_path: Path, ca
     assert caplog.text.count("damaged checkpoint passed over") == 4
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "replay/../../secret", "secret", "replay/x/y"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "replay/../../secret", "secret", "replay/x/y"]
+)
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str):
     folder = whole(tmp_path, Archive(tmp_path, filled(10, 5)[0]), 1)
     (tmp_path / "secret").write_text("secret")
@@ -157,7 +169,9 @@ def test_a_replay_of_an_earlier_version_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize("left", [0.0, -1e6, torch.nan, 1e9])
 def test_what_lay_in_memory_before_a_restore_does_not_matter(tmp_path: Path, left: float):
-    """Several pieces, of which the oldest rows are not needed any more; more episodes than slots."""
+    """Several pieces, of which the oldest rows are not needed any more; more episodes
+    than slots.
+    """
     replay, stream = filled(15, copies=2)
     stream.faults = 0.9
     archive, pieces = Archive(tmp_path, replay), {}

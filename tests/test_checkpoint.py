@@ -1,4 +1,6 @@
-"""Checkpoints: whole or not at all, damage is found and named, the newest valid one is used, nothing is pickled."""
+"""Checkpoints: whole or not at all, damage is found and named, the newest valid one is used,
+nothing is pickled.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_what_is_saved_comes_back(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", ["agent.safetensors", "facts.json", "manifest.json", "replay.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["agent.safetensors", "facts.json", "manifest.json", "replay.safetensors"]
+)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "emptied"])
 def test_damage_is_found_and_passed_over(tmp_path, file, damage, caplog):
     write(tmp_path, 10)
@@ -62,7 +66,14 @@ def test_none_valid_is_an_error_and_none_at_all_is_not(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "manifest", ["[]", "{}", "nonsense", '{"format": 3, "shared": {}, "files": [1]}', '{"format": 99, "files": {}}']
+    "manifest",
+    [
+        "[]",
+        "{}",
+        "nonsense",
+        '{"format": 3, "shared": {}, "files": [1]}',
+        '{"format": 99, "files": {}}',
+    ],
 )
 def test_any_manifest_is_answered_in_one_line(tmp_path, manifest):
     folder = write(tmp_path, 10)
@@ -75,7 +86,9 @@ def test_any_manifest_is_answered_in_one_line(tmp_path, manifest):
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     folder = write(tmp_path, 10)
     (tmp_path / "secret").write_text("x")
-    (folder / "manifest.json").write_text(json.dumps({"format": 3, "shared": {}, "files": {"../../secret": "0"}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": 3, "shared": {}, "files": {"../../secret": "0"}})
+    )
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
         checkpoint.verify(folder)
 
@@ -144,7 +157,9 @@ def test_another_form_is_refused_before_anything_is_copied():
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
-    """In a process of its own, whose files may not grow: the arrays are written by another library than the rest."""
+    """In a process of its own, whose files may not grow: the arrays are written by another library
+    than the rest.
+    """
     before = write(tmp_path, 10)
     code = """
 import resource, sys, torch

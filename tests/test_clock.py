@@ -16,7 +16,8 @@ SPEC = EnvSpec(("a", "b"), 1, 1, 100)
 def rollout(copies: int, steps: int) -> Rollout:
     shape = (2, copies, steps)
     return Rollout(
-        np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"), np.zeros((*shape, 1), "f"),
+        np.zeros((*shape, 1), "f"), np.zeros((*shape, 1), "f"), np.zeros(shape, "f"),
+        np.zeros((*shape, 1), "f"),
         np.zeros(shape, bool),
     )  # fmt: skip
 
@@ -51,7 +52,9 @@ def test_updates_add_up_to_the_ratio(ratio, warmup, steps, copies):
 
 def test_time_is_counted_over_sessions():
     clock = Clock()
-    clock.restore({"env_steps": 40, "rounds": 2, "seconds": 100.0, "previous": 20, "success": [0.5]})
+    clock.restore(
+        {"env_steps": 40, "rounds": 2, "seconds": 100.0, "previous": 20, "success": [0.5]}
+    )
     clock.start()
     clock.advance(rollout(1, 10))
     assert clock.env_steps == 60
@@ -61,7 +64,9 @@ def test_time_is_counted_over_sessions():
 
 @pytest.mark.parametrize(
     ("rates", "stop_at", "solved"),
-    [([0.9], 0.9, False), ([0.9, 0.95], 0.9, True), ([0.9, 0.8, 0.95], 0.9, False), ([0.2, 1.0, 1.0], 1.0, True),
+    [([0.9], 0.9, False), ([0.9, 0.95], 0.9, True), ([0.9, 0.8, 0.95], 0.9, False), ([0.2, 1.0,
+                                                                                      1.0], 1.0,
+                                                                                      True),
      ([1.0, 1.0], None, False), ([], 0.0, False)],
 )  # fmt: skip
 def test_two_evaluations_running_have_to_reach_the_rate(rates, stop_at, solved):

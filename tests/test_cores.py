@@ -1,4 +1,6 @@
-"""Which processes and threads are picked, from made-up costs with known answers; that a choice is remembered."""
+"""Which processes and threads are picked, from made-up costs with known answers; that a choice is
+remembered.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,16 @@ def test_updates_get_the_cores_where_they_are_heavy():
 
 
 def test_two_threads_that_wait_for_a_worker_are_worse_than_one_that_does_not():
-    """As measured with the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of learning alone."""
+    """As measured with the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of
+    learning alone.
+    """
     costs, wanted = (
         Costs({1: 0.018, 2: 0.0145, 4: 0.0145}, step=0.00055),
         Round(updates=12.5, env_steps=150, environments=3),
     )
-    assert seconds(costs, wanted, Chosen(1, 2), cores=2) > seconds(costs, wanted, Chosen(1, 1), cores=2)
+    assert seconds(costs, wanted, Chosen(1, 2), cores=2) > seconds(
+        costs, wanted, Chosen(1, 1), cores=2
+    )
     assert best(costs, wanted, cores=4) == Chosen(processes=1, threads=2)
 
 
@@ -43,14 +49,21 @@ def test_what_is_given_stays():
     assert best(HEAVY, ROUND, threads=1, cores=2).threads == 1
     assert best(LIGHT, ROUND, processes=1, cores=4).processes == 1
     assert best(HEAVY, ROUND, processes=0, cores=2) == Chosen(0, 2)
-    assert best(LIGHT, Round(50, 50, environments=1), cores=4).processes == 1  # one environment cannot be shared out
+    assert (
+        best(LIGHT, Round(50, 50, environments=1), cores=4).processes == 1
+    )  # one environment cannot be shared out
 
 
 def test_a_learner_does_not_share_its_core_for_the_sake_of_faster_workers():
     """As measured with MT10 on two cores: 2 processes beside the learner were slower than 1."""
-    costs, wanted = Costs({1: 0.0215, 2: 0.0215}, step=0.0006), Round(12.5, 250, environments=10, evaluated=60.0)
+    costs, wanted = (
+        Costs({1: 0.0215, 2: 0.0215}, step=0.0006),
+        Round(12.5, 250, environments=10, evaluated=60.0),
+    )
     assert best(costs, wanted, cores=2) == Chosen(processes=1, threads=1)
-    assert seconds(costs, wanted, Chosen(1, 1), cores=2) == pytest.approx(12.5 * 0.0215 + 60 * 0.0006)
+    assert seconds(costs, wanted, Chosen(1, 1), cores=2) == pytest.approx(
+        12.5 * 0.0215 + 60 * 0.0006
+    )
     shared = 0.075 * 3 / 2 + (12.5 * 0.0215 - 0.075)
     assert seconds(costs, wanted, Chosen(2, 1), cores=2) == pytest.approx(shared + 30 * 0.0006)
 

@@ -1,4 +1,6 @@
-"""What the learner asks of the libraries under it; said in processes of their own where it concerns whole processes."""
+"""What the learner asks of the libraries under it; said in processes of their own where it concerns
+whole processes.
+"""
 
 from __future__ import annotations
 
@@ -41,25 +43,36 @@ def test_precision_follows_from_the_processor_where_it_is_left_to_it(
     cfg = typed(compose(["fabric=cpu", f"fabric.precision={wanted}"]))
     assert parts.precision(cfg) == expected
     for before in ("32-true", "bf16-mixed"):  # as the run had it, on whatever machine it goes on
-        assert parts.precision(cfg, {"precision": before}) == (before if wanted == "auto" else wanted)
+        assert parts.precision(cfg, {"precision": before}) == (
+            before if wanted == "auto" else wanted
+        )
 
 
 def test_the_recipe_leaves_its_precision_to_the_processor_and_the_published_update_does_not():
     chosen = [
-        typed(compose(["env=mt10", f"algorithm={name}"])).fabric.precision for name in ("fast", "mtsac", "pcgrad")
+        typed(compose(["env=mt10", f"algorithm={name}"])).fabric.precision
+        for name in ("fast", "mtsac", "pcgrad")
     ]
     assert chosen == ["auto", "32-true", "32-true"]
-    assert typed(compose(["env=quickstart"])).fabric.precision == "32-true"  # small products are faster so
+    assert (
+        typed(compose(["env=quickstart"])).fabric.precision == "32-true"
+    )  # small products are faster so
 
 
 @pytest.mark.skipif(not cpu.better_with_onednn(), reason="MKL is the fast one here")
 def test_onednn_multiplies_when_it_is_let():
-    code = "import torch; a = torch.rand(300, 300); b = a @ a; cpu.fast_products(); print(torch.equal(b, a @ a))"
+    code = (
+        "import torch; a = torch.rand(300, 300); b = a @ a; cpu.fast_products();"
+        " print(torch.equal(b, a @ a))"
+    )
     assert says(code) == "False"  # another library rounds in another order
 
 
 def test_a_product_that_is_not_fp32_is_refused():
-    refused = "cpu.product_error = lambda: 4e-3; print(cpu.allow_onednn(True), cpu.product_library())"  # as bfloat16
+    # as bfloat16
+    refused = (
+        "cpu.product_error = lambda: 4e-3; print(cpu.allow_onednn(True), cpu.product_library())"
+    )
     assert says(refused) == says("print(False, cpu.product_library())")
 
 
@@ -68,10 +81,14 @@ def test_the_probe_tells_bfloat16_from_fp32():
     a, b = (torch.randn(256, 256, generator=draws) for _ in range(2))
     exact = a.double() @ b.double()
     rounded = (a.bfloat16() @ b.bfloat16()).double()
-    assert cpu.product_error() < cpu.EXACT < float((rounded - exact).abs().max() / exact.abs().max())
+    assert (
+        cpu.product_error() < cpu.EXACT < float((rounded - exact).abs().max() / exact.abs().max())
+    )
 
 
-@pytest.mark.parametrize(("maker", "faster"), [("GenuineIntel", False), ("", False), ("AuthenticAMD", True)])
+@pytest.mark.parametrize(
+    ("maker", "faster"), [("GenuineIntel", False), ("", False), ("AuthenticAMD", True)]
+)
 def test_the_processors_maker_decides(maker: str, faster: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu, "vendor", lambda: maker)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")

@@ -1,4 +1,6 @@
-"""A run that travels: packed, unpacked and gone on with, equal to the bit; whatever is damaged on the way is seen."""
+"""A run that travels: packed, unpacked and gone on with, equal to the bit; whatever is damaged on
+the way is seen.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,17 @@ __all__ = ["here"]
 
 
 @settings(max_examples=50, deadline=None)
-@given(tasks=st.integers(1, 3), rows=st.integers(1, 9), columns=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    tasks=st.integers(1, 3),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
 def test_arrays_come_back_to_the_bit(tasks: int, rows: int, columns: int, seed: int):
     draws = np.random.default_rng(seed)
-    array = draws.integers(0, 2**32, (tasks, rows, columns), np.uint32).view(np.float32)  # NaN and infinities too
+    array = draws.integers(0, 2**32, (tasks, rows, columns), np.uint32).view(
+        np.float32
+    )  # NaN and infinities too
     array[:, :, draws.random(columns) < 0.5] = 0.5
     assert widen(narrow(array)).tobytes() == array.tobytes()
     assert widen(narrow(array)).shape == array.shape
@@ -64,7 +73,11 @@ def test_a_packed_run_goes_on_to_the_same_end(here: Path, capsys: pytest.Capture
         dict(line.split() for line in said(capsys, next(here.glob(f"{name}/*/seed_0")))[1][1:])
         for name in ("whole", "first")
     ]
-    assert {name for name in ends[0] if ends[0][name] != ends[1][name]} <= {"metrics", "counters", "state"}
+    assert {name for name in ends[0] if ends[0][name] != ends[1][name]} <= {
+        "metrics",
+        "counters",
+        "state",
+    }
 
 
 def test_a_run_is_packed_under_its_name_from_wherever_it_is_seen(
@@ -75,7 +88,10 @@ def test_a_run_is_packed_under_its_name_from_wherever_it_is_seen(
     monkeypatch.chdir(folder)
     assert said(capsys, "pack", ".", here / "packed")[0] == 0
     monkeypatch.chdir(here)
-    assert json.loads((here / "packed" / MANIFEST).read_text())["run"] == f"{folder.parent.name}/{folder.name}"
+    assert (
+        json.loads((here / "packed" / MANIFEST).read_text())["run"]
+        == f"{folder.parent.name}/{folder.name}"
+    )
     assert said(capsys, "unpack", "packed", "elsewhere")[0] == 0
 
 

@@ -11,7 +11,11 @@ from softmod.progress import Progress, Terminal, print_table
 from softmod.types import TaskScore
 
 SCORES = [TaskScore("toy-reach", 0.5, 100.0, 4)]
-FAULTS = [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error"), OSError(28, "No space left on device")]
+FAULTS = [
+    BrokenPipeError(32, "Broken pipe"),
+    OSError(5, "Input/output error"),
+    OSError(28, "No space left on device"),
+]
 
 
 class Gone(io.StringIO):
@@ -32,7 +36,9 @@ class Gone(io.StringIO):
 @pytest.mark.bar(7)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_stream_that_is_gone_is_written_no_more(fault: OSError, terminal: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_stream_that_is_gone_is_written_no_more(
+    fault: OSError, terminal: bool, monkeypatch: pytest.MonkeyPatch
+):
     stream = Gone(fault, terminal)
     with Progress(100, console=Terminal(file=stream, force_terminal=terminal)) as progress:
         progress.say("a line")

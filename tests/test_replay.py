@@ -26,10 +26,14 @@ def held(replay: Replay) -> list[list[float]]:
 
 
 def agree(replay: Replay, stream: Stream, n_step: int = 1, draws: int = 64) -> None:
-    """What the replay holds, what is drawn from it and its newest observations are, to the bit, those of the lists."""
+    """What the replay holds, what is drawn from it and its newest observations are, to the bit,
+    those of the lists.
+    """
     size = min(len(stream.lists[0]), replay.capacity)
     assert replay.size == size
-    assert held(replay) == [[transition.action for transition in kept[-size:]] for kept in stream.lists]
+    assert held(replay) == [
+        [transition.action for transition in kept[-size:]] for kept in stream.lists
+    ]
     newest = [[transition.obs for transition in kept[-min(size, 5) :]] for kept in stream.lists]
     assert replay.newest(5).tolist() == newest
     batch = replay.sample(draws, torch.Generator().manual_seed(size), n_step, DISCOUNT)
@@ -79,7 +83,9 @@ def test_seen_failing_entries_that_share_a_slot(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_lists_have_episodes_that_end_in_every_way():
-    """What the tests above are worth: faults, time limits, and episodes that go on over rounds and copies."""
+    """What the tests above are worth: faults, time limits, and episodes that go on over rounds and
+    copies.
+    """
     stream = Stream(WHOLE, 2)
     for _ in range(20):
         stream.rollout(7)
@@ -115,7 +121,11 @@ def test_same_generator_same_batch():
 @pytest.mark.cuda
 @pytest.mark.parametrize("spec", [WHOLE, FRAMES])
 def test_on_cuda_it_holds_the_same(spec):
-    here, there, stream = Replay(spec, 20, copies=2), Replay(spec, 20, "cuda", copies=2), Stream(spec, 2)
+    here, there, stream = (
+        Replay(spec, 20, copies=2),
+        Replay(spec, 20, "cuda", copies=2),
+        Stream(spec, 2),
+    )
     for _ in range(9):
         made = stream.rollout(3)
         here.extend(made)
@@ -127,7 +137,9 @@ def test_on_cuda_it_holds_the_same(spec):
         for row in range(64):
             number = round(batch.action[task, row, 0].item()) - 1000 * task
             assert batch.obs[task, row].tolist() == stream.lists[task][number].obs
-            assert batch.next_obs[task, row].tolist() == stream.expected(task, number, 3, DISCOUNT)[1]
+            assert (
+                batch.next_obs[task, row].tolist() == stream.expected(task, number, 3, DISCOUNT)[1]
+            )
 
 
 def test_nothing_can_be_drawn_from_an_empty_one():
@@ -139,7 +151,8 @@ def test_nothing_can_be_drawn_from_an_empty_one():
 @pytest.mark.parametrize(
     ("part", "at", "told"),
     [("next_obs", (1, 0, 4, 3), "b: an observation does not hold the state one step before"),
-     ("next_obs", (1, 0, 4, 5), "b: an observation does not hold what does not change within an episode"),
+     ("next_obs", (1, 0, 4, 5),
+      "b: an observation does not hold what does not change within an episode"),
      ("obs", (1, 0, 4, 0), "b: an observation does not hold ")],
 )  # fmt: skip
 def test_observations_of_another_make_are_refused(part, at, told):

@@ -1,4 +1,6 @@
-"""What the code relies on without saying so: if a new version breaks one of these, it is told here."""
+"""What the code relies on without saying so: if a new version breaks one of these, it
+is told here.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def drawing(name: str, **kwargs: Any) -> Any:
 
 
 def test_versions() -> None:
-    assert (version("metaworld"), version("mujoco"), mujoco.__version__) == ("3.1.1", "3.3.0", "3.3.0")
+    assert (version("metaworld"), version("mujoco"), mujoco.__version__) == (
+        "3.1.1",
+        "3.3.0",
+        "3.3.0",
+    )
 
 
 def test_shapes_and_horizon(push: Any) -> None:
@@ -123,7 +129,11 @@ def test_mujoco_restarts_a_broken_simulation_and_only_counts_it(
     assert np.isfinite(obs).all()
     assert not env._did_see_sim_exception
     kinds = mujoco.mjtWarning
-    assert [int(kinds.mjWARN_BADQPOS), int(kinds.mjWARN_BADQVEL), int(kinds.mjWARN_BADQACC)] == [4, 5, 6]
+    assert [int(kinds.mjWARN_BADQPOS), int(kinds.mjWARN_BADQVEL), int(kinds.mjWARN_BADQACC)] == [
+        4,
+        5,
+        6,
+    ]
     assert counts[4:7].any()  # a live view
     env.reset()
     assert not counts.any()
@@ -139,7 +149,9 @@ def test_the_corner_cameras_hang_upside_down() -> None:
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize(("reward", "succeeds"), [("v1", False), ("v2", True)])
 @pytest.mark.parametrize("name", ["hand-insert-v3", "stick-push-v3"])
-def test_reward_v1_never_reports_success_on_some_tasks(name: str, reward: str, succeeds: bool) -> None:
+def test_reward_v1_never_reports_success_on_some_tasks(
+    name: str, reward: str, succeeds: bool
+) -> None:
     env = drawing(name, reward_function_version=reward)
     policy: Any = ENV_POLICY_MAP[name]()  # type: ignore[abstract]
     obs, _ = env.reset()

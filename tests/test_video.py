@@ -38,7 +38,9 @@ class Env:
 
 
 def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(video, "Policy", lambda actor: SimpleNamespace(act=lambda obs, task: np.zeros((1, 1, 4))))
+    monkeypatch.setattr(
+        video, "Policy", lambda actor: SimpleNamespace(act=lambda obs, task: np.zeros((1, 1, 4)))
+    )
     tasks = ("near", "far")
     suite: Any = SimpleNamespace(
         spec=SimpleNamespace(tasks=tasks, horizon=200),
@@ -56,7 +58,9 @@ def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(video, "write_gif", counted)
     written = list(video.record(suite, actor, 1, tmp_path))
     frames_of_far = (99 + video.AFTER_SUCCESS) // video.EVERY + 1
-    assert shown == [(frames_of_far // 2, 2)]  # every second one, or there would be more than MOST_PICTURES
+    assert shown == [
+        (frames_of_far // 2, 2)
+    ]  # every second one, or there would be more than MOST_PICTURES
     assert [path.name for path in written] == ["near.mp4", "far.mp4", "tasks.gif"]
     assert len(imageio.imread(written[0])) == (9 + video.AFTER_SUCCESS) // video.EVERY + 1
     with Image.open(written[-1]) as gif:

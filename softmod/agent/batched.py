@@ -1,8 +1,9 @@
 """Recorded operations of one agent, made for several at once: each with an axis of agents in front.
 
-Agents of equal configuration do the same operations on different memory. Recording each of them once shows which of
-their tensors correspond; these are laid side by side, and every operation is made on all of them by PyTorch's batching
-rules (`torch.vmap`). Networks, losses and optimizers stay as they are written, for one agent.
+Agents of equal configuration do the same operations on different memory. Recording each of them
+once shows which of their tensors correspond; these are laid side by side, and every operation is
+made on all of them by PyTorch's batching rules (`torch.vmap`). Networks, losses and optimizers stay
+as they are written, for one agent.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Key:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Key:
-        return cls(place(tensor), int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype)
+        return cls(
+            place(tensor), int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype
+        )
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -90,11 +93,15 @@ class Stacks:
         if len(places) == 1:  # they share it
             return
         stack = self.of.setdefault(place(same[0]), Stack(same))
-        if len(places) < len(same) or [place(tensor) for tensor in same] != [place(own) for own in stack.own]:
+        if len(places) < len(same) or [place(tensor) for tensor in same] != [
+            place(own) for own in stack.own
+        ]:
             raise NotRepeatableError("agents share some of their memory")
 
     def load(self, state: bool) -> None:
-        """Copy from the agents' memory what no program changes, or with `state` everything; inputs stay as they are."""
+        """Copy from the agents' memory what no program changes, or with `state` everything; inputs
+        stay as they are.
+        """
         wanted = self.of.keys() - self.inputs - (set() if state else self.changed)
         self._copy([self.of[where] for where in wanted], load=True)
 
@@ -116,7 +123,11 @@ def _form(operation: Operation) -> tuple[Any, ...]:
     def layout(tensor: Tensor) -> Any:
         return tensor.shape, tensor.stride(), tensor.dtype
 
-    return operation.function, mapped(layout, operation.args), mapped(layout, operation.kwargs.values())
+    return (
+        operation.function,
+        mapped(layout, operation.args),
+        mapped(layout, operation.kwargs.values()),
+    )
 
 
 class Axis:
@@ -134,10 +145,12 @@ class Axis:
 
     @torch.no_grad()
     def run(self, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Make all operations; what corresponds to the `wanted` tensors of the first agent, `[agent, ...]`.
+        """Make all operations; what corresponds to the `wanted` tensors of the first agent,
+        `[agent, ...]`.
 
         Raises:
-            FlagError: a flag is not set for one of the agents; what was changed before stays changed.
+            FlagError: a flag is not set for one of the agents; what was changed before stays
+                changed.
             NotRepeatableError: an operation has no form for several agents.
         """
         self.made = {}
@@ -147,16 +160,22 @@ class Axis:
 
     def _step(self, operation: Operation) -> None:
         args = mapped(self.of, operation.args)
-        kwargs = dict(zip(operation.kwargs, mapped(self.of, operation.kwargs.values()), strict=True))
+        kwargs = dict(
+            zip(operation.kwargs, mapped(self.of, operation.kwargs.values()), strict=True)
+        )
         rule = RULES.get(operation.function, _by_vmap)
         try:
             outputs = list(tensors((rule(self, operation, args, kwargs),)))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise NotRepeatableError(f"{operation.function} for several agents: {reason}") from error
+            raise NotRepeatableError(
+                f"{operation.function} for several agents: {reason}"
+            ) from error
         for recorded, output in zip(operation.outputs, outputs, strict=True):
             if output.shape != (self.size, *recorded.shape):
-                raise NotRepeatableError(f"{operation.function}: {tuple(output.shape)} from {tuple(recorded.shape)}")
+                raise NotRepeatableError(
+                    f"{operation.function}: {tuple(output.shape)} from {tuple(recorded.shape)}"
+                )
             self.made[Key.of(recorded)] = output
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -180,10 +199,12 @@ def _asking_once(operations: Iterable[Operation]) -> Iterable[Operation]:
         yield operation
 
 
-# --- how operations are made for all agents -------------------------------------------------------------------------
+# --- how operations are made for all agents -------------------------------------------------------
 
 
-def _by_vmap(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _by_vmap(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     if not operation.inputs:
         return _factory(axis, operation, args, kwargs)
 
@@ -196,14 +217,18 @@ def _by_vmap(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: di
     return torch.vmap(one)(*tensors((args, tuple(kwargs.values()))))
 
 
-def _factory(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _factory(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     made: Tensor = operation.function(*args, **kwargs)
     if operation.function in EMPTY:
         return made.new_empty((axis.size, *made.shape))
     return made.expand(axis.size, *made.shape).clone()
 
 
-def _flag(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[()]:
+def _flag(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[()]:
     if args[0].dtype is not torch.bool:
         raise NotRepeatableError(f"{operation.function} reads a value")
     if not bool(args[0].all()):
@@ -216,10 +241,14 @@ def _rows(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[
     return operation.function(*mapped(Tensor.contiguous, args), **kwargs)
 
 
-def _elements(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _elements(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     """An operation on single elements, in place or into memory that is given."""
     rank = kwargs.get("out", args[0]).dim()
-    made: Tensor = operation.function(*mapped(lambda tensor: _of_rank(tensor, rank), args), **kwargs)
+    made: Tensor = operation.function(
+        *mapped(lambda tensor: _of_rank(tensor, rank), args), **kwargs
+    )
     return made
 
 
@@ -233,7 +262,9 @@ def _lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict
     return () if made is None or not operation.outputs else made
 
 
-def _scaled_lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[()]:
+def _scaled_lists(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[()]:
     """Tensors times a number of each agent, in place."""
     parts, number = args
     for part in parts:
@@ -241,12 +272,18 @@ def _scaled_lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwarg
     return ()
 
 
-def _norms(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _norms(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
     parts, *rest = args
-    return [torch.linalg.vector_norm(part, *rest, dim=tuple(range(1, part.dim()))) for part in parts]
+    return [
+        torch.linalg.vector_norm(part, *rest, dim=tuple(range(1, part.dim()))) for part in parts
+    ]
 
 
-def _one_by_one(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[()]:
+def _one_by_one(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[()]:
     """An operation in place, for each agent by itself."""
     for agent in range(axis.size):
 
@@ -258,13 +295,17 @@ def _one_by_one(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs:
     return ()
 
 
-def _products(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _products(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     """A batch of products `[agent, batch, ...]`, as one of `[agent * batch, ...]`."""
     made: Tensor = operation.function(*mapped(lambda tensor: tensor.flatten(0, 1), args), **kwargs)
     return made.unflatten(0, (axis.size, -1))
 
 
-def _biased_products(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _biased_products(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
     bias, *factors = args
     for_each = _of_rank(bias, 4).expand(-1, len(operation.outputs[0]), -1, -1)
     return _products(axis, operation, (for_each, *factors), kwargs)

@@ -16,9 +16,11 @@ Loss = Callable[[slice], Tensor]  # of some of the tasks: their mean
 def task_gradients(
     loss: Loss, network: Network, num_tasks: int
 ) -> tuple[Float[Tensor, "task *member"], Float[Tensor, "stack task parameter"]]:
-    """Each task's loss and its gradient; a mean of them over tasks is that of the loss of all tasks.
+    """Each task's loss and its gradient; a mean of them over tasks is that of the loss of all
+    tasks.
 
-    A task's own rows run through the network, so that all of this costs about as much arithmetic as one backward pass.
+    A task's own rows run through the network, so that all of this costs about as much arithmetic as
+    one backward pass.
     """
     parameters = list(network.parameters())
     values, gradients = [], []
@@ -34,22 +36,30 @@ def task_gradients(
 def pcgrad(
     gradients: Float[Tensor, "stack task parameter"], order: Float[Tensor, "task task"]
 ) -> Float[Tensor, "stack parameter"]:
-    """The mean gradient after gradient surgery (PCGrad, Yu et al. 2020, Algorithm 1), for each member by itself.
+    """The mean gradient after gradient surgery (PCGrad, Yu et al. 2020, Algorithm 1), for each
+    member by itself.
 
-    A task's gradient loses its component along each other task's original one that it points against, one after the
-    other; `order` holds a random number for each pair, whose ranks are the order. Everything happens in coefficients:
-    `g_i' = sum_j c_ij g_j`, for which the gradients' inner products are enough.
+    A task's gradient loses its component along each other task's original one that it points
+    against, one after the other; `order` holds a random number for each pair, whose ranks are the
+    order. Everything happens in coefficients: `g_i' = sum_j c_ij g_j`, for which the gradients'
+    inner products are enough.
     """
     products = gradients @ gradients.transpose(1, 2)  # (stack, task, task)
     stack, count, _ = products.shape
     squares = products.diagonal(dim1=1, dim2=2)
-    coefficients = torch.eye(count, dtype=gradients.dtype, device=gradients.device).repeat(stack, 1, 1)
+    coefficients = torch.eye(count, dtype=gradients.dtype, device=gradients.device).repeat(
+        stack, 1, 1
+    )
     each = torch.arange(count, device=gradients.device)
-    for others in order.argsort(1).unbind(1):  # the task that each task is held against in this turn
+    for others in order.argsort(1).unbind(
+        1
+    ):  # the task that each task is held against in this turn
         along = (coefficients * products[:, others]).sum(-1)  # g_i' . g_j
         square = squares[:, others]
         conflicting = (along < 0) & (others != each) & (square > 0)
-        correction = torch.where(conflicting, along / square.clamp(min=torch.finfo(square.dtype).tiny), 0.0)
+        correction = torch.where(
+            conflicting, along / square.clamp(min=torch.finfo(square.dtype).tiny), 0.0
+        )
         coefficients.scatter_add_(2, others.expand(stack, count)[..., None], -correction[..., None])
     return (coefficients.mean(1, keepdim=True) @ gradients).squeeze(1)
 
@@ -60,19 +70,25 @@ def set_gradient(network: Network, gradient: Float[Tensor, "stack parameter"]) -
     parameters = list(network.parameters())
     parts = gradient.split([parameter.numel() // network.stack for parameter in parameters], 1)
     for parameter, part in zip(parameters, parts, strict=True):
-        flat = part.contiguous().view(-1)  # so that it gets the parameter's strides, for which fused optimizers ask
+        flat = part.contiguous().view(
+            -1
+        )  # so that it gets the parameter's strides, for which fused optimizers ask
         parameter.grad = flat.view(parameter.shape)
 
 
 @torch.no_grad()
 def cosines(gradients: Float[Tensor, "stack task parameter"]) -> Float[Tensor, "task task"]:
-    """The cosine between each pair of tasks' gradients, a mean over members; below 0 they conflict."""
+    """The cosine between each pair of tasks' gradients, a mean over members; below 0
+    they conflict.
+    """
     units = torch.nn.functional.normalize(gradients, dim=-1)
     return (units @ units.transpose(1, 2)).mean(0)
 
 
 def agreement(cosine: Float[Tensor, "task task"]) -> dict[str, Tensor]:
-    """Summarise cosines: each task's mean cosine with the others `[task]`, their mean, the share of conflicts."""
+    """Summarise cosines: each task's mean cosine with the others `[task]`, their mean, the share of
+    conflicts.
+    """
     count = len(cosine)
     others = ~torch.eye(count, dtype=torch.bool, device=cosine.device)
     return {

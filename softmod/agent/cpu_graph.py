@@ -1,7 +1,9 @@
-"""An update on the CPU without PyTorch's bookkeeping: recorded once, its operations are repeated on the same memory.
+"""An update on the CPU without PyTorch's bookkeeping: recorded once, its operations are repeated on
+the same memory.
 
-In a small update most time goes into autograd's graph, views, and memory that is fetched and given back. None of it is
-needed a second time: the operations and their order stay, bit by bit, and whatever lies in the memory between them.
+In a small update most time goes into autograd's graph, views, and memory that is fetched and given
+back. None of it is needed a second time: the operations and their order stay, bit by bit, and
+whatever lies in the memory between them.
 """
 
 from __future__ import annotations
@@ -23,26 +25,35 @@ from softmod.recording import NotRepeatableError, Operation, Recorder, mapped, p
 Metrics = dict[str, Tensor]
 Call = Callable[[], object]
 READS = torch.ops.aten._local_scalar_dense.default  # bool(tensor)
-COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)  # of other types, or in another layout
+COPIES = (
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.clone.default,
+)  # of other types, or in another layout
 
 log = logging.getLogger(__name__)
 
 
 class CpuGraph:
-    """A function whose operations do not change, called again and again; the first call records, the second compares.
+    """A function whose operations do not change, called again and again; the first call records,
+    the second compares.
 
-    The function may ask flags (`if flag:`). Where one is not what it was in the recording, what was done of the call
-    is undone and the function called as it is; so is everything if it cannot be recorded.
+    The function may ask flags (`if flag:`). Where one is not what it was in the recording, what was
+    done of the call is undone and the function called as it is; so is everything if it cannot be
+    recorded.
 
     Args:
-        function: reads and writes the same tensors each time. What it gives lies in memory that the next call
-            overwrites.
-        undo: puts back what the function changes before it asks its last flag, if it changes anything before.
+        function: reads and writes the same tensors each time. What it gives lies in memory that the
+            next call overwrites.
+        undo: puts back what the function changes before it asks its last flag, if it changes
+            anything before.
         undone: the tensors that `undo` puts back.
     """
 
     def __init__(
-        self, function: Callable[[], Metrics], undo: Callable[[], None] = lambda: None, undone: Sequence[Tensor] = ()
+        self,
+        function: Callable[[], Metrics],
+        undo: Callable[[], None] = lambda: None,
+        undone: Sequence[Tensor] = (),
     ) -> None:
         self._function, self._undo = function, undo
         self._undone = {place(tensor) for tensor in undone}
@@ -85,7 +96,9 @@ class CpuGraph:
         return metrics
 
     def seconds(self) -> list[float]:
-        """Repeat all operations and return how long each of them takes, in the order of `names`; for measurements."""
+        """Repeat all operations and return how long each of them takes, in the order of `names`;
+        for measurements.
+        """
         times = [time.perf_counter()]
         with torch.no_grad():
             for call in self._calls:
@@ -129,7 +142,8 @@ def flags_of(operations: Sequence[Operation], undone: set[int]) -> list[Operatio
     """The operations that ask a flag, each flag once.
 
     Raises:
-        NotRepeatableError: a value is read that is no flag, or one when something was changed that is not `undone`.
+        NotRepeatableError: a value is read that is no flag, or one when something was changed that
+            is not `undone`.
     """
     flags: dict[int, Operation] = {}
     created = places_of(operations)
@@ -148,8 +162,17 @@ def flags_of(operations: Sequence[Operation], undone: set[int]) -> list[Operatio
 def changes_of(operations: Sequence[Operation]) -> list[Tensor]:
     """The tensors from before that are changed."""
     created = places_of(operations)
-    written = [tensor for operation in operations for tensor in operation.written if place(tensor) not in created]
-    return list({(place(tensor), tensor.storage_offset(), tensor.shape): tensor for tensor in written}.values())
+    written = [
+        tensor
+        for operation in operations
+        for tensor in operation.written
+        if place(tensor) not in created
+    ]
+    return list(
+        {
+            (place(tensor), tensor.storage_offset(), tensor.shape): tensor for tensor in written
+        }.values()
+    )
 
 
 def places_of(operations: Iterable[Operation]) -> set[int]:
@@ -160,17 +183,27 @@ def places_of(operations: Iterable[Operation]) -> set[int]:
 def in_shared_memory(
     steps: Sequence[Operation], operations: Sequence[Operation], keep: Iterable[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Map each tensor to its memory in a repetition; memory is reused after the last step that reads it."""
+    """Map each tensor to its memory in a repetition; memory is reused after the last step that
+    reads it.
+    """
     own = places_of(operations) - {place(tensor) for tensor in keep}
-    last = {place(tensor): i for i, step in enumerate(steps) for tensor in (*step.inputs, *step.outputs)}
+    last = {
+        place(tensor): i for i, step in enumerate(steps) for tensor in (*step.inputs, *step.outputs)
+    }
     free: dict[int, list[Tensor]] = defaultdict(list)
     memory: dict[int, Tensor] = {}
     for i, step in enumerate(steps):
-        used = {place(tensor): tensor for tensor in (*step.inputs, *step.outputs) if place(tensor) in own}
+        used = {
+            place(tensor): tensor
+            for tensor in (*step.inputs, *step.outputs)
+            if place(tensor) in own
+        }
         for where, tensor in used.items():
             if where not in memory:
                 size = tensor.untyped_storage().nbytes()
-                memory[where] = free[size].pop() if free[size] else torch.empty(size, dtype=torch.uint8)
+                memory[where] = (
+                    free[size].pop() if free[size] else torch.empty(size, dtype=torch.uint8)
+                )
         for where in used:
             if last[where] == i:
                 free[memory[where].numel()].append(memory[where])
@@ -197,7 +230,9 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     if operation.function in COPIES:
         return partial(outputs[0].copy_, args[0])
     form = None if operation.writes else form_with_out(operation.function)
-    if form is None or len(form[1]) > len(outputs):  # none, or one that wants memory for outputs left undefined
+    if form is None or len(form[1]) > len(
+        outputs
+    ):  # none, or one that wants memory for outputs left undefined
         return partial(_call_and_copy, partial(operation.function, *args, **kwargs), outputs)
     function, names = form
     known = {argument.name for argument in function._schema.arguments}
@@ -219,8 +254,12 @@ def _call_and_copy(call: Call, outputs: Sequence[Tensor]) -> None:
         output.copy_(value)
 
 
-def _by_name(operation: Operation, args: Any, kwargs: dict[str, Any], outputs: Sequence[Tensor]) -> Call | None:
-    """The same by its name in `torch`, if it has one there that takes the arguments: half the cost of a call."""
+def _by_name(
+    operation: Operation, args: Any, kwargs: dict[str, Any], outputs: Sequence[Tensor]
+) -> Call | None:
+    """The same by its name in `torch`, if it has one there that takes the arguments: half the cost
+    of a call.
+    """
     call: Any = getattr(torch, operation.function._schema.name.removeprefix("aten::"), None)
     if call is None or len(outputs) > 1:
         return None
@@ -234,13 +273,18 @@ def _by_name(operation: Operation, args: Any, kwargs: dict[str, Any], outputs: S
 
 @cache
 def form_with_out(function: Any) -> tuple[Any, list[str]] | None:
-    """The overload of a function that writes to tensors it is given, and their names; None if there is none."""
+    """The overload of a function that writes to tensors it is given, and their names; None if there
+    is none.
+    """
     name = function._schema.name.removeprefix("aten::")
     wanted = [str(argument.type) for argument in function._schema.arguments]
     packet = getattr(torch.ops.aten, name)
     for overload in (getattr(packet, name) for name in packet.overloads()):
         arguments = overload._schema.arguments
         names = [argument.name for argument in arguments if argument.is_out]
-        if names and [str(argument.type) for argument in arguments if not argument.is_out] == wanted:
+        if (
+            names
+            and [str(argument.type) for argument in arguments if not argument.is_out] == wanted
+        ):
             return overload, names
     return None

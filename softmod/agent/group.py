@@ -1,7 +1,9 @@
-"""Agents of equal configuration, such as the seeds of an experiment, that learn side by side in one process.
+"""Agents of equal configuration, such as the seeds of an experiment, that learn side by side in one
+process.
 
-Each of them stays an agent of its own, with its own weights, statistics and random numbers. Only their updates are made
-together (`softmod.agent.batched`), each equal to what the agent would have made by itself, up to rounding.
+Each of them stays an agent of its own, with its own weights, statistics and random numbers. Only
+their updates are made together (`softmod.agent.batched`), each equal to what the agent would have
+made by itself, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ from softmod.agent.whole import Captured, cuda_graph, state_of
 from softmod.recording import NotRepeatableError, Operation, Recorder, place
 from softmod.replay import Replay
 
-FUNCTIONS = {"whole": "update", "critics": "update_critics"}  # of an agent, by the names of its programs
+FUNCTIONS = {
+    "whole": "update",
+    "critics": "update_critics",
+}  # of an agent, by the names of its programs
 
 log = logging.getLogger(__name__)
 
 
 class Group:
-    """Makes the updates of several agents: in as many threads as asked for, in each those of some agents at once.
+    """Makes the updates of several agents: in as many threads as asked for, in each those of some
+    agents at once.
 
     Args:
         agents: of equal configuration.
@@ -44,7 +50,9 @@ class Group:
         stop: Callable[[], bool] = lambda: False,
         examine: bool = False,
     ) -> list[Metrics]:
-        """Make so many updates of each agent on its own replay; the metrics of each one's last (see `MTSAC.learn`)."""
+        """Make so many updates of each agent on its own replay; the metrics of each one's last (see
+        `MTSAC.learn`).
+        """
         many = len(self.parts)
         metrics: list[Metrics] = [{} for _ in replays]
 
@@ -61,16 +69,24 @@ class Group:
 
 
 class Part:
-    """Agents whose updates are made at once, as far as they have the same number of updates to make."""
+    """Agents whose updates are made at once, as far as they have the same number of updates to
+    make.
+    """
 
     def __init__(self, agents: Sequence[MTSAC]) -> None:
         self.agents = agents
         self.stacks = Stacks(len(agents))
         self.programs: dict[str, Together] = {}
-        self.loaded = False  # whether the state of the agents is in the stacks, not in their own memory
+        self.loaded = (
+            False  # whether the state of the agents is in the stacks, not in their own memory
+        )
 
     def learn(
-        self, replays: Sequence[Replay], updates: Sequence[int], stop: Callable[[], bool], examine: bool
+        self,
+        replays: Sequence[Replay],
+        updates: Sequence[int],
+        stop: Callable[[], bool],
+        examine: bool,
     ) -> list[Metrics]:
         metrics: list[Metrics] = [{} for _ in self.agents]
         left = list(updates)
@@ -89,17 +105,24 @@ class Part:
         return metrics
 
     def _update(self, due: Sequence[int], replays: Sequence[Replay]) -> list[Metrics]:
-        """Make an update of those agents that are due: at once if all of them are, and do the same."""
+        """Make an update of those agents that are due: at once if all of them are, and
+        do the same.
+        """
         agents = [self.agents[i] for i in due]
         programs = [agent.program(agent.updates) for agent in agents]
-        given = [agent.prepare(agent.sample(replays[i])) for agent, i in zip(agents, due, strict=True)]
+        given = [
+            agent.prepare(agent.sample(replays[i])) for agent, i in zip(agents, due, strict=True)
+        ]
         if len(due) == len(self.agents) > 1 and len(set(programs)) == 1:
             name = programs[0]
             if name not in self.programs:
                 self.programs[name] = Together(self, name)
             return self.programs[name](given)
         self.unload()
-        return [agent.programs[name](*own) for agent, name, own in zip(agents, programs, given, strict=True)]
+        return [
+            agent.programs[name](*own)
+            for agent, name, own in zip(agents, programs, given, strict=True)
+        ]
 
     def load(self) -> None:
         """Bring the stacks up to date with the agents; with their state, if it is not there yet."""
@@ -114,7 +137,8 @@ class Part:
 
 
 class Together:
-    """One of the agents' programs, made for all of them at once; for one after another where that cannot be.
+    """One of the agents' programs, made for all of them at once; for one after another where that
+    cannot be.
 
     It is recorded for each agent first, with changes that are taken back.
     """
@@ -130,7 +154,10 @@ class Together:
 
     def _one_by_one(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
-        return [agent.programs[self.name](*own) for agent, own in zip(self.part.agents, given, strict=True)]
+        return [
+            agent.programs[self.name](*own)
+            for agent, own in zip(self.part.agents, given, strict=True)
+        ]
 
     def _first(self, given: list[Given]) -> list[Metrics]:
         self.part.unload()
@@ -146,7 +173,9 @@ class Together:
         return self._next(given)
 
     def _recorded(self, number: int, given: Given) -> tuple[list[Operation], Metrics]:
-        """The operations of an agent's update, and where its metrics lie; what it changes is taken back."""
+        """The operations of an agent's update, and where its metrics lie; what it changes is taken
+        back.
+        """
         live = state_of(self.part.agents[number])
         before = [tensor.clone() for tensor in live]
         self.functions[number](*given)  # memory comes to be that is kept
@@ -162,8 +191,12 @@ class Together:
         self.inputs = [self._input(tensor) for tensor in (*batch, *noise)]
         rollback = self.part.agents[0].rollback
         undoes = self.name in self.part.agents[0].undoing and rollback is not None
-        self.live = [self.axis.of(tensor) for tensor in rollback.live] if undoes and rollback else []
-        self.copies = [self.axis.of(tensor) for tensor in rollback.copies] if undoes and rollback else []
+        self.live = (
+            [self.axis.of(tensor) for tensor in rollback.live] if undoes and rollback else []
+        )
+        self.copies = (
+            [self.axis.of(tensor) for tensor in rollback.copies] if undoes and rollback else []
+        )
         self.graph = CpuGraph(self._at_once, self._undo, [*self.live, *self.copies])
         self.repeat: Callable[[], Metrics] = self.graph
         device = self.part.agents[0].device
@@ -174,7 +207,9 @@ class Together:
         self._next = self._repeat
 
     def _input(self, tensor: Tensor) -> Tensor | None:
-        """Return the stack of an input that was recorded, to be filled; None if the program does not read it."""
+        """Return the stack of an input that was recorded, to be filled; None if the program does
+        not read it.
+        """
         if place(tensor) not in self.part.stacks.of:
             return None
         self.part.stacks.inputs.add(place(tensor))
@@ -214,12 +249,16 @@ class Together:
             torch._foreach_copy_(self.live, self.copies)
 
     def _apart(self) -> Metrics:
-        """Make the update of each agent by itself; one of them is not finite, which the others do not notice."""
+        """Make the update of each agent by itself; one of them is not finite, which the others do
+        not notice.
+        """
         self.part.stacks.store()
         metrics = [function(*own) for function, own in zip(self.functions, self.given, strict=True)]
         self.part.stacks.load(state=True)
         return {name: torch.stack([own[name] for own in metrics]) for name in metrics[0]}
 
     def _give_up(self, error: NotRepeatableError) -> None:
-        log.info("updates of %s agents are made one after another: %s", len(self.part.agents), error)
+        log.info(
+            "updates of %s agents are made one after another: %s", len(self.part.agents), error
+        )
         self._next = self._one_by_one

@@ -1,4 +1,5 @@
-"""The losses of multi-task SAC: pure functions; equation numbers are those of Yang et al. (NeurIPS 2020).
+"""The losses of multi-task SAC: pure functions; equation numbers are those of Yang et al. (NeurIPS
+2020).
 
 Shapes: `task` tasks, `batch` transitions of each, `critic` critics side by side.
 """
@@ -19,7 +20,8 @@ def critic_target(
     next_q: Float[Tensor, "critic task batch"],
     next_entropy: Float[Tensor, "task batch"],
 ) -> Float[Tensor, "task batch"]:
-    """Return the soft value `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`; it always bootstraps (9).
+    """Return the soft value `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`; it always
+    bootstraps (9).
 
     `next_entropy` is `-alpha_i log pi(a'|s')`.
     """
@@ -31,10 +33,12 @@ def project(
     probabilities: Float[Tensor, "*batch source"],
     support: Float[Tensor, " atom"],
 ) -> Float[Tensor, "*batch atom"]:
-    """Return the distribution on evenly spaced atoms that is nearest to one on other values (C51, Algorithm 1).
+    """Return the distribution on evenly spaced atoms that is nearest to one on other values (C51,
+    Algorithm 1).
 
-    Each value's probability goes to the two atoms around it, the nearer one gets more: mass and, within the atoms'
-    range, the mean stay. Values beyond the range count as its ends. A value that is not finite makes its row NaN.
+    Each value's probability goes to the two atoms around it, the nearer one gets more: mass and,
+    within the atoms' range, the mean stay. Values beyond the range count as its ends. A value that
+    is not finite makes its row NaN.
     """
     step = (support[-1] - support[0]) / (len(support) - 1)
     position = ((values - support[0]) / step).nan_to_num().clamp(0, len(support) - 1)
@@ -44,22 +48,32 @@ def project(
 
 
 def spread_by_adding(
-    position: Float[Tensor, "*batch source"], probabilities: Float[Tensor, "*batch source"], atoms: int
+    position: Float[Tensor, "*batch source"],
+    probabilities: Float[Tensor, "*batch source"],
+    atoms: int,
 ) -> Float[Tensor, "*batch atom"]:
     """Give each probability to the two atoms around its position, from 0 to `atoms` - 1."""
     below = position.floor()
     share = position - below  # of the atom above
     index = below.long()
-    projected = torch.zeros_like(probabilities[..., :1]).expand(*probabilities.shape[:-1], atoms).contiguous()
+    projected = (
+        torch.zeros_like(probabilities[..., :1])
+        .expand(*probabilities.shape[:-1], atoms)
+        .contiguous()
+    )
     projected.scatter_add_(-1, index, probabilities * (1 - share))
     projected.scatter_add_(-1, (index + 1).clamp(max=atoms - 1), probabilities * share)
     return projected
 
 
 def spread_by_product(
-    position: Float[Tensor, "*batch source"], probabilities: Float[Tensor, "*batch source"], atoms: int
+    position: Float[Tensor, "*batch source"],
+    probabilities: Float[Tensor, "*batch source"],
+    atoms: int,
 ) -> Float[Tensor, "*batch atom"]:
-    """Do the same by a product with `atoms` times the work, for GPUs, where `scatter_add_` adds in no fixed order."""
+    """Do the same by a product with `atoms` times the work, for GPUs, where `scatter_add_` adds in
+    no fixed order.
+    """
     numbers = torch.arange(atoms, device=position.device, dtype=position.dtype)
     shares = (1 - (position.unsqueeze(-1) - numbers).abs()).clamp(min=0)
     return (probabilities.unsqueeze(-1) * shares).sum(-2)
@@ -70,13 +84,17 @@ def cross_entropy(
     target: Float[Tensor, "task batch atom"],
     weight: Float[Tensor, " task"],
 ) -> Float[Tensor, " critic"]:
-    """Return each critic's cross-entropy with the target distribution, tasks weighted by `weight` (Eq. 10)."""
+    """Return each critic's cross-entropy with the target distribution, tasks weighted by `weight`
+    (Eq. 10).
+    """
     per_task = -(target * outputs.log_softmax(-1)).sum(-1).mean(-1)
     return (per_task * weight).mean(-1)
 
 
 def critic_loss(
-    q: Float[Tensor, "critic task batch"], target: Float[Tensor, "task batch"], weight: Float[Tensor, " task"]
+    q: Float[Tensor, "critic task batch"],
+    target: Float[Tensor, "task batch"],
+    weight: Float[Tensor, " task"],
 ) -> Float[Tensor, " critic"]:
     """Each critic's squared error, tasks weighted by `weight` (Eq. 10)."""
     per_task = (q - target).square().mean(-1)
@@ -84,7 +102,8 @@ def critic_loss(
 
 
 def spread(value: Float[Tensor, "task batch"]) -> Float[Tensor, "task 1"]:
-    """Return how far values lie apart within each task: the distance of their quartiles, at least 0.02.
+    """Return how far values lie apart within each task: the distance of their quartiles, at least
+    0.02.
 
     Few outliers do not change it, such as the states around a task's first successes.
     """
@@ -107,23 +126,30 @@ def actor_loss(
 
 
 def temperature_loss(
-    log_temperature: Float[Tensor, " task"], log_prob: Float[Tensor, "task batch"], target_entropy: float
+    log_temperature: Float[Tensor, " task"],
+    log_prob: Float[Tensor, "task batch"],
+    target_entropy: float,
 ) -> Float[Tensor, ""]:
-    """`-log alpha_i (log pi(a|s) + target entropy)`: one temperature per task, never weighted (12)."""
+    """`-log alpha_i (log pi(a|s) + target entropy)`: one temperature per task, never
+    weighted (12).
+    """
     return -(log_temperature * (log_prob.detach() + target_entropy).mean(-1)).mean()
 
 
 def distance_weights(success_rate: Float[Tensor, " task"]) -> Float[Tensor, " task"]:
-    """Return weights that grow with a task's distance from success and average to 1; solved tasks keep a share."""
+    """Return weights that grow with a task's distance from success and average to 1; solved tasks
+    keep a share.
+    """
     distance = 1.0 - success_rate + SOLVED_SHARE
     return distance / distance.mean()
 
 
 def task_weights(log_temperature: Float[Tensor, " task"], form: str) -> Float[Tensor, " task"]:
-    """The weight of each task's losses; weights average to 1, so that the losses are means over tasks.
+    """The weight of each task's losses; weights average to 1, so that the losses are means over
+    tasks.
 
-    `released` is `T softmax(-log alpha)` (6), `paper` is `T softmax(-alpha)` (Eq. 10, whose sum over tasks with
-    weights that add to 1 is this mean), `none` is 1.
+    `released` is `T softmax(-log alpha)` (6), `paper` is `T softmax(-alpha)` (Eq. 10, whose sum
+    over tasks with weights that add to 1 is this mean), `none` is 1.
     """
     if form == "none":
         return torch.ones_like(log_temperature)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from softmod import kernels
 from softmod.agent import conflicts, losses
 from softmod.agent.statistics import ReturnScale, RunningMoments, SuccessRates
-from softmod.agent.update import Rollback, all_finite, clip_stacked, materialize, move_targets, step_if
+from softmod.agent.update import (
+    Rollback,
+    all_finite,
+    clip_stacked,
+    materialize,
+    move_targets,
+    step_if,
+)
 from softmod.agent.value_heads import Squared, ValueHead
 from softmod.agent.whole import Update
 from softmod.networks.network import Network
@@ -27,7 +34,9 @@ from softmod.replay import Batch, Replay
 from softmod.types import EnvSpec, Rollout
 
 Metrics = dict[str, Tensor]
-Given = tuple[Batch, Tensor, Tensor]  # of an update: what it learns from, the policy's noise, the next action's
+Given = tuple[
+    Batch, Tensor, Tensor
+]  # of an update: what it learns from, the policy's noise, the next action's
 ALL = slice(None)  # tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 RECENT = 200  # states of each task that routes are averaged over
@@ -36,33 +45,40 @@ LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5,
 
 
 class MTSAC(L.LightningModule):
-    """The update of multi-task SAC on a batch `[task, batch, ...]`, as a LightningModule with manual optimization.
+    """The update of multi-task SAC on a batch `[task, batch, ...]`, as a LightningModule with
+    manual optimization.
 
     Args:
         spec: the tasks and sizes.
         actor: the policy, with one member, `obs -> 2 * action`.
-        critic: a network with two members, `obs + action -> value_head.outputs`; its targets start as a copy.
-        optimizers: how to make the optimizer of "actor", "critic" and "temperature" from parameters.
+        critic: a network with two members, `obs + action -> value_head.outputs`; its targets start
+            as a copy.
+        optimizers: how to make the optimizer of "actor", "critic" and "temperature" from
+            parameters.
         batch_per_task: transitions of each task in an update.
         seed: keys the noise of every update.
         value_head: what the critics' outputs mean (None: squared error, the minimum of twins).
         discount, target_smoothing: gamma and tau.
         initial_temperature: alpha of every task at the start.
         target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
-        task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": the further a task is from
-            success in training, the more it counts.
-        update_order: "sequential" (critic, then policy with the new critic, then temperature) or "released" (12).
+        task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": the
+            further a task is from success in training, the more it counts.
+        update_order: "sequential" (critic, then policy with the new critic, then temperature) or
+            "released" (12).
         clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
-        gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al. 2020).
+        gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al.
+            2020).
         n_step: steps of a transition, within its episode.
         reward_scaling: "none", or "return": rewards are divided by the size of each task's returns.
-        value_scaling: "none", or "spread": the policy's values are divided by how far they lie apart within each task.
+        value_scaling: "none", or "spread": the policy's values are divided by how far they lie
+            apart within each task.
         policy_delay: policy and temperatures are updated in every so many updates of the critics.
-        policy_averaging: the share of each policy update in the averaged policy, which acts and is evaluated (as
-            `target_smoothing` is for the target critics); 0: the policy itself does.
+        policy_averaging: the share of each policy update in the averaged policy, which acts and is
+            evaluated (as `target_smoothing` is for the target critics); 0: the policy itself does.
 
     Raises:
-        ValueError: gradient surgery on networks whose tasks share nothing; a policy delay in the released order.
+        ValueError: gradient surgery on networks whose tasks share nothing; a policy delay in the
+            released order.
     """
 
     indices: Tensor  # of the tasks
@@ -96,13 +112,26 @@ class MTSAC(L.LightningModule):
         self.automatic_optimization = False
         self.spec, self.batch_per_task, self.seed = spec, batch_per_task, seed
         self.discount, self.target_smoothing, self.clip_norm = discount, target_smoothing, clip_norm
-        self.task_weights, self.update_order, self.gradient_surgery = task_weights, update_order, gradient_surgery
+        self.task_weights, self.update_order, self.gradient_surgery = (
+            task_weights,
+            update_order,
+            gradient_surgery,
+        )
         if gradient_surgery != "none" and (actor.independent or critic.independent):
             name = type(actor.network).__name__
-            raise ValueError(f"gradient_surgery={gradient_surgery}: tasks of {name} share no weights")
+            raise ValueError(
+                f"gradient_surgery={gradient_surgery}: tasks of {name} share no weights"
+            )
         if policy_delay > 1 and update_order == "released":
-            raise ValueError("policy_delay: the released order updates policy and critics together (policy_delay=1)")
-        self.n_step, self.policy_delay, self.policy_averaging = n_step, policy_delay, policy_averaging
+            raise ValueError(
+                "policy_delay: the released order updates policy and critics together"
+                " (policy_delay=1)"
+            )
+        self.n_step, self.policy_delay, self.policy_averaging = (
+            n_step,
+            policy_delay,
+            policy_averaging,
+        )
         self.value_scaling = value_scaling
         self.target_entropy = target_entropy_per_action * spec.action_dim
         self.value_head: ValueHead = Squared() if value_head is None else value_head
@@ -111,22 +140,28 @@ class MTSAC(L.LightningModule):
         self.averaged_actor = deepcopy(actor).requires_grad_(False) if policy_averaging else None
         self.moments = RunningMoments(spec.obs_dim) if actor.normalizer is not None else None
         self.return_scale = (
-            ReturnScale(spec.num_tasks, discount, self.target_entropy) if reward_scaling == "return" else None
+            ReturnScale(spec.num_tasks, discount, self.target_entropy)
+            if reward_scaling == "return"
+            else None
         )
         self.success_rates = SuccessRates(spec.num_tasks) if task_weights == "unsolved" else None
         start = torch.full((spec.num_tasks,), initial_temperature).log()
         self.log_temperature = nn.Parameter(start.clamp(-LOG_TEMPERATURE, LOG_TEMPERATURE))
         self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
-        self.register_buffer("order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False)
+        self.register_buffer(
+            "order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False
+        )
         self.make_optimizers = optimizers
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.undoing = {"whole"}  # programs that step before they know whether the update is finite
         self.fused = False  # whether updates use the fused operations of `softmod.kernels`
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
-        self.rollback: Rollback | None = None  # of the first step of an update, from the first update on
+        self.rollback: Rollback | None = (
+            None  # of the first step of an update, from the first update on
+        )
 
-    # --- acting -------------------------------------------------------------------------------------------------------
+    # --- acting -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def act(
@@ -148,16 +183,22 @@ class MTSAC(L.LightningModule):
         return self.actor if self.averaged_actor is None else self.averaged_actor
 
     def policy(self) -> dict[str, Tensor]:
-        """The frozen weights that workers act with for a round: a copy, on the CPU, in one transfer."""
+        """The frozen weights that workers act with for a round: a copy, on the CPU, in one
+        transfer.
+        """
         weights = self.acting_actor.state_dict()
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
         parts = flat.split([tensor.numel() for tensor in weights.values()])
-        return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
+        return {
+            name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)
+        }
 
-    # --- learning -----------------------------------------------------------------------------------------------------
+    # --- learning ---------------------------------------------------------------------------------
 
     def observe(self, rollout: Rollout) -> None:
-        """Bring the statistics of observations, returns and success up to date with a round's experience."""
+        """Bring the statistics of observations, returns and success up to date with a round's
+        experience.
+        """
         if self.return_scale is not None:
             self.return_scale.add(rollout.episodes)
         if self.success_rates is not None:
@@ -169,19 +210,27 @@ class MTSAC(L.LightningModule):
                     actor.normalizer.set(self.moments.mean, self.moments.variance)
 
     def learn(
-        self, replay: Replay, updates: int, stop: Callable[[], bool] = lambda: False, examine: bool = False
+        self,
+        replay: Replay,
+        updates: int,
+        stop: Callable[[], bool] = lambda: False,
+        examine: bool = False,
     ) -> Metrics:
-        """The updates of a round, on what the replay holds; the metrics of the last one. Synchronises nothing.
+        """The updates of a round, on what the replay holds; the metrics of the last one.
+        Synchronises nothing.
 
-        `stop` is asked before each update of the policy; where it says so, the others are left out, and the metrics are
-        not whole. So those of a round that is gone on with are as if it had not stopped.
-        `examine` adds what costs about as much as one more update: how the tasks' gradients agree on the last batch.
+        `stop` is asked before each update of the policy; where it says so, the others are left out,
+        and the metrics are not whole. So those of a round that is gone on with are as if it had not
+        stopped. `examine` adds what costs about as much as one more update: how the tasks'
+        gradients agree on the last batch.
         """
         metrics: Metrics = {}
         for _ in range(updates):
             if self.updates % self.policy_delay == 0 and stop():
                 return metrics
-            metrics |= self.training_step(self.sample(replay), self.updates)  # the policy's are of its last update
+            metrics |= self.training_step(
+                self.sample(replay), self.updates
+            )  # the policy's are of its last update
         return metrics | self.insight(examine) if updates else metrics
 
     def sample(self, replay: Replay) -> Batch:
@@ -190,7 +239,8 @@ class MTSAC(L.LightningModule):
         return replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
-        """Make one update: of critics and targets, and every `policy_delay`-th time of policy and temperatures.
+        """Make one update: of critics and targets, and every `policy_delay`-th time of policy and
+        temperatures.
 
         `batch_idx` is Lightning's and not used.
         """
@@ -198,30 +248,48 @@ class MTSAC(L.LightningModule):
         return self.made(self.programs[self.program(self.updates)](*given))
 
     def prepare(self, batch: Batch) -> Given:
-        """Draw what else is random in the next update: noise, and what networks and gradient surgery draw inside."""
+        """Draw what else is random in the next update: noise, and what networks and gradient
+        surgery draw inside.
+        """
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
-        self.given = Batch(*batch), noise[0], noise[1]  # kept until the next one, for the case that it goes wrong
+        self.given = (
+            Batch(*batch),
+            noise[0],
+            noise[1],
+        )  # kept until the next one, for the case that it goes wrong
         return self.given
 
     def made(self, metrics: Metrics) -> Metrics:
-        """Count an update that was made, and how many in a row were not finite; its metrics with that."""
+        """Count an update that was made, and how many in a row were not finite; its metrics with
+        that.
+        """
         self.updates += 1
-        before = torch.zeros((), device=metrics["finite"].device) if self.skipped is None else self.skipped
+        before = (
+            torch.zeros((), device=metrics["finite"].device)
+            if self.skipped is None
+            else self.skipped
+        )
         self.skipped = torch.where(metrics["finite"], 0.0, before + 1.0)
         return metrics | {"skipped_in_a_row": self.skipped}
 
     def insight(self, examine: bool) -> Metrics:
-        """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients too."""
-        return self.routing_entropies(self.given[0].obs) | (self.gradient_agreement() if examine else {})
+        """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients
+        too.
+        """
+        return self.routing_entropies(self.given[0].obs) | (
+            self.gradient_agreement() if examine else {}
+        )
 
     def program(self, number: int) -> str:
         """Return which program makes the update of this number, counted from 0."""
         return "critics" if number % self.policy_delay else "whole"
 
     def draw(self) -> None:
-        """Draw what else is random in the next update: within networks, and the order of tasks in gradient surgery."""
+        """Draw what else is random in the next update: within networks, and the order of tasks in
+        gradient surgery.
+        """
         draws = torch_generator(self.order.device, self.seed, Purpose.INSIDE, self.updates)
         for network in (self.actor, self.critic, self.target_critic):
             network.draw(self.batch_per_task, draws)
@@ -229,7 +297,9 @@ class MTSAC(L.LightningModule):
             self.order.uniform_(generator=draws)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the actor, the critics and the temperatures, in this order; their state exists from the start."""
+        """Of the actor, the critics and the temperatures, in this order; their state exists from
+        the start.
+        """
         parameters = {
             "actor": list(self.actor.parameters()),
             "critic": list(self.critic.parameters()),
@@ -241,7 +311,9 @@ class MTSAC(L.LightningModule):
         return optimizers
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """The update as a function of tensors, on one device and without waiting for it; all randomness comes in."""
+        """The update as a function of tensors, on one device and without waiting for it; all
+        randomness comes in.
+        """
         with self._numerics():
             batch = self._as_learned(batch)
             if self.update_order == "released":
@@ -249,7 +321,10 @@ class MTSAC(L.LightningModule):
             return self._update_sequential(batch, noise, next_noise)
 
     def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """Update critics and targets alone; `noise`, the policy's, is not used. No step has to be rolled back."""
+        """Update critics and targets alone; `noise`, the policy's, is not used.
+
+        No step has to be rolled back.
+        """
         with self._numerics():
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
@@ -261,7 +336,9 @@ class MTSAC(L.LightningModule):
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
-        """The batch as networks read it: observations normalised, rewards scaled by the temperatures as they are."""
+        """The batch as networks read it: observations normalised, rewards scaled by the
+        temperatures as they are.
+        """
         reward = batch.reward
         if self.return_scale is not None:
             reward = self.return_scale(reward, self.log_temperature.detach().exp())
@@ -269,7 +346,9 @@ class MTSAC(L.LightningModule):
         return Batch(obs, batch.action, reward, next_obs, batch.discount)
 
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """Critics, then the policy with the new critics, then temperatures; all of it or nothing (finite flag)."""
+        """Critics, then the policy with the new critics, then temperatures; all of it or nothing
+        (finite flag).
+        """
         actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         temperature, weight = self._temperature_and_weight()
 
@@ -291,7 +370,9 @@ class MTSAC(L.LightningModule):
         )
 
     def _update_released(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """All losses at the networks from before the update; temperatures step first, their new value is used (12)."""
+        """All losses at the networks from before the update; temperatures step first, their new
+        value is used (12).
+        """
         actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         rollback = self._remember(temperature_optimizer)
 
@@ -314,7 +395,7 @@ class MTSAC(L.LightningModule):
             actor_loss, actor_norm, temperature_loss, weight
         )
 
-    # --- the parts of an update ---------------------------------------------------------------------------------------
+    # --- the parts of an update -------------------------------------------------------------------
 
     def _temperature_and_weight(self) -> tuple[Tensor, Tensor]:
         log_temperature = self.log_temperature.detach()
@@ -325,14 +406,18 @@ class MTSAC(L.LightningModule):
     def _critic_gradient(
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Losses and gradient norms of each critic; the (clipped) gradient is left on its parameters."""
+        """Losses and gradient norms of each critic; the (clipped) gradient is left on its
+        parameters.
+        """
         loss = self._critic_loss(batch, next_noise, temperature, weight)
         return self._gradient(loss, self.critic, self.order[0])
 
     def _actor_gradient(
         self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of it."""
+        """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of
+        it.
+        """
         log_probs: list[Tensor] = []
         self.critic.requires_grad_(False)
         loss = self._actor_loss(batch, noise, temperature, weight, log_probs)
@@ -340,24 +425,39 @@ class MTSAC(L.LightningModule):
         self.critic.requires_grad_(True)
         return value, norm, torch.cat(log_probs) if len(log_probs) > 1 else log_probs[0]
 
-    def _critic_loss(self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor) -> conflicts.Loss:
+    def _critic_loss(
+        self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
+    ) -> conflicts.Loss:
         """The critics' losses `[critic]` as a function of the tasks that count."""
         with torch.no_grad():
-            next_action, next_log_prob = squash(*self.actor.distribution(batch.next_obs), next_noise)
+            next_action, next_log_prob = squash(
+                *self.actor.distribution(batch.next_obs), next_noise
+            )
             next_outputs = _outputs(self.target_critic, batch.next_obs, next_action)
             next_entropy = -(temperature[:, None] * next_log_prob)
-            target = self.value_head.target(batch.reward, batch.discount, next_outputs, next_entropy)
+            target = self.value_head.target(
+                batch.reward, batch.discount, next_outputs, next_entropy
+            )
 
         def loss(tasks: slice) -> Tensor:
-            outputs = _outputs(self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks))
+            outputs = _outputs(
+                self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks)
+            )
             return self.value_head.loss(outputs, target[tasks], weight[tasks])
 
         return loss
 
     def _actor_loss(
-        self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor, log_probs: list[Tensor]
+        self,
+        batch: Batch,
+        noise: Tensor,
+        temperature: Tensor,
+        weight: Tensor,
+        log_probs: list[Tensor],
     ) -> conflicts.Loss:
-        """The policy's loss as a function of the tasks that count, whose log-probabilities it adds to `log_probs`."""
+        """The policy's loss as a function of the tasks that count, whose log-probabilities it adds
+        to `log_probs`.
+        """
 
         def loss(tasks: slice) -> Tensor:
             obs, indices = batch.obs[tasks], self._indices(tasks)
@@ -373,20 +473,28 @@ class MTSAC(L.LightningModule):
     def _indices(self, tasks: slice) -> Tensor | None:
         return None if tasks == ALL else self.indices[tasks]
 
-    def _gradient(self, loss: conflicts.Loss, network: Network, order: Tensor) -> tuple[Tensor, Tensor]:
-        """A loss, and its gradient on a network's parameters, clipped per member; its norms before, per member.
+    def _gradient(
+        self, loss: conflicts.Loss, network: Network, order: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A loss, and its gradient on a network's parameters, clipped per member; its norms before,
+        per member.
 
-        Tasks that share nothing are agents of their own: their losses add up, and each one's gradient is clipped.
+        Tasks that share nothing are agents of their own: their losses add up, and each one's
+            gradient is clipped.
         """
         network.zero_grad()
         if self.gradient_surgery == "none":
             value = loss(ALL)
-            self.manual_backward(value.sum() * self.spec.num_tasks if network.independent else value.sum())
+            self.manual_backward(
+                value.sum() * self.spec.num_tasks if network.independent else value.sum()
+            )
         else:
             values, gradients = conflicts.task_gradients(loss, network, self.spec.num_tasks)
             conflicts.set_gradient(network, conflicts.pcgrad(gradients, order))
             value = values.mean(0)
-        return value.detach(), clip_stacked(list(network.parameters()), network.members, self.clip_norm)
+        return value.detach(), clip_stacked(
+            list(network.parameters()), network.members, self.clip_norm
+        )
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
@@ -402,12 +510,19 @@ class MTSAC(L.LightningModule):
 
     def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
         targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
-        move_targets(targets, [source.detach() for source in sources], self.target_smoothing, finite)
+        move_targets(
+            targets, [source.detach() for source in sources], self.target_smoothing, finite
+        )
 
     def _move_average(self, finite: Bool[Tensor, ""]) -> None:
         if self.averaged_actor is not None:
-            averages, sources = list(self.averaged_actor.parameters()), list(self.actor.parameters())
-            move_targets(averages, [source.detach() for source in sources], self.policy_averaging, finite)
+            averages, sources = (
+                list(self.averaged_actor.parameters()),
+                list(self.actor.parameters()),
+            )
+            move_targets(
+                averages, [source.detach() for source in sources], self.policy_averaging, finite
+            )
 
     def _optimizers(self) -> tuple[Any, Any, Any]:
         """Of the actor, the critics and the temperatures, as Fabric or a Trainer wrapped them."""
@@ -423,19 +538,29 @@ class MTSAC(L.LightningModule):
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
-        """Compute in Fabric's precision (a Trainer sets its own), by fused operations where they are wanted."""
+        """Compute in Fabric's precision (a Trainer sets its own), by fused operations where they
+        are wanted.
+        """
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
         with _autocast_cache, precision, kernels.used(self.fused):
             yield
 
-    # --- telling ------------------------------------------------------------------------------------------------------
+    # --- telling ----------------------------------------------------------------------------------
 
     def _critic_metrics(self, losses: Tensor, norms: Tensor, finite: Tensor) -> Metrics:
         """The critics' numbers, left on the device, and whether the update was made."""
-        return {"critic_loss": losses.mean(), "critic_gradient_norm": norms.mean(), "finite": finite}
+        return {
+            "critic_loss": losses.mean(),
+            "critic_gradient_norm": norms.mean(),
+            "finite": finite,
+        }
 
-    def _policy_metrics(self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor) -> Metrics:
-        """The policy's numbers, left on the device; `temperature` and `task_weight` are `[task]`."""
+    def _policy_metrics(
+        self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor
+    ) -> Metrics:
+        """The policy's numbers, left on the device; `temperature` and `task_weight` are
+        `[task]`.
+        """
         return {
             "actor_loss": loss,
             "actor_gradient_norm": norm.mean(),
@@ -446,13 +571,19 @@ class MTSAC(L.LightningModule):
 
     @torch.no_grad()
     def routing_entropies(self, obs: Float[Tensor, "task batch obs"]) -> Metrics:
-        """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that do not route."""
+        """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that
+        do not route.
+        """
         routes = self.actor.routing(obs)
-        return {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
+        return (
+            {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
+        )
 
     @torch.no_grad()
     def routes(self, replay: Replay) -> list[Float[Tensor, "task target source"]]:
-        """The actor's routing probabilities per layer, a mean over each task's newest states; empty where none."""
+        """The actor's routing probabilities per layer, a mean over each task's newest states; empty
+        where none.
+        """
         if not replay.size:
             return []
         actor = self.acting_actor
@@ -462,13 +593,17 @@ class MTSAC(L.LightningModule):
         return [route[0].mean(1) for route in routes]
 
     def gradient_agreement(self) -> Metrics:
-        """Measure how the tasks' gradients agree on the last batch, of "actor" and "critic" (softmod.agent.conflicts).
+        """Measure how the tasks' gradients agree on the last batch, of "actor" and "critic"
+        (softmod.agent.conflicts).
 
         Nothing for a single task, and for networks whose tasks share nothing.
         """
         if self.spec.num_tasks < 2 or self.actor.independent or self.critic.independent:
             return {}
-        (batch, noise, next_noise), (temperature, weight) = self.given, self._temperature_and_weight()
+        (batch, noise, next_noise), (temperature, weight) = (
+            self.given,
+            self._temperature_and_weight(),
+        )
         with self._numerics():
             batch = self._as_learned(batch)
             of = {

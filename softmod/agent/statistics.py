@@ -1,6 +1,8 @@
-"""What an agent remembers of all its experience: statistics of observations and returns, as part of its state.
+"""What an agent remembers of all its experience: statistics of observations and returns, as part of
+its state.
 
-They are buffers of modules, so checkpoints and exact resume know them; they change between rounds only.
+They are buffers of modules, so checkpoints and exact resume know them; they change between rounds
+only.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from softmod.types import Episode, Floats
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of observations over all experience, pooled over tasks (Chan et al. 1979)."""
+    """Mean and variance of observations over all experience, pooled over tasks (Chan et al.
+
+    1979).
+    """
 
     count: Tensor
     mean: Tensor
@@ -37,7 +42,9 @@ class RunningMoments(nn.Module):
         count = self.count + len(rows)
         apart = torch.from_numpy(mean).to(self.mean.device) - self.mean
         share = len(rows) / count
-        self.squares.add_(torch.from_numpy(squares).to(apart.device) + apart.square() * self.count * share)
+        self.squares.add_(
+            torch.from_numpy(squares).to(apart.device) + apart.square() * self.count * share
+        )
         self.mean.add_(apart * share)
         self.count.copy_(count)
 
@@ -50,10 +57,10 @@ class RunningMoments(nn.Module):
 class ReturnScale(nn.Module):
     """Scale rewards so that every task's values have the same size (BRC, Nauman et al. 2025).
 
-    A task's rewards are divided by `(G + alpha_i |H| / (2 (1 - gamma))) / 10`, where `G` is the largest absolute
-    discounted return from any step of a whole training episode so far, and H the target entropy. Returns seen so far
-    then lie within +-10; the entropy's part of the values comes on top. An episode's return beyond its last step is
-    taken as its mean reward for ever.
+    A task's rewards are divided by `(G + alpha_i |H| / (2 (1 - gamma))) / 10`, where `G` is the
+    largest absolute discounted return from any step of a whole training episode so far, and H the
+    target entropy. Returns seen so far then lie within +-10; the entropy's part of the values comes
+    on top. An episode's return beyond its last step is taken as its mean reward for ever.
 
     Args:
         num_tasks: whose returns are kept.
@@ -73,8 +80,12 @@ class ReturnScale(nn.Module):
         """Add training episodes that ended."""
         found = np.zeros(len(self.largest), np.float32)
         for episode in episodes:
-            found[episode.task] = max(found[episode.task], largest_return(episode.rewards, self.discount))
-        self.largest.copy_(torch.maximum(self.largest, torch.from_numpy(found).to(self.largest.device)))
+            found[episode.task] = max(
+                found[episode.task], largest_return(episode.rewards, self.discount)
+            )
+        self.largest.copy_(
+            torch.maximum(self.largest, torch.from_numpy(found).to(self.largest.device))
+        )
 
     def forward(
         self, reward: Float[Tensor, "task batch"], temperature: Float[Tensor, " task"]
@@ -86,7 +97,8 @@ class ReturnScale(nn.Module):
 
 
 class SuccessRates(nn.Module):
-    """Keep, per task, a running mean of whether training episodes reached success; about the last ten count.
+    """Keep, per task, a running mean of whether training episodes reached success; about the last
+    ten count.
 
     Args:
         num_tasks: whose episodes they are.
@@ -112,7 +124,9 @@ VALUES = 10.0  # the size of values after scaling
 
 
 def largest_return(rewards: Iterable[float], discount: float) -> float:
-    """Return the largest absolute discounted return from any step of an episode, its mean reward going on for ever."""
+    """Return the largest absolute discounted return from any step of an episode, its mean reward
+    going on for ever.
+    """
     values = np.asarray(tuple(rewards), np.float64)
     following = values.mean() / (1.0 - discount)
     largest = 0.0

@@ -1,4 +1,6 @@
-"""What surrounds the losses of an update: clipping, the finite flag that gates everything, moving targets."""
+"""What surrounds the losses of an update: clipping, the finite flag that gates everything, moving
+targets.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,11 @@ BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # whole numbers
 
 
 @torch.no_grad()
-def clip_stacked(parameters: Sequence[Tensor], stack: int, max_norm: float) -> Float[Tensor, " stack"]:
-    """Clip the gradient norm of each member of a stack by itself (8); the norms before. 0 measures only.
+def clip_stacked(
+    parameters: Sequence[Tensor], stack: int, max_norm: float
+) -> Float[Tensor, " stack"]:
+    """Clip the gradient norm of each member of a stack by itself (8); the norms before. 0 measures
+    only.
 
     Leading axes of the parameters are `stack`, or `stack * modules` with the members outermost.
     """
@@ -35,7 +40,8 @@ def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back from the start.
+    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back
+    from the start.
 
     A step makes it; what the step did to the parameters, such as weight decay, is taken back.
     """
@@ -52,11 +58,18 @@ def materialize(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _tensors(optimizer: Any) -> Iterable[Tensor]:
-    return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    return (
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
 
 
 class Rollback:
-    """A copy of what a step is about to change, to put back if the update turns out not to be finite."""
+    """A copy of what a step is about to change, to put back if the update turns out not to be
+    finite.
+    """
 
     def __init__(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -88,12 +101,16 @@ class Rollback:
 
 @torch.no_grad()
 def choose(live: list[Tensor], copies: list[Tensor], keep: Bool[Tensor, ""]) -> None:
-    """Leave the live tensors as they are, or make them their copies unless `keep`, without waiting for it.
+    """Leave the live tensors as they are, or make them their copies unless `keep`, without waiting
+    for it.
 
-    The copies are used up. In few launches: what runs on each tensor by itself is what an update on a GPU waits for.
-    The arithmetic is on their bits, as whole numbers, so that what is not finite goes like everything else.
+    The copies are used up. In few launches: what runs on each tensor by itself is what an update on
+    a GPU waits for. The arithmetic is on their bits, as whole numbers, so that what is not finite
+    goes like everything else.
     """
-    live_bits, copied_bits = ([tensor.view(BITS[tensor.dtype]) for tensor in tensors] for tensors in (live, copies))
+    live_bits, copied_bits = (
+        [tensor.view(BITS[tensor.dtype]) for tensor in tensors] for tensors in (live, copies)
+    )
     torch._foreach_mul_(live_bits, keep.int())
     torch._foreach_mul_(copied_bits, (~keep).int())
     torch._foreach_add_(live_bits, copied_bits)
@@ -108,7 +125,9 @@ def drift(targets: list[Tensor], sources: list[Tensor], share: Float[Tensor, ""]
 
 
 def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
-    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device, others wait for it."""
+    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device,
+    others wait for it.
+    """
     inner = getattr(optimizer, "optimizer", optimizer)  # Fabric wraps it
     if finite.device.type == "cpu" or not inner.defaults.get("fused"):
         if finite:

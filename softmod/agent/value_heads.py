@@ -1,8 +1,9 @@
 """Value heads: what a critic's outputs mean, and how they learn.
 
-A head is handed the critics' outputs and is all that knows what they stand for. Another kind of distribution is
-another class with the same four members: `outputs`, `value`, `target`, `loss`. Targets are made without gradients;
-rewards arrive as they are to be learned, scaled if that is asked for; a loss may be asked for some of the tasks only.
+A head is handed the critics' outputs and is all that knows what they stand for. Another kind of
+distribution is another class with the same four members: `outputs`, `value`, `target`, `loss`.
+Targets are made without gradients; rewards arrive as they are to be learned, scaled if that is
+asked for; a loss may be asked for some of the tasks only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class ValueHead(nn.Module, abc.ABC):
         next_outputs: Float[Tensor, "critic task batch out"],
         next_entropy: Float[Tensor, "task batch"],
     ) -> Float[Tensor, "task batch *target"]:
-        """Return what the critics learn, from the target critics' outputs at the next state and action.
+        """Return what the critics learn, from the target critics' outputs at the next state and
+        action.
 
         `next_entropy` is `-alpha_i log pi(a'|s')`, which is part of the next state's value.
         """
@@ -49,7 +51,9 @@ class ValueHead(nn.Module, abc.ABC):
 
 
 class Squared(ValueHead):
-    """One output, the value; squared error against the minimum of the target critics (Haarnoja et al. 2018)."""
+    """One output, the value; squared error against the minimum of the target critics (Haarnoja et
+    al. 2018).
+    """
 
     outputs = 1
 
@@ -75,10 +79,12 @@ class Squared(ValueHead):
 
 
 class Categorical(ValueHead):
-    """A distribution over `atoms` values from `low` to `high`, learned by cross-entropy (C51, Bellemare et al. 2017).
+    """A distribution over `atoms` values from `low` to `high`, learned by cross-entropy (C51,
+    Bellemare et al. 2017).
 
-    The target critics' distributions are averaged, shifted and scaled by reward, discount and entropy, and projected
-    onto the atoms; the policy maximises the mean of the critics' expected values (BRC, Nauman et al. 2025).
+    The target critics' distributions are averaged, shifted and scaled by reward, discount and
+    entropy, and projected onto the atoms; the policy maximises the mean of the critics' expected
+    values (BRC, Nauman et al. 2025).
 
     Args:
         atoms: how many values.
@@ -93,7 +99,9 @@ class Categorical(ValueHead):
     def __init__(self, atoms: int = 101, low: float = -10.0, high: float = 10.0) -> None:
         super().__init__()
         if atoms < 2 or low >= high:
-            raise ValueError(f"at least two atoms, and low < high: not {atoms} in [{low:g}, {high:g}]")
+            raise ValueError(
+                f"at least two atoms, and low < high: not {atoms} in [{low:g}, {high:g}]"
+            )
         self.outputs = atoms
         self.register_buffer("support", torch.linspace(low, high, atoms), persistent=False)
 

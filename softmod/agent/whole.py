@@ -1,6 +1,8 @@
-"""How the whole update runs: eagerly, as one graph, or that with compiled networks; results differ by rounding.
+"""How the whole update runs: eagerly, as one graph, or that with compiled networks; results differ
+by rounding.
 
-On a CPU, where PyTorch has no graphs, what is captured are its operations (`softmod.agent.cpu_graph`).
+On a CPU, where PyTorch has no graphs, what is captured are its operations
+(`softmod.agent.cpu_graph`).
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ WARM_UPS = 3  # before a capture; libraries set themselves up in their first cal
 
 
 def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> None:
-    """Let the agent's programs run as they come ("eager"), "captured" as a graph each, or with "compiled" networks.
+    """Let the agent's programs run as they come ("eager"), "captured" as a graph each, or with
+    "compiled" networks.
 
-    "auto" captures where the optimizers can be captured; on a GPU, updates with compiled networks are captured too.
+    "auto" captures where the optimizers can be captured; on a GPU, updates with compiled networks
+    are captured too.
 
     Raises:
         ConfigError: an optimizer cannot be captured.
@@ -39,17 +43,23 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     if not capture or (how != "captured" and not fused):
         return
     if not fused:
-        raise ConfigError("fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or eager)")
+        raise ConfigError(
+            "fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or"
+            " eager)"
+        )
     for group in groups:
         group["capturable"] = True
-    agent.programs = {name: Captured(agent, run, name in agent.undoing) for name, run in agent.programs.items()}
+    agent.programs = {
+        name: Captured(agent, run, name in agent.undoing) for name, run in agent.programs.items()
+    }
 
 
 class Captured:
     """One of an agent's programs, whose operations are recorded once and repeated with one call.
 
-    A graph reads its inputs from where they lay when it was recorded, so each call copies its own there first. Its
-    metrics lie in memory that the next call overwrites. `undoes`: the program undoes a step with the agent's rollback.
+    A graph reads its inputs from where they lay when it was recorded, so each call copies its own
+    there first. Its metrics lie in memory that the next call overwrites. `undoes`: the program
+    undoes a step with the agent's rollback.
     """
 
     def __init__(self, agent: Any, program: Update, undoes: bool) -> None:
@@ -84,11 +94,17 @@ class Captured:
         if self._inputs[0].device.type == "cuda":
             return cuda_graph(self._run, state_of(self._agent))
         rollback: Rollback | None = self._agent.rollback if self._undoes else None
-        return CpuGraph(self._run, rollback.restore, rollback.touched) if rollback else CpuGraph(self._run)
+        return (
+            CpuGraph(self._run, rollback.restore, rollback.touched)
+            if rollback
+            else CpuGraph(self._run)
+        )
 
 
 def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[[], Metrics]:
-    """Record a function as a CUDA graph, after a few calls that warm up and whose changes of `live` are taken back."""
+    """Record a function as a CUDA graph, after a few calls that warm up and whose changes of `live`
+    are taken back.
+    """
     device, before = live[0].device, [tensor.clone() for tensor in live]
     beside = torch.cuda.Stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
@@ -112,6 +128,9 @@ def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[
 def state_of(agent: Any) -> list[Tensor]:
     """All tensors of an agent's state, and of its optimizers'."""
     states = [
-        value for optimizer in agent.optimizers() for state in optimizer.state.values() for value in state.values()
+        value
+        for optimizer in agent.optimizers()
+        for state in optimizer.state.values()
+        for value in state.values()
     ]
     return [*(tensor.detach() for tensor in agent.state_dict().values()), *states]

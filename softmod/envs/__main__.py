@@ -12,7 +12,9 @@ from softmod.envs.tasks import SETS, TASKS, Task
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List all tasks or those of one set; 0, or 2 for a set that does not exist."""
-    parser = argparse.ArgumentParser(prog="python -m softmod.envs", description="List the tasks and their sets.")
+    parser = argparse.ArgumentParser(
+        prog="python -m softmod.envs", description="List the tasks and their sets."
+    )
     parser.add_argument("set", nargs="?", help=f"one of {', '.join(SETS)}; without it, all tasks")
     chosen = parser.parse_args(arguments).set
     if chosen is not None and chosen not in SETS:

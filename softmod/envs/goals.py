@@ -1,4 +1,6 @@
-"""Meta-World's benchmark goals as arrays: drawn once, kept on disk, equal to the benchmarks' own."""
+"""Meta-World's benchmark goals as arrays: drawn once, kept on disk, equal to the
+benchmarks' own.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def benchmark_goals(benchmark: str, seed: int) -> dict[str, Goal]:
-    """The training goals of every task of `mt10`, `mt25` or `mt50`: task name to `[50, goal_dim]` float64, read-only.
+    """The training goals of every task of `mt10`, `mt25` or `mt50`: task name to `[50, goal_dim]`
+    float64, read-only.
 
-    Equal to the goals in `metaworld.MT10(seed).train_tasks` and its like. Drawn once, then read from the cache folder.
-    Raises ConfigError for a seed outside [0, 2**32).
+    Equal to the goals in `metaworld.MT10(seed).train_tasks` and its like. Drawn once, then read
+    from the cache folder. Raises ConfigError for a seed outside [0, 2**32).
     """
     path = cache_path(benchmark, seed)
     goals = _read(path, SETS[benchmark])
@@ -46,10 +49,14 @@ def benchmark_goals(benchmark: str, seed: int) -> dict[str, Goal]:
 
 
 def environment_classes() -> dict[str, Any]:
-    """Meta-World's environment classes by task name. Imports metaworld; WorkerError if mujoco cannot be imported."""
+    """Meta-World's environment classes by task name.
+
+    Imports metaworld; WorkerError if mujoco cannot be imported.
+    """
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    except Exception as error:  # mujoco loads the driver that MUJOCO_GL names, and raises what that happens to raise
+    # mujoco loads the driver that MUJOCO_GL names, and raises what that happens to raise
+    except Exception as error:
         chosen = os.environ.get("MUJOCO_GL")
         hint = f"; MUJOCO_GL is {chosen}, try without it" if chosen else ""
         raise WorkerError(f"Meta-World cannot be imported ({first_line(error)}){hint}") from error
@@ -68,10 +75,12 @@ def cache_path(benchmark: str, seed: int) -> Path:
 
 
 def draw(env: Any, rng: np.random.Generator | np.random.RandomState) -> Goal:
-    """A goal `[goal_dim]` from the whole distribution of a Meta-World environment, drawn with `rng` alone.
+    """A goal `[goal_dim]` from the whole distribution of a Meta-World environment, drawn with `rng`
+    alone.
 
-    Resets the environment, since that is where Meta-World draws and where some tasks reject a draw. What is drawn
-    does not depend on the simulation, so the hand is not moved: that is most of a reset's time.
+    Resets the environment, since that is where Meta-World draws and where some tasks reject a draw.
+    What is drawn does not depend on the simulation, so the hand is not moved: that is most of a
+    reset's time.
     """
     env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
     env.np_random = rng
@@ -83,7 +92,9 @@ def draw(env: Any, rng: np.random.Generator | np.random.RandomState) -> Goal:
 
 @contextmanager
 def _standing_still(env: Any) -> Iterator[None]:
-    """Resets of this environment leave out the 50 steps that move the hand; positions are still computed."""
+    """Resets of this environment leave out the 50 steps that move the hand; positions are still
+    computed.
+    """
     import mujoco
 
     def stand_still(steps: int = 0) -> None:
@@ -98,12 +109,17 @@ def _standing_still(env: Any) -> Iterator[None]:
 
 
 def _generate(benchmark: str, seed: int) -> dict[str, Goal]:
-    """Draw as `metaworld.MT10(seed)` does: one stream, task after task, two draws a goal of which the last counts."""
+    """Draw as `metaworld.MT10(seed)` does: one stream, task after task, two draws a goal of which
+    the last counts.
+    """
     classes = environment_classes()
     tasks = SETS[benchmark]
     rng = _stream(seed)
     start = time.monotonic()
-    _tell(f"Drawing the goals of {benchmark}'s {len(tasks)} tasks (once, about {len(tasks) * SECONDS_PER_TASK:.0f} s)")
+    _tell(
+        f"Drawing the goals of {benchmark}'s {len(tasks)} tasks (once, about"
+        f" {len(tasks) * SECONDS_PER_TASK:.0f} s)"
+    )
     goals = {task: _task_goals(classes[task](), rng) for task in tasks}
     _tell(f"Drew the goals of {benchmark} in {time.monotonic() - start:.1f} s")
     return goals
@@ -111,9 +127,13 @@ def _generate(benchmark: str, seed: int) -> dict[str, Goal]:
 
 def _stream(seed: int) -> np.random.RandomState:
     try:
-        return np.random.RandomState(seed)  # the stream of np.random.seed(seed), without the global state
+        return np.random.RandomState(
+            seed
+        )  # the stream of np.random.seed(seed), without the global state
     except ValueError as error:
-        raise ConfigError(f"env.goal_seed is {seed}, but has to lie between 0 and {2**32 - 1}") from error
+        raise ConfigError(
+            f"env.goal_seed is {seed}, but has to lie between 0 and {2**32 - 1}"
+        ) from error
 
 
 def _task_goals(env: Any, rng: np.random.RandomState) -> Goal:
@@ -140,8 +160,15 @@ def _read(path: Path, tasks: tuple[str, ...]) -> dict[str, Goal] | None:
 
 
 def _valid(goals: Goal) -> Goal:
-    if goals.ndim != 2 or len(goals) != NUM_GOALS or goals.dtype != np.float64 or not np.isfinite(goals).all():
-        raise ValueError(f"an array of shape {goals.shape} and type {goals.dtype} is no task's goals")
+    if (
+        goals.ndim != 2
+        or len(goals) != NUM_GOALS
+        or goals.dtype != np.float64
+        or not np.isfinite(goals).all()
+    ):
+        raise ValueError(
+            f"an array of shape {goals.shape} and type {goals.dtype} is no task's goals"
+        )
     return goals
 
 
@@ -154,7 +181,11 @@ def _write(path: Path, goals: dict[str, Goal]) -> None:
             np.savez(file, **goals)  # type: ignore[arg-type]
         os.replace(beside, path)
     except OSError as error:
-        log.warning("The goals cannot be kept in %s (%s): they are drawn again next time", path.parent, error)
+        log.warning(
+            "The goals cannot be kept in %s (%s): they are drawn again next time",
+            path.parent,
+            error,
+        )
         _remove(beside)
 
 

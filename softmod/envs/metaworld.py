@@ -1,4 +1,5 @@
-"""Meta-World's tasks behind our own factory: goals as arrays, resets that are pure, faults that are seen.
+"""Meta-World's tasks behind our own factory: goals as arrays, resets that are pure, faults that are
+seen.
 
 Imports metaworld and mujoco only where an environment is built.
 """
@@ -36,10 +37,11 @@ CAMERA = "corner4"  # the nearest of the corner cameras; all of them hang upside
 
 
 class MetaWorld:
-    """A set of Meta-World tasks (`[39]` observations, `[4]` actions) with their goals, reward version and horizon.
+    """A set of Meta-World tasks (`[39]` observations, `[4]` actions) with their goals, reward
+    version and horizon.
 
-    With `fast`, what a step computes around the physics is our own code, equal to Meta-World's to the bit.
-    Raises ConfigError for an unknown task or word, or a horizon outside [1, 500].
+    With `fast`, what a step computes around the physics is our own code, equal to Meta-World's to
+    the bit. Raises ConfigError for an unknown task or word, or a horizon outside [1, 500].
     """
 
     def __init__(
@@ -64,14 +66,18 @@ class MetaWorld:
 
     @property
     def benchmark(self) -> str:
-        """Whose goals the tasks have: `mt10` or `mt25` if these are exactly its tasks, in any order, else `mt50`."""
+        """Whose goals the tasks have: `mt10` or `mt25` if these are exactly its tasks, in any
+        order, else `mt50`.
+        """
         same = [name for name in ("mt10", "mt25") if set(SETS[name]) == set(self.spec.tasks)]
         return same[0] if same else "mt50"
 
     def goals(self, task: int) -> Goal:
-        """A task's goals `[num_goals, 3 or 6]`: the benchmark's 50, or only the first of them with `fixed` goals.
+        """A task's goals `[num_goals, 3 or 6]`: the benchmark's 50, or only the first of them with
+        `fixed` goals.
 
-        With `random` goals these are the ones to evaluate on; training draws its own by the environment's `draw_goal`.
+        With `random` goals these are the ones to evaluate on; training draws its own by the
+        environment's `draw_goal`.
         """
         if self._goals is None:
             everything = benchmark_goals(self.benchmark, self.goal_seed)
@@ -85,14 +91,21 @@ class MetaWorld:
 
     def make(self, task: int, render: bool = False) -> MetaWorldEnv:
         """A new environment of one task; WorkerError if it has to render and nothing here can."""
-        return MetaWorldEnv(self.spec.tasks[task], self.reward, self.spec.horizon, render, self.fast)
+        return MetaWorldEnv(
+            self.spec.tasks[task], self.reward, self.spec.horizon, render, self.fast
+        )
 
 
 class MetaWorldEnv:
     """One Meta-World task. Reset it before the first step and after `horizon` steps."""
 
     def __init__(
-        self, task: str, reward: str = "v2", horizon: int = 500, render: bool = False, fast: bool = True
+        self,
+        task: str,
+        reward: str = "v2",
+        horizon: int = 500,
+        render: bool = False,
+        fast: bool = True,
     ) -> None:
         self._task = task
         self._horizon = horizon
@@ -104,7 +117,10 @@ class MetaWorldEnv:
             _check_rendering(self)
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode with a goal `[3 or 6]`; the observation `[39]`. PhysicsError if the physics breaks."""
+        """Start an episode with a goal `[3 or 6]`; the observation `[39]`.
+
+        PhysicsError if the physics breaks.
+        """
         env = self._env
         self._steps = 0
         env._set_task_called, env._freeze_rand_vec = True, True
@@ -117,7 +133,10 @@ class MetaWorldEnv:
         Raises PhysicsError if the physics breaks, and WorkerError past the horizon.
         """
         if self._steps >= self._horizon:
-            raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
+            raise WorkerError(
+                f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it"
+                " first"
+            )
         obs, reward, _, _, info = self._env.step(action)
         self._steps += 1
         if not isfinite(reward):
@@ -125,25 +144,33 @@ class MetaWorldEnv:
         return self._checked(obs), float(reward), bool(info["success"])
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
-        """A goal `[3 or 6]` from the task's whole distribution, drawn with `rng` alone. Ends the running episode."""
+        """A goal `[3 or 6]` from the task's whole distribution, drawn with `rng` alone.
+
+        Ends the running episode.
+        """
         self._steps = self._horizon
         return draw(self._env, rng)
 
     def render(self) -> NDArray[np.uint8]:
         """The scene as `[480, 480, 3]`, the robot upright."""
         if not self._render:
-            raise WorkerError(f"{self._task}: made without render=True, or closed, so it cannot render")
+            raise WorkerError(
+                f"{self._task}: made without render=True, or closed, so it cannot render"
+            )
         viewer = self._env.mujoco_renderer.viewer
         if viewer is not None:  # another environment's context may be the current one
             viewer.make_context_current()
         frame: NDArray[np.uint8] = self._env.render()
-        return np.ascontiguousarray(frame[::-1, ::-1])  # the camera hangs upside down: half a turn, not a mirror
+        return np.ascontiguousarray(
+            frame[::-1, ::-1]
+        )  # the camera hangs upside down: half a turn, not a mirror
 
     def close(self) -> None:
         """Free the rendering context, if any; may be called again."""
         viewer = self._env.mujoco_renderer.viewer
         if viewer is not None:
-            viewer.make_context_current()  # or freeing would hit what another environment renders with
+            # or freeing would hit what another environment renders with
+            viewer.make_context_current()
             viewer.con.free()
             self._env.close()
             self._env.mujoco_renderer.viewer = None
@@ -151,13 +178,20 @@ class MetaWorldEnv:
 
     def _checked(self, obs: NDArray[np.float64]) -> Floats:
         if any(self._faults.tolist()):
-            self._fail("MuJoCo found bad positions, velocities or accelerations and restarted the simulation")
-        if not isfinite(obs.dot(obs)) and not np.isfinite(obs).all():  # the first alone takes a fifth of the second
+            self._fail(
+                "MuJoCo found bad positions, velocities or accelerations and restarted the"
+                " simulation"
+            )
+        if (
+            not isfinite(obs.dot(obs)) and not np.isfinite(obs).all()
+        ):  # the first alone takes a fifth of the second
             self._fail("the observation is not finite")
         return obs.astype(np.float32)
 
     def _fail(self, what: str) -> None:
-        raise PhysicsError(f"{self._task}: the physics broke at step {self._steps} of an episode: {what}")
+        raise PhysicsError(
+            f"{self._task}: the physics broke at step {self._steps} of an episode: {what}"
+        )
 
 
 def _build(task: str, reward: str, render: bool, fast: bool) -> Any:
@@ -175,7 +209,9 @@ def _build(task: str, reward: str, render: bool, fast: bool) -> Any:
 
 
 def _fault_counts(env: Any) -> NDArray[np.int32]:
-    """MuJoCo's counts of bad positions, velocities and accelerations since the reset, as a live view `[3]`."""
+    """MuJoCo's counts of bad positions, velocities and accelerations since the reset, as a live
+    view `[3]`.
+    """
     from mujoco import mjtWarning
 
     counts: NDArray[np.int32] = env.data.warning.number
@@ -183,15 +219,22 @@ def _fault_counts(env: Any) -> NDArray[np.int32]:
 
 
 def _own_goal(env: Any, goal: Goal) -> Goal:
-    """A copy, since Meta-World keeps views of it; the wrong size could make it look for a valid goal for ever."""
+    """A copy, since Meta-World keeps views of it; the wrong size could make it look for a valid
+    goal for ever.
+    """
     own = np.array(goal, dtype=np.float64)
     if own.shape != env._random_reset_space.shape:
-        raise WorkerError(f"{env.task_name}: a goal of shape {own.shape}, but {env._random_reset_space.shape} expected")
+        raise WorkerError(
+            f"{env.task_name}: a goal of shape {own.shape}, but {env._random_reset_space.shape}"
+            " expected"
+        )
     return own
 
 
 def _check_rendering(env: MetaWorldEnv) -> None:
-    """Render once, so that a machine that cannot is told when the environment is made; WorkerError then."""
+    """Render once, so that a machine that cannot is told when the environment is made; WorkerError
+    then.
+    """
     defaulted = _default_to_egl()
     backend = os.environ.get("MUJOCO_GL", "unset")
     try:
@@ -202,21 +245,29 @@ def _check_rendering(env: MetaWorldEnv) -> None:
         if defaulted:
             del os.environ["MUJOCO_GL"]  # or a process started from here could not import mujoco
         raise WorkerError(
-            f"cannot render with MUJOCO_GL={backend} ({first_line(error)}); "
-            "set MUJOCO_GL=egl and install a driver, on Debian the packages libegl1 and libgl1-mesa-dri"
+            f"cannot render with MUJOCO_GL={backend} ({first_line(error)}); set MUJOCO_GL=egl and"
+            " install a driver, on Debian the packages libegl1 and libgl1-mesa-dri"
         ) from error
 
 
 def _default_to_egl() -> bool:
-    """Without a screen and a choice of the user's, render off-screen; the variable is read when a renderer is built."""
-    needed = sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL")
+    """Without a screen and a choice of the user's, render off-screen; the variable is read when a
+    renderer is built.
+    """
+    needed = (
+        sys.platform == "linux"
+        and not os.environ.get("DISPLAY")
+        and not os.environ.get("MUJOCO_GL")
+    )
     if needed:
         os.environ["MUJOCO_GL"] = "egl"
     return needed
 
 
 def _check_egl() -> None:
-    """Fail here rather than half way through building a renderer, whose clean-up then complains as well."""
+    """Fail here rather than half way through building a renderer, whose clean-up then complains as
+    well.
+    """
     from mujoco import egl
 
     display = egl.create_initialized_egl_device_display()

@@ -1,8 +1,10 @@
-"""Meta-World's environments with faster hot paths, equal to the bit: observations, rewards, success.
+"""Meta-World's environments with faster hot paths, equal to the bit: observations, rewards,
+success.
 
-What all tasks share (the step, the observation, look-ups by name, the contact test, the caging reward) is written anew
-in `FastSawyer`. What is a task's own (where its objects are, its reward) is Meta-World's code as it is, but calls the
-stand-ins of `softmod.envs.scalars`. Nothing of Meta-World is patched. Imports metaworld and mujoco.
+What all tasks share (the step, the observation, look-ups by name, the contact test, the caging
+reward) is written anew in `FastSawyer`. What is a task's own (where its objects are, its reward) is
+Meta-World's code as it is, but calls the stand-ins of `softmod.envs.scalars`. Nothing of Meta-World
+is patched. Imports metaworld and mujoco.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from softmod.envs.scalars import STAND_INS, Pairs, tolerance
 
 Doubles = NDArray[np.float64]
 
-HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_reward", "_gripper_caging_reward",
+HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_reward",
+       "_gripper_caging_reward",
        "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
 SINGLE = np.dtype(np.float32)
 HALF = np.full(3, 0.5)  # an array and a number multiply more slowly than two arrays
@@ -35,7 +38,9 @@ HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation, as a
 @cache
 def fast_class(cls: type) -> type:
     """The fast version of one of Meta-World's environment classes: a subclass of the same name."""
-    fast = type(cls.__name__, (cls, FastSawyer), {})  # a task's overrides come before ours, ours before the base's
+    fast = type(
+        cls.__name__, (cls, FastSawyer), {}
+    )  # a task's overrides come before ours, ours before the base's
     pairs = (*STAND_INS, (cls, fast))
     for name in HOT:
         if name in vars(cls):
@@ -44,14 +49,18 @@ def fast_class(cls: type) -> type:
 
 
 def _with_stand_ins(method: Any, pairs: Pairs) -> Any:
-    """The same code, seeing stand-ins under its global names; if it insists on a task being set, it still does."""
+    """The same code, seeing stand-ins under its global names; if it insists on a task being set, it
+    still does.
+    """
     if isinstance(method, staticmethod):
         return staticmethod(_with_stand_ins(method.__func__, pairs))
     if method.__name__ == "inner":
         (wrapped,) = (cell.cell_contents for cell in method.__closure__)
         return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped, pairs))
     seen = {name: _stand_in(value, pairs) for name, value in method.__globals__.items()}
-    copy = FunctionType(method.__code__, seen, method.__name__, method.__defaults__, method.__closure__)
+    copy = FunctionType(
+        method.__code__, seen, method.__name__, method.__defaults__, method.__closure__
+    )
     copy.__kwdefaults__ = method.__kwdefaults__
     return copy
 
@@ -73,7 +82,10 @@ class Positions(dict[str, Doubles]):
 
 
 class FastSawyer(SawyerXYZEnv):
-    """The part that all tasks share. Views of the simulation's arrays stay valid, since `data` is never replaced."""
+    """The part that all tasks share.
+
+    Views of the simulation's arrays stay valid, since `data` is never replaced.
+    """
 
     obj_init_pos: Any  # [3], by the task's reset
     init_tcp: Any  # [3], by _reset_hand
@@ -83,9 +95,15 @@ class FastSawyer(SawyerXYZEnv):
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, data = super()._initialize_simulation()
         if model.nsensor or model.nmocap != 1:
-            raise NotImplementedError(f"{self.model_name}: only for models with one mocap body and no sensors")
+            raise NotImplementedError(
+                f"{self.model_name}: only for models with one mocap body and no sensors"
+            )
         self._body, self._site = Positions(data.body), Positions(data.site)
-        self._control, self._mocap_pos, self._mocap_quat = data.ctrl, data.mocap_pos[0], data.mocap_quat[0]
+        self._control, self._mocap_pos, self._mocap_quat = (
+            data.ctrl,
+            data.mocap_pos[0],
+            data.mocap_quat[0],
+        )
         self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
         self._pair = np.empty(2)
         self._scale = np.full(3, self.action_scale, np.float32)
@@ -93,8 +111,12 @@ class FastSawyer(SawyerXYZEnv):
         self._homes: dict[Any, Doubles] = {}
         return model, data
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Meta-World's reset: build the scene, reset the simulation, build it again; arguments are ignored."""
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Meta-World's reset: build the scene, reset the simulation, build it again; arguments are
+        ignored.
+        """
         self.curr_path_length = 0
         self._discarded = True
         self.reset_model()
@@ -107,8 +129,8 @@ class FastSawyer(SawyerXYZEnv):
     def _reset_hand(self, steps: int = 50) -> None:
         """Move the hand home: 250 steps of physics, the same each time that the scene is the same.
 
-        Nothing is left of them in a scene that is thrown away. In the other they are remembered by what they start
-        from; only the last is taken again, since it leaves more than the state.
+        Nothing is left of them in a scene that is thrown away. In the other they are remembered by
+        what they start from; only the last is taken again, since it leaves more than the state.
         """
         if not self._discarded:
             scene = (steps, *(array.tobytes() for array in self._scene()))
@@ -121,9 +143,16 @@ class FastSawyer(SawyerXYZEnv):
         self.init_tcp = self.tcp_center
 
     def _scene(self) -> tuple[Doubles, ...]:
-        """All that moving the hand home depends on: the state, where tasks put their bodies, and home itself."""
+        """All that moving the hand home depends on: the state, where tasks put their bodies, and
+        home itself.
+        """
         mj_getState(self.model, self.data, self._state, EVERYTHING)
-        return self._state, self.model.body_pos, self.model.body_quat, np.asarray(self.hand_init_pos)
+        return (
+            self._state,
+            self.model.body_pos,
+            self.model.body_quat,
+            np.asarray(self.hand_init_pos),
+        )
 
     def _go_home(self, steps: int) -> None:
         """All of the way but its last step."""
@@ -139,7 +168,9 @@ class FastSawyer(SawyerXYZEnv):
         self._homes[scene] = self._state.copy()
 
     def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
-        """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a flag nobody sets."""
+        """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a
+        flag nobody sets.
+        """
         if not self._set_task_called:
             raise RuntimeError("You must call env.set_task before using env.step")
         assert len(action) == 4, f"Actions should be size 4, got {len(action)}"
@@ -160,7 +191,10 @@ class FastSawyer(SawyerXYZEnv):
         return obs, reward, False, self.curr_path_length == self.max_path_length, info
 
     def set_xyz_action(self, action: Any) -> None:
-        """Move the mocap body by `[3]` in [-1, 1], within its bounds. The product rounds in the action's own type."""
+        """Move the mocap body by `[3]` in [-1, 1], within its bounds.
+
+        The product rounds in the action's own type.
+        """
         action = np.asarray(action)
         x, y, z = action.tolist()
         if not (-1 <= x <= 1 and -1 <= y <= 1 and -1 <= z <= 1):
@@ -170,14 +204,17 @@ class FastSawyer(SawyerXYZEnv):
         now, lows, highs = place.tolist(), self.mocap_low.tolist(), self.mocap_high.tolist()
         for axis in (0, 1, 2):
             moved = now[axis] + by[axis]
-            place[axis] = lows[axis] if moved < lows[axis] else highs[axis] if moved > highs[axis] else moved
+            place[axis] = (
+                lows[axis] if moved < lows[axis] else highs[axis] if moved > highs[axis] else moved
+            )
         self._mocap_quat[:] = HAND_DOWN
 
     def do_simulation(self, ctrl: Any, n_frames: int) -> None:
         """Simulate without `mj_rnePostConstraint`, since nothing here reads what it computes.
 
-        That is cacc, cfrc_int and cfrc_ext. In MuJoCo they are read by sensors alone, which these models do not have
-        (and which would compute them anew); the contact test and the renderer use efc_force.
+        That is cacc, cfrc_int and cfrc_ext. In MuJoCo they are read by sensors alone, which these
+        models do not have (and which would compute them anew); the contact test and the renderer
+        use efc_force.
         """
         control = self._control
         control[0], control[1] = ctrl
@@ -199,7 +236,9 @@ class FastSawyer(SawyerXYZEnv):
         return obs
 
     def _observe(self, obs: Doubles) -> None:
-        """Write hand 3, opening 1, then for each of one or two objects position 3 and quaternion 4."""
+        """Write hand 3, opening 1, then for each of one or two objects position 3 and
+        quaternion 4.
+        """
         body = self._body
         apart = body["rightclaw"] - body["leftclaw"]
         obs[:3] = body["hand"]
@@ -257,13 +296,18 @@ class FastSawyer(SawyerXYZEnv):
         high_density: bool = False,
         medium_density: bool = False,
     ) -> Any:
-        """Rate the grip on an object from 0 to 1: around it along y, near it in x and z, and closed."""
+        """Rate the grip on an object from 0 to 1: around it along y, near it in x and z, and
+        closed.
+        """
         if high_density and medium_density:
             raise ValueError("Can only be either high_density or medium_density")
         caging = hamacher_product(
-            self._caging_y(obj_pos, obj_radius, pad_success_thresh), self._caging_xz(obj_pos, xz_thresh)
+            self._caging_y(obj_pos, obj_radius, pad_success_thresh),
+            self._caging_xz(obj_pos, xz_thresh),
         )
-        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort  # of the action's own type
+        closed = (
+            min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
+        )  # of the action's own type
         caged = hamacher_product(caging, closed if caging > 0.97 else 0.0)
         if high_density:
             return (caged + caging) / 2
@@ -283,7 +327,9 @@ class FastSawyer(SawyerXYZEnv):
     def _caging_xz(self, obj_pos: Doubles, near: float) -> float:
         """The gripper near the object in x and z; the margin is how far it was at first."""
         margin = self._distance_xz(self.obj_init_pos, self.init_tcp) - near
-        return tolerance(self._distance_xz(self.tcp_center, obj_pos), (0, near), margin, "long_tail")
+        return tolerance(
+            self._distance_xz(self.tcp_center, obj_pos), (0, near), margin, "long_tail"
+        )
 
     def _distance_xz(self, a: Doubles, b: Doubles) -> float:
         pair = self._pair
@@ -293,4 +339,6 @@ class FastSawyer(SawyerXYZEnv):
     def _reach(self, obj_pos: Doubles, near: float) -> float:
         """The gripper near the object; the margin is how far it was at first."""
         away, first = obj_pos - self.tcp_center, self.obj_init_pos - self.init_tcp
-        return tolerance(sqrt(away.dot(away)), (0, near), abs(sqrt(first.dot(first)) - near), "long_tail")
+        return tolerance(
+            sqrt(away.dot(away)), (0, near), abs(sqrt(first.dot(first)) - near), "long_tail"
+        )

@@ -1,8 +1,8 @@
 """`python -m softmod.envs.proof`: the fast environments against untouched Meta-World, bit for bit.
 
-Both are stepped side by side with the same actions, random ones and those of Meta-World's scripted policies. Compared
-are observations (float64, before our float32), rewards, everything in `info`, the flags, exceptions, and at an
-episode's end the physics.
+Both are stepped side by side with the same actions, random ones and those of Meta-World's scripted
+policies. Compared are observations (float64, before our float32), rewards, everything in `info`,
+the flags, exceptions, and at an episode's end the physics.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class Pair:
 
 
 def policy(kind: str, task: str, number: int) -> Policy:
-    """Random or scripted actions `[4]`; scripted ones exceed [-1, 1]. Every second episode has them in float64."""
+    """Random or scripted actions `[4]`; scripted ones exceed [-1, 1].
+
+    Every second episode has them in float64.
+    """
     dtype = (np.float32, np.float64)[number % 2]
     if kind == "random":
         rng = np.random.default_rng(number)
@@ -96,12 +99,18 @@ def policy(kind: str, task: str, number: int) -> Policy:
 
 
 def prove(task: str, rewards: Sequence[str], goals: int, episodes: int, steps: int) -> Tally:
-    """Compare one task under all of these rewards, policies and goals, each goal with so many episodes."""
+    """Compare one task under all of these rewards, policies and goals, each goal with so many
+    episodes.
+    """
     pair, tally = Pair(task), Tally()
-    for reward, kind, number in ((r, k, n) for r in rewards for k in POLICIES for n in range(goals)):
+    for reward, kind, number in (
+        (r, k, n) for r in rewards for k in POLICIES for n in range(goals)
+    ):
         goal = pair.goal(number)
         for episode in range(episodes):
-            tally = tally.plus(pair.compare(goal, reward, policy(kind, task, number + goals * episode), steps))
+            tally = tally.plus(
+                pair.compare(goal, reward, policy(kind, task, number + goals * episode), steps)
+            )
     return tally
 
 
@@ -119,21 +128,40 @@ def _outcome(env: Any, action: NDArray[Any]) -> dict[str, Any]:
     except Exception as error:
         return {"exception": f"{type(error).__name__}: {error}"}
     told = {f"info['{key}']": value for key, value in info.items()}
-    return {"observation": obs, "reward": reward, "terminated": terminated, "truncated": truncated, **told}
+    return {
+        "observation": obs,
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
+        **told,
+    }
 
 
 def _physics(env: Any) -> NDArray[np.float64]:
     """Return the physics state that the next step starts from."""
     data = env.data
-    parts = (data.qpos, data.qvel, data.qacc_warmstart, data.ctrl, data.mocap_pos.ravel(), data.mocap_quat.ravel())
+    parts = (
+        data.qpos,
+        data.qvel,
+        data.qacc_warmstart,
+        data.ctrl,
+        data.mocap_pos.ravel(),
+        data.mocap_quat.ravel(),
+    )
     return np.concatenate(parts)
 
 
 def _check(field: str, theirs: Any, ours: Any, where: str) -> None:
     """Equal bits, where a flag may be numpy's or Python's."""
     if _bits(theirs) != _bits(ours):
-        places = f" at {np.flatnonzero(theirs != ours).tolist()}" if isinstance(theirs, np.ndarray) else ""
-        raise DifferenceError(f"{where}: {field} differs{places}: {theirs!r} in Meta-World, {ours!r} in ours")
+        places = (
+            f" at {np.flatnonzero(theirs != ours).tolist()}"
+            if isinstance(theirs, np.ndarray)
+            else ""
+        )
+        raise DifferenceError(
+            f"{where}: {field} differs{places}: {theirs!r} in Meta-World, {ours!r} in ours"
+        )
 
 
 def _bits(value: Any) -> Any:
@@ -149,7 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = [name for word in chosen.tasks for name in SETS.get(word, (word,))]
         for task, tally, seconds in _proofs(check_tasks(names, MT50), chosen):
-            print(f"{task:<30}{tally.steps:>8}{tally.successes:>9}{tally.raised:>8}{seconds:>9.1f}", flush=True)
+            print(
+                f"{task:<30}{tally.steps:>8}{tally.successes:>9}{tally.raised:>8}{seconds:>9.1f}",
+                flush=True,
+            )
     except SoftmodError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -168,10 +199,16 @@ def _proofs(tasks: Sequence[str], chosen: argparse.Namespace) -> Iterator[tuple[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m softmod.envs.proof", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=["mt50"], help="tasks or sets of tasks (default: all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m softmod.envs.proof", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=["mt50"], help="tasks or sets of tasks (default: all)"
+    )
     parser.add_argument("--reward", choices=REWARDS, help="one reward version (default: both)")
-    parser.add_argument("--goals", type=int, default=3, help="goals per task, reward and policy (default: 3)")
+    parser.add_argument(
+        "--goals", type=int, default=3, help="goals per task, reward and policy (default: 3)"
+    )
     parser.add_argument("--episodes", type=int, default=1, help="episodes per goal (default: 1)")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps per episode (default: 500)")
     return parser

@@ -1,8 +1,9 @@
 """What Meta-World's tasks compute on single numbers and short vectors, without numpy's overhead.
 
-Each function returns the bits *and the type* of what it stands for, since types decide how the next operation rounds:
-a Python float times a `float32` is a `float32`, a `float64` times a `float32` a `float64`. Whatever is not a plain case
-goes to the original. Where the order of a sum is a library's business (`dot`), the same library sums.
+Each function returns the bits *and the type* of what it stands for, since types decide how the next
+operation rounds: a Python float times a `float32` is a `float32`, a `float64` times a `float32` a
+`float64`. Whatever is not a plain case goes to the original. Where the order of a sum is a
+library's business (`dot`), the same library sums.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ def norm(x: Any, ord: Any = None, *args: Any, **options: Any) -> Any:
 
 def clip(x: Any, low: Any = None, high: Any = None, *args: Any, **options: Any) -> Any:
     """`np.clip`; plain is a scalar well between whole numbers."""
-    if type(x) in SCALARS and type(low) is int and type(high) is int and low < x < high and not (args or options):
+    if (
+        type(x) in SCALARS
+        and type(low) is int
+        and type(high) is int
+        and low < x < high
+        and not (args or options)
+    ):
         return x
     return np.clip(x, low, high, *args, **options)
 
@@ -51,9 +58,15 @@ def hstack(arrays: Any, **options: Any) -> Any:
 
 
 def tolerance(
-    x: Any, bounds: Any = (0.0, 0.0), margin: Any = 0.0, sigmoid: Any = "gaussian", value_at_margin: float = 0.1
+    x: Any,
+    bounds: Any = (0.0, 0.0),
+    margin: Any = 0.0,
+    sigmoid: Any = "gaussian",
+    value_at_margin: float = 0.1,
 ) -> Any:
-    """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the tasks use."""
+    """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the
+    tasks use.
+    """
     lower, upper = bounds
     slope = SLOPES.get(sigmoid)
     if slope and type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
@@ -85,11 +98,16 @@ def _gaussian_stretch(value_at_1: float) -> float:
     return float(np.sqrt(-2 * np.log(value_at_1)))
 
 
-SLOPES: dict[str, Callable[[float, float], float]] = {"long_tail": _long_tail, "gaussian": _gaussian}
+SLOPES: dict[str, Callable[[float, float], float]] = {
+    "long_tail": _long_tail,
+    "gaussian": _gaussian,
+}
 
 
 def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
-    """`reward_utils.rect_prism_tolerance`: within a box `[3]` to `[3]` how far from its corner `zero`, else 1."""
+    """`reward_utils.rect_prism_tolerance`: within a box `[3]` to `[3]` how far from its corner
+    `zero`, else 1.
+    """
     share = 1.0
     for x, start, end in zip(curr.tolist(), zero.tolist(), one.tolist(), strict=True):
         if not (start <= x <= end if start <= end else end <= x <= start):
@@ -101,7 +119,9 @@ def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
 
 
 class Quaternion:
-    """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to quaternions `[4]`."""
+    """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to
+    quaternions `[4]`.
+    """
 
     __slots__ = ("_matrix",)
 
@@ -113,9 +133,11 @@ class Quaternion:
         return cls(matrix)
 
     def as_quat(self) -> NDArray[np.float64]:
-        """`[x, y, z, w]`, found from the largest of diagonal and trace, the first of equals, then normalised.
+        """`[x, y, z, w]`, found from the largest of diagonal and trace, the first of equals, then
+        normalised.
 
-        MuJoCo makes its matrices from unit quaternions, so that scipy never has to orthogonalise them.
+        MuJoCo makes its matrices from unit quaternions, so that scipy never has to orthogonalise
+        them.
         """
         (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = self._matrix.tolist()
         trace = xx + yy + zz
@@ -140,7 +162,10 @@ def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
 
 STAND_INS: Pairs = (
     (np, _stand_in(np, linalg=_stand_in(np.linalg, norm=norm), clip=clip, hstack=hstack)),
-    (reward_utils, _stand_in(reward_utils, tolerance=tolerance, rect_prism_tolerance=rect_prism_tolerance)),
+    (
+        reward_utils,
+        _stand_in(reward_utils, tolerance=tolerance, rect_prism_tolerance=rect_prism_tolerance),
+    ),
     (reward_utils.tolerance, tolerance),
     (Rotation, Quaternion),
 )

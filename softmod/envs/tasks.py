@@ -1,4 +1,7 @@
-"""The tasks as data: names, order, meanings, sets. Imports nothing heavy, so that names are checked at once."""
+"""The tasks as data: names, order, meanings, sets.
+
+Imports nothing heavy, so that names are checked at once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ NEVER = "never reports success"
 
 
 class Task(NamedTuple):
-    """A task's name, what the agent has to do, and the flaw in the success that reward v1 reports, if it has one."""
+    """A task's name, what the agent has to do, and the flaw in the success that reward v1 reports,
+    if it has one.
+    """
 
     name: str
     meaning: str
@@ -63,7 +68,10 @@ METAWORLD = (
     Task("peg-unplug-side-v3", "pull a peg sideways out of its socket"),
     Task("soccer-v3", "knock the ball into the goal"),
     Task("stick-push-v3", "take a stick and push a flask to the goal with it", NEVER),
-    Task("stick-pull-v3", "take a stick, hook it into a flask's handle and pull the flask to the goal"),
+    Task(
+        "stick-pull-v3",
+        "take a stick, hook it into a flask's handle and pull the flask to the goal",
+    ),
     Task("push-v3", "push a puck across the table to the goal"),
     Task("push-wall-v3", "push a puck around a wall to the goal"),
     Task("push-back-v3", "bring a puck back across the table, towards the robot"),
@@ -125,14 +133,17 @@ REWARDS = ("v1", "v2")
 
 
 def check_tasks(tasks: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The task names as a tuple; ConfigError if there are none, one is not among `known`, or one comes twice."""
+    """The task names as a tuple; ConfigError if there are none, one is not among `known`, or one
+    comes twice.
+    """
     names = (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
     if not names:
         raise ConfigError("env.tasks is empty: name at least one task")
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"env.tasks: unknown task '{name}'{_nearest(name, known)}; `python -m softmod.envs` lists all"
+                f"env.tasks: unknown task '{name}'{_nearest(name, known)}; `python -m softmod.envs`"
+                " lists all"
             )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -148,7 +159,9 @@ def check_choice(key: str, value: str, allowed: Sequence[str]) -> str:
 
 
 def check_horizon(horizon: int) -> int:
-    """The horizon itself, in environment steps; ConfigError outside 1 to 500, where Meta-World's episodes end."""
+    """The horizon itself, in environment steps; ConfigError outside 1 to 500, where Meta-World's
+    episodes end.
+    """
     if not 1 <= horizon <= 500:
         raise ConfigError(f"env.horizon is {horizon}, but has to lie between 1 and 500")
     return horizon
@@ -160,7 +173,9 @@ def never_succeeds(tasks: Iterable[str], reward: str) -> tuple[str, ...]:
 
 
 def flawed_success(tasks: Iterable[str], reward: str) -> dict[str, str]:
-    """Those of the tasks whose success is not reported rightly under this reward version: name to flaw."""
+    """Those of the tasks whose success is not reported rightly under this reward version: name to
+    flaw.
+    """
     known = [name for name in tasks if reward == "v1" and name in TASKS]
     return {name: TASKS[name].v1_success for name in known if TASKS[name].v1_success}
 
@@ -170,12 +185,17 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f", did you mean {' or '.join(close)}?" if close else ""
 
 
-# What a step takes against the lightest tasks' 65 microseconds, where it is a tenth more; random actions, one core.
+# What a step takes against the lightest tasks' 65 microseconds, where it is a tenth more; random
+# actions, one core.
 STEP_COSTS = {
-    "box-close-v3": 1.9, "stick-push-v3": 1.7, "stick-pull-v3": 1.7, "assembly-v3": 1.6, "disassemble-v3": 1.6,
-    "hammer-v3": 1.5, "peg-unplug-side-v3": 1.5, "bin-picking-v3": 1.4, "coffee-pull-v3": 1.4, "coffee-push-v3": 1.4,
-    "push-back-v3": 1.3, "shelf-place-v3": 1.3, "sweep-v3": 1.3, "sweep-into-v3": 1.3, "soccer-v3": 1.3,
+    "box-close-v3": 1.9, "stick-push-v3": 1.7, "stick-pull-v3": 1.7, "assembly-v3": 1.6,
+    "disassemble-v3": 1.6,
+    "hammer-v3": 1.5, "peg-unplug-side-v3": 1.5, "bin-picking-v3": 1.4, "coffee-pull-v3": 1.4,
+    "coffee-push-v3": 1.4,
+    "push-back-v3": 1.3, "shelf-place-v3": 1.3, "sweep-v3": 1.3, "sweep-into-v3": 1.3,
+    "soccer-v3": 1.3,
     "pick-place-wall-v3": 1.3, "pick-place-v3": 1.3, "push-wall-v3": 1.3, "peg-insert-side-v3": 1.2,
-    "coffee-button-v3": 1.2, "hand-insert-v3": 1.2, "push-v3": 1.2, "basketball-v3": 1.2, "pick-out-of-hole-v3": 1.2,
+    "coffee-button-v3": 1.2, "hand-insert-v3": 1.2, "push-v3": 1.2, "basketball-v3": 1.2,
+    "pick-out-of-hole-v3": 1.2,
     "reach-wall-v3": 1.1, "reach-v3": 1.1,
 }  # fmt: skip

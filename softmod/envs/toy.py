@@ -1,6 +1,8 @@
-"""A point world with a puck: the same observation needs another action in each task. No MuJoCo; solvable in seconds.
+"""A point world with a puck: the same observation needs another action in each task. No MuJoCo;
+solvable in seconds.
 
-The world is the square [-1, 1]^2, the point starts in its centre and moves by a tenth of the action.
+The world is the square [-1, 1]^2, the point starts in its centre and moves by a tenth of the
+action.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ WHITE, GREEN, ORANGE, BLUE = (255, 255, 255), (90, 180, 90), (230, 140, 40), (50
 
 
 class Toy:
-    """A set of toy tasks (`[9]` observations, `[2]` actions) with the constructor of Meta-World's sets.
+    """A set of toy tasks (`[9]` observations, `[2]` actions) with the constructor of Meta-World's
+    sets.
 
-    Raises ConfigError for an unknown task or word, a horizon outside [1, 500], and reward v1, which they do not have.
+    Raises ConfigError for an unknown task or word, a horizon outside [1, 500], and reward v1, which
+    they do not have.
     """
 
     def __init__(
@@ -47,11 +51,15 @@ class Toy:
         self.goal_seed = int(goal_seed)
         self.reward = check_choice("env.reward", reward, REWARDS)
         if reward == "v1":
-            raise ConfigError("env.reward is 'v1', but the toy tasks have only one reward: leave it at v2")
+            raise ConfigError(
+                "env.reward is 'v1', but the toy tasks have only one reward: leave it at v2"
+            )
 
     def goals(self, task: int) -> Goal:
         """A task's goals `[num_goals, 4]`: 50 of them, or only the first with `fixed` goals."""
-        place = TOY_TASKS.index(self.spec.tasks[task])  # among all toy tasks: goals do not depend on the company
+        place = TOY_TASKS.index(
+            self.spec.tasks[task]
+        )  # among all toy tasks: goals do not depend on the company
         rng = np.random.default_rng(np.random.SeedSequence((self.goal_seed, place)))
         goals = np.stack([_draw(rng) for _ in range(NUM_GOALS)])
         return goals[:1] if self.goal_mode == "fixed" else goals
@@ -64,7 +72,8 @@ class Toy:
 class ToyEnv:
     """One toy task; a goal is `[goal x, goal y, puck x, puck y]`.
 
-    An observation is `[point x, y, velocity x, y, puck x, y, goal x, y, held]`; `held` is 1 once the puck sticks.
+    An observation is `[point x, y, velocity x, y, puck x, y, goal x, y, held]`; `held` is 1 once
+    the puck sticks.
     """
 
     def __init__(self, task: str, horizon: int = 50, render: bool = False) -> None:
@@ -88,16 +97,22 @@ class ToyEnv:
         return self._observation()
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Act with `[2]` in [-1, 1]: the observation `[9]`, the reward in (0, 10], success at this step.
+        """Act with `[2]` in [-1, 1]: the observation `[9]`, the reward in (0, 10], success at this
+        step.
 
         Raises WorkerError past the horizon and PhysicsError for a non-finite action.
         """
         if self._steps >= self._horizon:
-            raise WorkerError(f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it first")
+            raise WorkerError(
+                f"{self._task}: no episode is running (the horizon is {self._horizon}), reset it"
+                " first"
+            )
         self._steps += 1
         action_x, action_y = action.tolist()
         if not isfinite(action_x + action_y):
-            raise PhysicsError(f"{self._task}: a non-finite action at step {self._steps} of an episode")
+            raise PhysicsError(
+                f"{self._task}: a non-finite action at step {self._steps} of an episode"
+            )
         before = self._to_target()
         self._move(action_x, action_y)
         after = self._to_target()
@@ -135,7 +150,9 @@ class ToyEnv:
         return _distance(self._target_x - self._x, self._target_y - self._y)
 
     def _carry(self, reached: bool, merit: float) -> tuple[float, bool]:
-        """Once reached, the puck sticks and the goal is the target: up to 3 on the way to the puck, 3 to 10 after."""
+        """Once reached, the puck sticks and the goal is the target: up to 3 on the way to the puck,
+        3 to 10 after.
+        """
         if self._held:
             self._puck_x, self._puck_y = self._x, self._y
             return 3.0 + 7.0 * merit, reached
@@ -167,16 +184,20 @@ def _closeness(distance: float) -> float:
 
 
 def _merit(before: float, after: float) -> float:
-    """In (0, 1], from the distances to the target around a step: half for being near, half for having come nearer.
+    """In (0, 1], from the distances to the target around a step: half for being near, half for
+    having come nearer.
 
-    The second half is what makes the worth of an action show at once, so that a critic learns it in little time.
+    The second half is what makes the worth of an action show at once, so that a critic learns it in
+    little time.
     """
     nearer = 1.0 if after < RADIUS else 0.5 + 0.5 * min(1.0, max(-1.0, (before - after) / SPEED))
     return 0.5 * _closeness(after) + 0.5 * nearer
 
 
 def _draw(rng: np.random.Generator) -> Goal:
-    """A goal and a puck `[4]`, apart from each other, from the centre, and from the goal's mirror image."""
+    """A goal and a puck `[4]`, apart from each other, from the centre, and from the goal's mirror
+    image.
+    """
     while True:
         drawn: Goal = rng.uniform(-BORDER, BORDER, size=4)
         goal, puck = drawn[:2], drawn[2:]
@@ -185,7 +206,11 @@ def _draw(rng: np.random.Generator) -> Goal:
             return drawn
 
 
-def _disc(picture: NDArray[np.uint8], x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+def _disc(
+    picture: NDArray[np.uint8], x: float, y: float, radius: float, colour: tuple[int, int, int]
+) -> None:
     centres = np.linspace(-1, 1, PIXELS)
-    inside = (centres[None, :] - x) ** 2 + (centres[::-1, None] - y) ** 2 < radius**2  # [row, column], y upwards
+    inside = (centres[None, :] - x) ** 2 + (
+        centres[::-1, None] - y
+    ) ** 2 < radius**2  # [row, column], y upwards
     picture[inside] = colour

@@ -1,4 +1,6 @@
-"""Fused operations for updates on a CPU, in C: compiled at first use, and left out where that is not possible."""
+"""Fused operations for updates on a CPU, in C: compiled at first use, and left out where that is
+not possible.
+"""
 
 from softmod.kernels.library import available, key
 from softmod.kernels.norm import bound, fits, layer_norm

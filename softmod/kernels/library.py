@@ -1,4 +1,6 @@
-"""The C library: compiled with the system's compiler, kept in the cache folder, checked before it is used."""
+"""The C library: compiled with the system's compiler, kept in the cache folder, checked before it
+is used.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,20 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.c")
 COMPILERS = ("cc", "gcc", "clang")  # or what $CC names
-FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
-FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first one that the compiler accepts
+FLAGS = (
+    "-O3",
+    "-shared",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+)
+FOR_THIS_PROCESSOR = (
+    "-march=native",
+    "-mcpu=native",
+    "",
+)  # the first one that the compiler accepts
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SECONDS = 60.0  # for one compilation; it takes about one
 
@@ -49,7 +63,9 @@ def library() -> ctypes.CDLL:
 
 @cache
 def available() -> bool:
-    """Return whether the fused operations can be used here: they compile, and their results are PyTorch's."""
+    """Return whether the fused operations can be used here: they compile, and their results are
+    PyTorch's.
+    """
     from softmod.kernels.norm import agrees
 
     try:
@@ -58,19 +74,33 @@ def available() -> bool:
         log.info("updates run without fused operations: %s", error)
         return False
     if not agrees():
-        log.warning("updates run without fused operations: those compiled on this machine give other results")
+        log.warning(
+            "updates run without fused operations: those compiled on this machine give other"
+            " results"
+        )
         return False
     return True
 
 
 def key() -> str:
-    """Return a name for what is compiled: other sources, flags, compilers or processors have another one."""
-    about = [SOURCE.read_text(), *FLAGS, os.environ.get("CC", ""), platform.machine(), processor(), _features()]
+    """Return a name for what is compiled: other sources, flags, compilers or processors have
+    another one.
+    """
+    about = [
+        SOURCE.read_text(),
+        *FLAGS,
+        os.environ.get("CC", ""),
+        platform.machine(),
+        processor(),
+        _features(),
+    ]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
 def _features() -> str:
-    """Return the processor's instruction sets, else the machine's name: a home folder may be shared by machines."""
+    """Return the processor's instruction sets, else the machine's name: a home folder may be shared
+    by machines.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -79,7 +109,9 @@ def _features() -> str:
 
 
 def _kept(path: Path) -> ctypes.CDLL | None:
-    """Load the library from the cache folder; None if it is missing, damaged, or others could have written it."""
+    """Load the library from the cache folder; None if it is missing, damaged, or others could have
+    written it.
+    """
     try:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & OTHERS_WRITE:
@@ -100,7 +132,11 @@ def _new(path: Path) -> ctypes.CDLL:
             _keep(made, path)
             candidates.insert(0, path)
         except OSError as error:
-            log.warning("compiled kernels cannot be kept in %s (%s): compiled again next time", path.parent, error)
+            log.warning(
+                "compiled kernels cannot be kept in %s (%s): compiled again next time",
+                path.parent,
+                error,
+            )
         told = ""
         for candidate in candidates:  # either folder may be one that nothing is executed from
             try:
@@ -111,14 +147,27 @@ def _new(path: Path) -> ctypes.CDLL:
 
 
 def _compile(target: Path) -> None:
-    command = shlex.split(os.environ.get("CC", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    command = (
+        shlex.split(os.environ.get("CC", ""))
+        or [name for name in COMPILERS if shutil.which(name)][:1]
+    )
     if not command:
         raise CompilerError(f"no C compiler ({', '.join(COMPILERS)})")
     told = ""
     for native in FOR_THIS_PROCESSOR:
-        line = [*command, *FLAGS, *([native] if native else []), "-o", str(target), str(SOURCE), "-lm"]
+        line = [
+            *command,
+            *FLAGS,
+            *([native] if native else []),
+            "-o",
+            str(target),
+            str(SOURCE),
+            "-lm",
+        ]
         try:
-            done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=SECONDS)
+            done = subprocess.run(
+                line, check=False, capture_output=True, text=True, timeout=SECONDS
+            )
         except (OSError, subprocess.SubprocessError) as error:
             raise CompilerError(f"{command[0]} cannot be run ({error})") from error
         if done.returncode == 0:

@@ -19,11 +19,16 @@ from softmod.kernels.switch import in_use
 EPS = 1e-5
 WIDEST = 8192  # numbers of a row, which lie on the C stack
 LETTER = {torch.float32: "f", torch.bfloat16: "b"}  # of a type, in the names of the C functions
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # to PyTorch's results, which are of the size of 1
+CLOSE = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 2e-2,
+}  # to PyTorch's results, which are of the size of 1
 
 _operations = torch.library.Library("softmod", "FRAGMENT")
 _operations.define("layer_norm(Tensor x, bool relu) -> (Tensor out, Tensor mean, Tensor rstd)")
-_operations.define("layer_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, bool relu) -> Tensor")
+_operations.define(
+    "layer_norm_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, bool relu) -> Tensor"
+)
 
 
 def fits(x: Tensor) -> bool:
@@ -32,7 +37,9 @@ def fits(x: Tensor) -> bool:
 
 
 def layer_norm(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:
-    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for, in the type of `x`."""
+    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for, in the
+    type of `x`.
+    """
     x = x.contiguous()
     if not torch.is_grad_enabled():
         return _forward(x, relu)[0]
@@ -52,7 +59,9 @@ class _LayerNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, mean, rstd = ctx.saved_tensors
-        for_x: Tensor = torch.ops.softmod.layer_norm_backward(grad.contiguous(), x, mean, rstd, ctx.relu)
+        for_x: Tensor = torch.ops.softmod.layer_norm_backward(
+            grad.contiguous(), x, mean, rstd, ctx.relu
+        )
         return for_x, None
 
 
@@ -61,12 +70,15 @@ def _forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     return outputs
 
 
-# --- as operations of PyTorch, and as calls without arguments ---------------------------------------------------------
+# --- as operations of PyTorch, and as calls without arguments -------------------------------------
 
 
 def _layer_norm(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty_like(x)
-    mean, rstd = x.new_empty(x.shape[:-1], dtype=torch.float32), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    mean, rstd = (
+        x.new_empty(x.shape[:-1], dtype=torch.float32),
+        x.new_empty(x.shape[:-1], dtype=torch.float32),
+    )
     _bind_forward((x, relu), (out, mean, rstd))()
     return out, mean, rstd
 
@@ -101,8 +113,12 @@ BINDERS = {
 }
 
 
-def bound(function: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object] | None:
-    """Return the C function of an operation with the memory that it works on; None if it is not one of these."""
+def bound(
+    function: Any, args: Sequence[Any], outputs: Sequence[Tensor]
+) -> Callable[[], object] | None:
+    """Return the C function of an operation with the memory that it works on; None if it is not one
+    of these.
+    """
     bind = BINDERS.get(function)
     return None if bind is None else bind(args, outputs)
 
@@ -136,4 +152,6 @@ def _agrees(dtype: torch.dtype, relu: bool) -> bool:
     out, mean, rstd = _layer_norm(x, relu)
     for_x = _layer_norm_backward(grad, x, mean, rstd, relu)
     pairs = ((out, expected), (for_x, gradient))
-    return all(torch.allclose(ours.float(), theirs, rtol=0, atol=CLOSE[dtype]) for ours, theirs in pairs)
+    return all(
+        torch.allclose(ours.float(), theirs, rtol=0, atol=CLOSE[dtype]) for ours, theirs in pairs
+    )

@@ -1,4 +1,6 @@
-"""The one place where a policy is made of a configuration: for training, evaluation, `softmod.load` and reports."""
+"""The one place where a policy is made of a configuration: for training, evaluation, `softmod.load`
+and reports.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from softmod.targets import build
 from softmod.types import EnvSpec
 
 
-def build_actor(node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec, allow: Iterable[str] = ()) -> Actor:
+def build_actor(
+    node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec, allow: Iterable[str] = ()
+) -> Actor:
     """Build the policy of a configuration's `actor` node and its `policy` options.
 
     Raises:

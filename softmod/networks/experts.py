@@ -1,4 +1,6 @@
-"""CARE and MOORE: several encoders of the state, whose encodings a task mixes before its network goes on."""
+"""CARE and MOORE: several encoders of the state, whose encodings a task mixes before its network
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,25 @@ from softmod.networks.stacked import PerTaskLinear, StackedLinear, TaskEmbedding
 
 
 class Encoders(nn.Module):
-    """`num_experts` multi-layer perceptrons on the same input: `[task, batch, in]` to `[stack, expert, rows, width]`.
+    """`num_experts` multi-layer perceptrons on the same input: `[task, batch, in]` to `[stack,
+    expert, rows, width]`.
 
     ReLU follows every layer but the last, after normalisation if there is one.
     """
 
-    def __init__(self, stack: int, num_experts: int, widths: list[int], init: str, norm: str) -> None:
+    def __init__(
+        self, stack: int, num_experts: int, widths: list[int], init: str, norm: str
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.stack, self.members = stack, stack * num_experts
-        self.layers = nn.ModuleList(StackedLinear(stack * num_experts, a, b, init) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(
+            StackedLinear(stack * num_experts, a, b, init) for a, b in pairwise(widths)
+        )
 
-    def forward(self, x: Float[Tensor, "task batch in_dim"]) -> Float[Tensor, "stack expert rows width"]:
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"]
+    ) -> Float[Tensor, "stack expert rows width"]:
         first, *others = self.layers
         features = first(spread(x, self.members))
         for layer in others:
@@ -45,13 +54,14 @@ def mix_by_task(
 class CARE(Network):
     """Contextual attention over encoders (Sodhani et al. 2021).
 
-    `k` encoders read the state (a critic's read the action too); a context made of the task's embedding attends to
-    them; a shared network reads encoding and context. The embedding is learned: the authors begin with a language
-    model's of a description of the task.
+    `k` encoders read the state (a critic's read the action too); a context made of the task's
+    embedding attends to them; a shared network reads encoding and context. The embedding is
+    learned: the authors begin with a language model's of a description of the task.
 
     Args:
         num_experts: k, 6 for MT10 and 10 for MT50.
-        encoder_layers, encoder_width: hidden layers of each encoder; encoding and context are as wide.
+        encoder_layers, encoder_width: hidden layers of each encoder; encoding and context are as
+            wide.
         num_layers, width: of the shared network.
     """
 
@@ -72,10 +82,15 @@ class CARE(Network):
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
-        self.encoders = Encoders(stack, num_experts, [in_dim] + [encoder_width] * (encoder_layers + 1), init, norm)
+        self.encoders = Encoders(
+            stack, num_experts, [in_dim] + [encoder_width] * (encoder_layers + 1), init, norm
+        )
         self.task = TaskEmbedding(stack, num_tasks, encoder_width, init)
         self.context = nn.ModuleList(
-            [StackedLinear(stack, encoder_width, encoder_width, init) for _ in range(encoder_layers)]
+            [
+                StackedLinear(stack, encoder_width, encoder_width, init)
+                for _ in range(encoder_layers)
+            ]
         )
         self.attention = StackedLinear(stack, encoder_width, num_experts, init, kind="head")
         widths = [2 * encoder_width] + [width] * num_layers
@@ -109,8 +124,8 @@ class CARE(Network):
 class MOORE(Network):
     """A mixture of orthogonal experts (Hendawy et al. 2024).
 
-    The experts' encodings of a state are made orthonormal by Gram-Schmidt, mixed by a task's weights (which may have
-    any sign and sum), and read by the task's own head after a tanh.
+    The experts' encodings of a state are made orthonormal by Gram-Schmidt, mixed by a task's
+    weights (which may have any sign and sum), and read by the task's own head after a tanh.
 
     Args:
         num_experts: 4 for MT10 and 6 for MT50.
@@ -145,9 +160,11 @@ class MOORE(Network):
 def orthonormal(
     vectors: Float[Tensor, "stack expert rows width"], smallest: float = 1e-12
 ) -> Float[Tensor, "stack expert rows width"]:
-    """The experts' vectors of each row, made orthonormal in their order (Gram-Schmidt, as modified for accuracy).
+    """The experts' vectors of each row, made orthonormal in their order (Gram-Schmidt, as modified
+    for accuracy).
 
-    One that lies in the span of those before it comes out as nearly zero instead of something arbitrary.
+    One that lies in the span of those before it comes out as nearly zero instead of something
+    arbitrary.
     """
     basis: list[Tensor] = []
     for vector in vectors.unbind(1):

@@ -1,4 +1,7 @@
-"""FiLM (Perez et al. 2018): the task's embedding scales and shifts every hidden layer of one shared network."""
+"""FiLM (Perez et al.
+
+2018): the task's embedding scales and shifts every hidden layer of one shared network.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class FiLM(Network):
-    """`relu((1 + gamma(z)) * (W x + b) + beta(z))` in every hidden layer; gamma and beta start near 0.
+    """`relu((1 + gamma(z)) * (W x + b) + beta(z))` in every hidden layer; gamma and beta start near
+    0.
 
     With `norm="layer"` it is the normalised layer that is scaled and shifted.
 
     Args:
         num_layers, width: of the shared network.
-        embedding_width: of the task's embedding, from which a linear layer makes all gammas and betas.
+        embedding_width: of the task's embedding, from which a linear layer makes all gammas and
+            betas.
     """
 
     def __init__(
@@ -41,7 +46,9 @@ class FiLM(Network):
         widths = [in_dim] + [width] * num_layers
         self.hidden = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
         self.task = TaskEmbedding(stack, num_tasks, embedding_width, init)
-        self.modulation = StackedLinear(stack, embedding_width, 2 * num_layers * width, init, kind="head")
+        self.modulation = StackedLinear(
+            stack, embedding_width, 2 * num_layers * width, init, kind="head"
+        )
         self.head = StackedLinear(stack, width, out_dim, init, kind="head")
 
     def forward(

@@ -1,4 +1,7 @@
-"""Hard Routing (after Rosenbaum et al. 2018): the modules of soft modularization, and a router that selects."""
+"""Hard Routing (after Rosenbaum et al.
+
+2018): the modules of soft modularization, and a router that selects.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,21 @@ from softmod.networks.soft_modular import Router, SoftModular
 class HardRouter(Router):
     """Each target takes one source: weights are one-hot.
 
-    In an update the source is sampled by straight-through Gumbel-softmax (Jang et al. 2017), with noise that was drawn
-    before it; elsewhere it is the most probable one.
+    In an update the source is sampled by straight-through Gumbel-softmax (Jang et al. 2017), with
+    noise that was drawn before it; elsewhere it is the most probable one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.noise: list[Tensor] = []  # per layer [stack, task, batch, target, source]; no state of a run
+        self.noise: list[
+            Tensor
+        ] = []  # per layer [stack, task, batch, target, source]; no state of a run
 
     def weigh(
-        self, layer: int, logits: Float[Tensor, "stack rows target source"], tasks: Int[Tensor, " task"] | None
+        self,
+        layer: int,
+        logits: Float[Tensor, "stack rows target source"],
+        tasks: Int[Tensor, " task"] | None,
     ) -> Float[Tensor, "stack rows target source"]:
         if not (self.training and self.noise):
             return one_hot(logits)
@@ -32,10 +40,13 @@ class HardRouter(Router):
         return one_hot(soft) + (soft - soft.detach())
 
     def draw(self, stack: int, num_tasks: int, batch: int, generator: torch.Generator) -> None:
-        """Standard Gumbel noise for all layers, in memory that stays where it is while sizes stay the same."""
+        """Standard Gumbel noise for all layers, in memory that stays where it is while sizes stay
+        the same.
+        """
         weights = [output.get_parameter("weight") for output in self.output]
         shapes = [
-            (stack, num_tasks, batch, weight.shape[-1] // self.num_modules, self.num_modules) for weight in weights
+            (stack, num_tasks, batch, weight.shape[-1] // self.num_modules, self.num_modules)
+            for weight in weights
         ]
         if [tuple(noise.shape) for noise in self.noise] != shapes:
             self.noise = [weights[0].new_empty(shape) for shape in shapes]
@@ -44,7 +55,8 @@ class HardRouter(Router):
 
 
 class HardRouting(SoftModular):
-    """Soft modularization's modules, of which a router selects one source for each target instead of mixing them.
+    """Soft modularization's modules, of which a router selects one source for each target instead
+    of mixing them.
 
     Takes the same options as `SoftModular`.
     """

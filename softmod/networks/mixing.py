@@ -1,7 +1,8 @@
 """The soft connection between two layers of modules (Eq. 8), with a gradient of its own.
 
-Batched products of matrices as small as `modules x modules` cost far more than they compute; sums of scaled slices
-read and write each activation once per module, and nothing is copied into another layout.
+Batched products of matrices as small as `modules x modules` cost far more than they compute; sums
+of scaled slices read and write each activation once per module, and nothing is copied into another
+layout.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def mix(
 def forward(outputs: Tensor, route: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """The mixture, and the weights `[stack, target, source, rows, 1]` that it was made with."""
     weights = route.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
-    mixed = torch.empty((*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device)
+    mixed = torch.empty(
+        (*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device
+    )
     weighted_sum(mixed, weights, outputs)
     return (mixed.relu_() if relu else mixed), weights
 
@@ -53,10 +56,14 @@ class _Mix(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, mixed, 0)
         for_outputs = for_route = None
         if ctx.needs_input_grad[0]:
-            for_outputs = torch.empty_like(outputs)  # in the layout of the outputs, whatever that is
+            for_outputs = torch.empty_like(
+                outputs
+            )  # in the layout of the outputs, whatever that is
             weighted_sum(for_outputs, weights.transpose(1, 2), grad)
         if ctx.needs_input_grad[1]:
-            per_target = [(outputs * target.unsqueeze(1)).sum(-1) for target in grad.unbind(1)]  # (stack, source, rows)
+            per_target = [
+                (outputs * target.unsqueeze(1)).sum(-1) for target in grad.unbind(1)
+            ]  # (stack, source, rows)
             for_route = torch.stack(per_target, 1).permute(0, 3, 1, 2)
         return for_outputs, for_route, None
 

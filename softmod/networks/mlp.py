@@ -11,32 +11,47 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class Trunk(nn.Module):
-    """ReLU layers on the observation and the one-hot task (15): `[task, batch, in]` to `[stack, rows, width]`.
+    """ReLU layers on the observation and the one-hot task (15): `[task, batch, in]` to `[stack,
+    rows, width]`.
 
-    The one-hot part of the first layer is a row per task, added after the product with the observation.
+    The one-hot part of the first layer is a row per task, added after the product with the
+    observation.
     """
 
     def __init__(
-        self, in_dim: int, num_tasks: int, stack: int, num_layers: int, width: int, init: str, norm: str
+        self,
+        in_dim: int,
+        num_tasks: int,
+        stack: int,
+        num_layers: int,
+        width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__()
         self.norm = norm
         self.first = StackedLinear(stack, in_dim, width, init)
         self.task = TaskEmbedding(stack, num_tasks, width, init, bias=False)
-        self.hidden = nn.ModuleList(StackedLinear(stack, width, width, init) for _ in range(num_layers - 1))
+        self.hidden = nn.ModuleList(
+            StackedLinear(stack, width, width, init) for _ in range(num_layers - 1)
+        )
 
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
-        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True).flatten(1, 2)
+        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True).flatten(
+            1, 2
+        )
         for layer in self.hidden:
             features = normalised(layer(features), self.norm, relu=True)
         return features
 
 
 class MLP(Network):
-    """All weights shared by all tasks; the task enters as a one-hot vector beside the observation (MT-SAC)."""
+    """All weights shared by all tasks; the task enters as a one-hot vector beside the observation
+    (MT-SAC).
+    """
 
     def __init__(
         self,

@@ -11,7 +11,9 @@ from softmod.networks.stacked import PerTaskLinear
 
 
 class MultiHead(Network):
-    """Tasks share all layers but the last one, whose weights are `[stack * task, width, out]` (MT-MH-SAC)."""
+    """Tasks share all layers but the last one, whose weights are `[stack * task, width, out]`
+    (MT-MH-SAC).
+    """
 
     def __init__(
         self,

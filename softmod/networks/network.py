@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module, abc.ABC):
-    """From features of states (and actions) to outputs, for several tasks at once, `stack` times side by side.
+    """From features of states (and actions) to outputs, for several tasks at once, `stack` times
+    side by side.
 
-    `forward(x, tasks)` takes `x [task, batch, in]` and the tasks' indices `[task]` (None: all of them, in order)
-    and gives `[stack, task, batch, out]`. Members of a stack share the input and nothing else.
+    `forward(x, tasks)` takes `x [task, batch, in]` and the tasks' indices `[task]` (None: all of
+    them, in order) and gives `[stack, task, batch, out]`. Members of a stack share the input and
+    nothing else.
     """
 
     independent = False  # whether tasks share no weight at all: each is then an agent of its own
@@ -39,7 +41,9 @@ class Network(nn.Module, abc.ABC):
         return self.stack * (self.num_tasks if self.independent else 1)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
-        """Draw what is random in the network itself, for the next update on `[task, batch, in]`; here nothing is."""
+        """Draw what is random in the network itself, for the next update on `[task, batch, in]`;
+        here nothing is.
+        """
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,6 @@
-"""Layer normalisation as an option of every network: without weights of its own, before a hidden layer's ReLU."""
+"""Layer normalisation as an option of every network: without weights of its own, before a hidden
+layer's ReLU.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,11 @@ from torch.nn import functional
 from softmod import kernels
 
 
-def normalised(x: Float[Tensor, "*rows width"], norm: str, relu: bool = False) -> Float[Tensor, "*rows width"]:
-    """With `norm="layer"`, bring the last axis to mean 0 and variance 1; with "none", return `x` itself.
+def normalised(
+    x: Float[Tensor, "*rows width"], norm: str, relu: bool = False
+) -> Float[Tensor, "*rows width"]:
+    """With `norm="layer"`, bring the last axis to mean 0 and variance 1; with "none", return `x`
+    itself.
 
     With `relu`, apply the ReLU too, which may overwrite `x`. The result has the type of `x`.
     """

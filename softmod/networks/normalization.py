@@ -13,7 +13,8 @@ LIMIT = 5.0  # standard deviations that a network gets to see
 class Normalizer(nn.Module):
     """Shift and scale observations to mean 0 and standard deviation 1, clipped to +-5.
 
-    Mean and scale are buffers: they travel with the weights to workers, evaluations and checkpoints.
+    Mean and scale are buffers: they travel with the weights to workers, evaluations and
+        checkpoints.
     """
 
     mean: Tensor

@@ -1,4 +1,7 @@
-"""PaCo (Sun et al. 2022): every weight of a task's network is a combination of shared parameter sets."""
+"""PaCo (Sun et al.
+
+2022): every weight of a task's network is a combination of shared parameter sets.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,36 @@ from softmod.networks.stacked import fill
 
 
 class Composed(nn.Module):
-    """A linear layer with weights `sum_k c_k(task) Theta_k`: sets `[stack, set, in, out]`, `[stack, set, 1, out]`."""
+    """A linear layer with weights `sum_k c_k(task) Theta_k`: sets `[stack, set, in, out]`, `[stack,
+    set, 1, out]`.
+    """
 
-    def __init__(self, stack: int, num_sets: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden") -> None:
+    def __init__(
+        self, stack: int, num_sets: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden"
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, num_sets, fan_in, fan_out))
         self.bias = nn.Parameter(torch.empty(stack, num_sets, 1, fan_out))
         fill(self.weight, self.bias, fan_in, fan_out, init, kind)
 
     def forward(
-        self, x: Float[Tensor, "stack task batch fan_in"], composition: Float[Tensor, "stack task sets"]
+        self,
+        x: Float[Tensor, "stack task batch fan_in"],
+        composition: Float[Tensor, "stack task sets"],
     ) -> Float[Tensor, "stack task batch fan_out"]:
         weight, bias = (
-            (composition @ p.flatten(2)).unflatten(-1, p.shape[2:]) for p in (self.weight, self.bias)
+            (composition @ p.flatten(2)).unflatten(-1, p.shape[2:])
+            for p in (self.weight, self.bias)
         )  # (stack, task, in, out), (stack, task, 1, out)
         return x @ weight + bias
 
 
 class PaCo(Network):
-    """A multi-layer perceptron per task, composed of `num_sets` shared ones by a learned vector per task.
+    """A multi-layer perceptron per task, composed of `num_sets` shared ones by a learned vector per
+    task.
 
-    The vectors start as U(+-sqrt(3 / num_sets)), so that composed weights vary as much as those of one set.
+    The vectors start as U(+-sqrt(3 / num_sets)), so that composed weights vary as much as those of
+    one set.
     """
 
     def __init__(
@@ -54,9 +66,13 @@ class PaCo(Network):
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
         bound = math.sqrt(3.0 / num_sets)
-        self.composition = nn.Parameter(torch.empty(stack, num_tasks, num_sets).uniform_(-bound, bound))
+        self.composition = nn.Parameter(
+            torch.empty(stack, num_tasks, num_sets).uniform_(-bound, bound)
+        )
         widths = [in_dim] + [width] * num_layers
-        self.hidden = nn.ModuleList(Composed(stack, num_sets, a, b, init) for a, b in pairwise(widths))
+        self.hidden = nn.ModuleList(
+            Composed(stack, num_sets, a, b, init) for a, b in pairwise(widths)
+        )
         self.head = Composed(stack, num_sets, width, out_dim, init, kind="head")
 
     def forward(

@@ -16,7 +16,11 @@ from softmod.networks.network import Network
 from softmod.networks.normalization import Normalizer
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # 14
-TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = -10.0, 6.0, 0.805  # log std starts at about 0, within (-10, 2)
+TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = (
+    -10.0,
+    6.0,
+    0.805,
+)  # log std starts at about 0, within (-10, 2)
 
 
 def split(
@@ -24,8 +28,8 @@ def split(
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
     """Return a network's outputs as mean and log standard deviation.
 
-    The latter is clamped to [-20, 2] (14), or, with `tanh`, `-10 + 6 (tanh(x + 0.805) + 1)`: within (-10, 2), with a
-    gradient everywhere, and about 0 where the output is 0.
+    The latter is clamped to [-20, 2] (14), or, with `tanh`, `-10 + 6 (tanh(x + 0.805) + 1)`: within
+    (-10, 2), with a gradient everywhere, and about 0 where the output is 0.
     """
     mean, raw = outputs.chunk(2, -1)
     if log_std == "tanh":
@@ -34,11 +38,14 @@ def split(
 
 
 def squash(
-    mean: Float[Tensor, "*batch action"], log_std: Float[Tensor, "*batch action"], noise: Float[Tensor, "*batch action"]
+    mean: Float[Tensor, "*batch action"],
+    log_std: Float[Tensor, "*batch action"],
+    noise: Float[Tensor, "*batch action"],
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, " *batch"]]:
     """Return the action `tanh(mean + std * noise)` and its log-probability.
 
-    `log(1 - tanh(u)^2)` is taken as `2 (log 2 - u - softplus(-2u))`, which stays exact where tanh saturates.
+    `log(1 - tanh(u)^2)` is taken as `2 (log 2 - u - softplus(-2u))`, which stays exact where tanh
+    saturates.
     """
     before = torch.addcmul(mean, log_std.exp(), noise)
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -47,15 +54,19 @@ def squash(
 
 
 class Actor(Network):
-    """A network as the policy: observations are normalised before it, its outputs read as a Gaussian.
+    """A network as the policy: observations are normalised before it, its outputs read as a
+    Gaussian.
 
     Args:
         network: with one member and two outputs per action.
         log_std: "clamp" or "tanh" (see `split`).
-        normalize_obs: whether observations are normalised, by statistics that the agent keeps up to date.
+        normalize_obs: whether observations are normalised, by statistics that the agent keeps up to
+            date.
     """
 
-    def __init__(self, network: Network, log_std: str = "clamp", normalize_obs: bool = False) -> None:
+    def __init__(
+        self, network: Network, log_std: str = "clamp", normalize_obs: bool = False
+    ) -> None:
         super().__init__(network.in_dim, network.out_dim, network.num_tasks, network.stack)
         self.network, self.log_std = network, log_std
         self.normalizer = Normalizer(network.in_dim) if normalize_obs else None
@@ -93,7 +104,9 @@ def actions(
     tasks: Int[Tensor, " task"] | None = None,
     noise: Float[Tensor, "task copy action"] | None = None,
 ) -> Float[Tensor, "task copy action"]:
-    """Return what the policy does in some of the tasks (None: all, in order); without noise, tanh of the mean."""
+    """Return what the policy does in some of the tasks (None: all, in order); without noise, tanh
+    of the mean.
+    """
     mean, log_std = actor.distribution(actor.normalize(obs), tasks)
     return mean.tanh() if noise is None else torch.addcmul(mean, log_std.exp(), noise).tanh()
 
@@ -111,15 +124,22 @@ class Policy:
         tasks: NDArray[np.int64] | None = None,
         noise: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return actions `[task, copy, action]` for observations `[task, copy, obs]`; without noise, tanh of the mean.
+        """Return actions `[task, copy, action]` for observations `[task, copy, obs]`; without
+        noise, tanh of the mean.
 
         `tasks [task]` names the rows' tasks by index; None stands for all of them in order.
         """
-        indices, draws = (None if array is None else torch.from_numpy(array) for array in (tasks, noise))
+        indices, draws = (
+            None if array is None else torch.from_numpy(array) for array in (tasks, noise)
+        )
         return actions(self.actor, torch.from_numpy(obs), indices, draws).numpy()
 
     @torch.inference_mode()
-    def routing(self, obs: NDArray[np.float32], tasks: NDArray[np.int64] | None = None) -> list[NDArray[Any]]:
-        """Routing probabilities per layer, `[task, copy, target, source]`; empty for networks that do not route."""
+    def routing(
+        self, obs: NDArray[np.float32], tasks: NDArray[np.int64] | None = None
+    ) -> list[NDArray[Any]]:
+        """Routing probabilities per layer, `[task, copy, target, source]`; empty for networks that
+        do not route.
+        """
         indices: Int[Tensor, " task"] | None = None if tasks is None else torch.from_numpy(tasks)
         return [route[0].numpy() for route in self.actor.routing(torch.from_numpy(obs), indices)]

@@ -1,4 +1,7 @@
-"""A residual network with layer normalisation and a learned task embedding (BRC, Nauman et al. 2025)."""
+"""A residual network with layer normalisation and a learned task embedding (BRC, Nauman et al.
+
+2025).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from softmod.networks.stacked import StackedLinear, spread
 
 
 class Residual(Network):
-    """Dense, LayerNorm and ReLU on input and task embedding, then blocks `x + LN(Dense(ReLU(LN(Dense x))))`.
+    """Dense, LayerNorm and ReLU on input and task embedding, then blocks `x +
+    LN(Dense(ReLU(LN(Dense x))))`.
 
     The task is embedded on the unit sphere. Weights start orthogonal, biases at zero.
 
@@ -60,7 +64,9 @@ class Residual(Network):
         The embedding's is a row per task, added to all rows of the task.
         """
         for_input, for_task = self.first.weight.split((self.in_dim, self.task.shape[-1]), 1)
-        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input).unflatten(1, x.shape[:2])
+        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input).unflatten(
+            1, x.shape[:2]
+        )
         return rows + (self._embedding(tasks) @ for_task).unsqueeze(2)
 
     def _embedding(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
@@ -76,12 +82,18 @@ class Block(nn.Module):
         self.inner, self.outer = orthogonal(stack, width, width), orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        return x + normalised(self.outer(normalised(self.inner(x), self.norm, relu=True)), self.norm)
+        return x + normalised(
+            self.outer(normalised(self.inner(x), self.norm, relu=True)), self.norm
+        )
 
 
 @torch.no_grad()
-def orthogonal(stack: int, fan_in: int, fan_out: int, gain: float = math.sqrt(2.0)) -> StackedLinear:
-    """Make stacked layers whose weights are orthogonal, member by member, and whose biases are zero."""
+def orthogonal(
+    stack: int, fan_in: int, fan_out: int, gain: float = math.sqrt(2.0)
+) -> StackedLinear:
+    """Make stacked layers whose weights are orthogonal, member by member, and whose biases are
+    zero.
+    """
     layer = StackedLinear(stack, fan_in, fan_out, "torch")
     for weight in layer.weight:
         nn.init.orthogonal_(weight, gain)

@@ -13,7 +13,9 @@ from softmod.networks.stacked import PerTaskLinear
 
 
 class SingleTask(Network):
-    """A multi-layer perceptron for each task, side by side: one independent agent per task, in one run."""
+    """A multi-layer perceptron for each task, side by side: one independent agent per task, in one
+    run.
+    """
 
     independent = True
 
@@ -32,7 +34,9 @@ class SingleTask(Network):
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
         widths = [in_dim] + [width] * num_layers
-        self.hidden = nn.ModuleList(PerTaskLinear(stack, num_tasks, a, b, init) for a, b in pairwise(widths))
+        self.hidden = nn.ModuleList(
+            PerTaskLinear(stack, num_tasks, a, b, init) for a, b in pairwise(widths)
+        )
         self.head = PerTaskLinear(stack, num_tasks, width, out_dim, init, kind="head")
 
     def forward(

@@ -1,7 +1,9 @@
-"""Soft modularization: a base network of modules, and a routing network that weighs every connection between them.
+"""Soft modularization: a base network of modules, and a routing network that weighs every
+connection between them.
 
-Equations are those of Yang et al. (NeurIPS 2020). Numbers in comments name the differences between the printed paper
-and the released code, listed in docs/paper_and_code.md; each is an option, the defaults are the released form.
+Equations are those of Yang et al. (NeurIPS 2020). Numbers in comments name the differences between
+the printed paper and the released code, listed in docs/paper_and_code.md; each is an option, the
+defaults are the released form.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class Router(nn.Module):
-    """The routing network: from the embedding `f(s) . h(z)` to the weights of every connection (Eq. 5 to 7)."""
+    """The routing network: from the embedding `f(s) .
+
+    h(z)` to the weights of every connection (Eq. 5 to 7).
+    """
 
     def __init__(
         self,
@@ -46,29 +51,39 @@ class Router(nn.Module):
             for layer in range(1, len(targets))
         )
         self.output = nn.ModuleList(  # W_d: from the embedding's width to the next layer's logits
-            StackedLinear(stack, widths[-1], target * num_modules, init, kind="head") for target in targets
+            StackedLinear(stack, widths[-1], target * num_modules, init, kind="head")
+            for target in targets
         )
 
     def forward(
-        self, embedding: Float[Tensor, "stack rows width"], tasks: Int[Tensor, " task"] | None = None
+        self,
+        embedding: Float[Tensor, "stack rows width"],
+        tasks: Int[Tensor, " task"] | None = None,
     ) -> list[Float[Tensor, "stack rows target source"]]:
         """Probabilities per routing layer; each target's sum over its sources is 1."""
         for gate in self.gating:
-            embedding = gate(embedding.relu_())  # 1: ReLU, linear, ReLU, linear; nobody else reads what goes in
+            embedding = gate(
+                embedding.relu_()
+            )  # 1: ReLU, linear, ReLU, linear; nobody else reads what goes in
         routes: list[Tensor] = []
         earlier: list[Tensor] = []
         for layer, output in enumerate(self.output):
             if layer == 0:
                 logits = output(relu(embedding))  # Eq. 6
             else:
-                logits = output((self.condition[layer - 1](self._read(earlier)) * embedding).relu_())  # Eq. 5
+                logits = output(
+                    (self.condition[layer - 1](self._read(earlier)) * embedding).relu_()
+                )  # Eq. 5
             route = self.weigh(layer, logits.unflatten(-1, (-1, self.num_modules)), tasks)
             routes.append(route)
             earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
         return routes
 
     def weigh(
-        self, layer: int, logits: Float[Tensor, "stack rows target source"], tasks: Int[Tensor, " task"] | None
+        self,
+        layer: int,
+        logits: Float[Tensor, "stack rows target source"],
+        tasks: Int[Tensor, " task"] | None,
     ) -> Float[Tensor, "stack rows target source"]:
         """The weights of a routing layer's connections."""
         return logits.softmax(-1)  # Eq. 7
@@ -79,7 +94,8 @@ class Router(nn.Module):
 
 
 class SoftModular(Network):
-    """The policy or critic of soft modularization: `L` layers of `n` modules of width `d`, softly connected.
+    """The policy or critic of soft modularization: `L` layers of `n` modules of width `d`, softly
+    connected.
 
     Args:
         in_dim, out_dim: sizes of the input (state, or state and action) and of the output.
@@ -87,9 +103,11 @@ class SoftModular(Network):
         stack: independent copies side by side (1 for an actor, 2 for twin critics).
         num_layers, num_modules, module_width: L >= 2, n, d.
         embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
-        state_in_routing: whether the router sees the state, or the task alone (an ablation of the paper).
-        norm: "layer" normalises both layers of `f(s)` and each weighted sum of modules, before its ReLU; with
-            `relu="before_sum"` the sum, which has none, is normalised as it enters the next layer.
+        state_in_routing: whether the router sees the state, or the task alone (an ablation of the
+            paper).
+        norm: "layer" normalises both layers of `f(s)` and each weighted sum of modules, before its
+            ReLU; with `relu="before_sum"` the sum, which has none, is normalised as it enters the
+            next layer.
         gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
             differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
     """
@@ -120,7 +138,12 @@ class SoftModular(Network):
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
-        self.num_modules, self.embedding_relu, self.relu, self.head_kind = num_modules, embedding_relu, relu, head
+        self.num_modules, self.embedding_relu, self.relu, self.head_kind = (
+            num_modules,
+            embedding_relu,
+            relu,
+            head,
+        )
         self.state_in_routing = state_in_routing
         n, d, width = num_modules, module_width, embedding_width
         self.state = nn.ModuleList(
@@ -139,7 +162,9 @@ class SoftModular(Network):
             head == "routed",
             init,
         )
-        self.first = StackedLinear(stack, width, n * d, init, units=n)  # the first layer's modules, side by side
+        self.first = StackedLinear(
+            stack, width, n * d, init, units=n
+        )  # the first layer's modules, side by side
         layers = num_layers - 1 if head == "routed" else num_layers - 2
         self.between = nn.ModuleList(StackedLinear(stack * n, d, d, init) for _ in range(layers))
         last_stack = stack if head == "routed" else stack * n  # 5
@@ -168,7 +193,9 @@ class SoftModular(Network):
 
     def _base(self, inputs: Tensor, routes: list[Tensor]) -> Tensor:
         """The base network (Eq. 8, 9): `[stack, rows, D]` to `[stack, rows, out]`."""
-        outputs = self.first(inputs).unflatten(-1, (self.num_modules, -1)).transpose(1, 2)  # (stack, module, rows, d)
+        outputs = (
+            self.first(inputs).unflatten(-1, (self.num_modules, -1)).transpose(1, 2)
+        )  # (stack, module, rows, d)
         for layer, route in zip(self.between, routes, strict=False):
             mixed = self._mix(outputs, route)
             outputs = layer(mixed.flatten(0, 1)).view_as(mixed)

@@ -1,4 +1,6 @@
-"""An ensemble is a leading axis: linear layers whose weights are stacked and multiplied in one `baddbmm`."""
+"""An ensemble is a leading axis: linear layers whose weights are stacked and multiplied in one
+`baddbmm`.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ class StackedLinear(nn.Module):
     """`stack` linear layers side by side: weight `[stack, in, out]`, bias `[stack, 1, out]`.
 
     `kind` picks the start values: "hidden" or "head". With `init="released"` hidden weights are
-    U(+-1/sqrt(fan_out)) with bias 0.1 and heads U(+-3e-3) (difference 11 of docs/paper_and_code.md);
-    with `init="torch"` everything is U(+-1/sqrt(fan_in)), as `torch.nn.Linear` has it.
-    `units` says how many layers share the output axis, each with `out / units` outputs of its own.
+    U(+-1/sqrt(fan_out)) with bias 0.1 and heads U(+-3e-3) (difference 11 of
+    docs/paper_and_code.md); with `init="torch"` everything is U(+-1/sqrt(fan_in)), as
+    `torch.nn.Linear` has it. `units` says how many layers share the output axis, each with `out /
+    units` outputs of its own.
     """
 
-    def __init__(self, stack: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden", units: int = 1) -> None:
+    def __init__(
+        self, stack: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden", units: int = 1
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, fan_in, fan_out))
         self.bias = nn.Parameter(torch.empty(stack, 1, fan_out))
@@ -36,9 +41,13 @@ class StackedLinear(nn.Module):
 
 
 class PerTaskLinear(nn.Module):
-    """A linear layer of its own for every task: weight `[stack * task, in, out]`, bias `[stack * task, 1, out]`."""
+    """A linear layer of its own for every task: weight `[stack * task, in, out]`, bias `[stack *
+    task, 1, out]`.
+    """
 
-    def __init__(self, stack: int, num_tasks: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden") -> None:
+    def __init__(
+        self, stack: int, num_tasks: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden"
+    ) -> None:
         super().__init__()
         self.stack = stack
         self.weight = nn.Parameter(torch.empty(stack * num_tasks, fan_in, fan_out))
@@ -57,7 +66,9 @@ class PerTaskLinear(nn.Module):
 class TaskEmbedding(nn.Module):
     """A linear layer on the one-hot task: a row per task, weight `[stack, task, width]`."""
 
-    def __init__(self, stack: int, num_tasks: int, width: int, init: str, bias: bool = True) -> None:
+    def __init__(
+        self, stack: int, num_tasks: int, width: int, init: str, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(stack, num_tasks, width))
         self.bias = nn.Parameter(torch.zeros(stack, 1, width), requires_grad=bias) if bias else None
@@ -69,7 +80,9 @@ class TaskEmbedding(nn.Module):
 
 
 @torch.no_grad()
-def fill(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int, init: str, kind: str) -> None:
+def fill(
+    weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int, init: str, kind: str
+) -> None:
     """Draw a layer's start values in place (see `StackedLinear`)."""
     if init == "torch":
         bound = bias_bound = 1.0 / math.sqrt(fan_in)

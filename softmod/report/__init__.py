@@ -1,1 +1,3 @@
-"""`python -m softmod.report`: what runs say together, with intervals, beside the published figures."""
+"""`python -m softmod.report`: what runs say together, with intervals, beside the
+published figures.
+"""

@@ -1,4 +1,6 @@
-"""`python -m softmod.report`: tables and figures of many runs, with intervals, as a page; into MLflow too."""
+"""`python -m softmod.report`: tables and figures of many runs, with intervals, as a page; into
+MLflow too.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from softmod.train import tell
 QUOTES = "\"'"
 USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURCE is one of
 
-  sweep=PARENT         a sweep in MLflow, by its parent run's id or name; the report is logged to the parent too
-  runs=[FOLDER,...]    run folders, or folders with some of them inside: reads their journals, no MLflow
+  sweep=PARENT         a sweep in MLflow, by its parent run's id or name, to which it is logged
+  runs=[FOLDER,...]    run folders, or folders of them: reads their journals, no MLflow
   results=[FOLDER,...] folders with results that were saved: one JSON file for each seed
   checkpoint=FOLDER    a checkpoint or a run's folder: how its policy uses its modules
 
@@ -43,9 +45,13 @@ def run(arguments: list[str]) -> int:
     try:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
-        cfg: ReportConfig = config.typed(config.compose([_renamed(argument) for argument in arguments], "report"))
+        cfg: ReportConfig = config.typed(
+            config.compose([_renamed(argument) for argument in arguments], "report")
+        )
         if sum(map(bool, (cfg.parent, cfg.runs, cfg.results, cfg.checkpoint))) != 1:
-            raise ConfigError("sweep, runs, results, checkpoint: give one of them; --help tells what each reads")
+            raise ConfigError(
+                "sweep, runs, results, checkpoint: give one of them; --help tells what each reads"
+            )
         if cfg.save and not cfg.runs:
             raise ConfigError(f"save={cfg.save}: only with runs=[FOLDER,...]")
         from softmod.report.report import report

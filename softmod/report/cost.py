@@ -1,4 +1,6 @@
-"""What a model costs, counted and not timed: parameters, and floating point operations of one update."""
+"""What a model costs, counted and not timed: parameters, and floating point operations of one
+update.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +48,27 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     """Count by making one update on made-up data."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
-    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), use_kernels=False)
+    agent, _ = make_agent(
+        cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), use_kernels=False
+    )
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)
     with Counter() as counter:
-        agent.update(Batch(obs, action.tanh(), torch.randn(rows), next_obs, torch.full(rows, 0.99)), noise, next_noise)
+        agent.update(
+            Batch(obs, action.tanh(), torch.randn(rows), next_obs, torch.full(rows, 0.99)),
+            noise,
+            next_noise,
+        )
     return Cost(agent.actor.num_parameters(), agent.critic.num_parameters(), counter.flop / 1e9)
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating point operations by PyTorch's formulas (products; what is done to single numbers is left out).
+    """Counts floating point operations by PyTorch's formulas (products; what is done to single
+    numbers is left out).
 
-    PyTorch's own `FlopCounterMode` also follows modules, and refuses `torch.autograd.grad` of their parameters.
+    PyTorch's own `FlopCounterMode` also follows modules, and refuses `torch.autograd.grad` of their
+    parameters.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The figures of a report. A model has the same colour in all of them, told apart with any colour vision."""
+"""The figures of a report.
+
+A model has the same colour in all of them, told apart with any colour vision.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,21 @@ from softmod.report.statistics import by_seed, improvement, interval, iqm
 from softmod.report.tables import Table
 
 MODELS = (  # a row has a line style, a column a colour: relatives share it
-    "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task", "mixed_experts",
-    "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small", "hard_routing_small", "care",
+    "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task",
+    "mixed_experts",
+    "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small",
+    "hard_routing_small", "care",
     "paco", "moore", "soft_modular_paper", "film", "mt_mh_sac_wide",
-    "soft_modular_residual", "mt_sac_residual", "mt_mh_sac_residual", "hard_routing_residual", "soft_modular_normed",
+    "soft_modular_residual", "mt_sac_residual", "mt_mh_sac_residual", "hard_routing_residual",
+    "soft_modular_normed",
     "mt_sac_normed",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D")
-LOOKS = [(color, style, marker) for style, marker in zip(STYLES, MARKERS, strict=True) for color in PALETTE]
+LOOKS = [
+    (color, style, marker)
+    for style, marker in zip(STYLES, MARKERS, strict=True)
+    for color in PALETTE
+]
 POINTS = 200  # of a curve
 ACROSS = 3  # panels of a figure, side by side
 WIDE = 34  # characters of a line of a label
@@ -36,7 +46,9 @@ Look = tuple[str, str, str]  # colour, line style, marker
 
 
 def looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """Each label's look: a known model's own; where two share a model, a free one, if there is in a free colour."""
+    """Each label's look: a known model's own; where two share a model, a free one, if there is in a
+    free colour.
+    """
     names = {group.label: group.model if group.model in MODELS else None for group in groups}
     made: dict[str, Look] = {}
     for label, name in names.items():
@@ -60,7 +72,7 @@ def room(labels: Sequence[str]) -> float:
     return 0.7 + sum(0.07 + 0.15 * (folded(label).count("\n") + 1) for label in labels)
 
 
-# --- on a sheet of paper ----------------------------------------------------------------------------------------------
+# --- on a sheet of paper --------------------------------------------------------------------------
 
 
 def sheet(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
@@ -76,20 +88,30 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-# --- success ----------------------------------------------------------------------------------------------------------
+# --- success --------------------------------------------------------------------------------------
 
 
 def intervals(comparison: Comparison, path: Path) -> Path:
-    """IQM over seeds of the task mean, one line per group, with its interval and the seeds as dots."""
+    """IQM over seeds of the task mean, one line per group, with its interval and the
+    seeds as dots.
+    """
     groups = comparison.groups
     names = [folded(group.label) for group in groups]
     figure, axes = sheet(height=1.2 + max(0.45, 0.1 + LINE * most_lines(names)) * len(groups))
     colors = looks(groups)
     for place, group in enumerate(reversed(groups)):
         estimate, color = interval(iqm, by_seed(group.scores())), colors[group.label][0]
-        axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35)
+        axes.plot(
+            [estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35
+        )
         axes.plot([estimate.value] * 2, [place - 0.28, place + 0.28], color=color, linewidth=2.5)
-        axes.plot(by_seed(group.scores())[:, 0], [place] * len(group.runs), "o", color=color, markersize=3.5)
+        axes.plot(
+            by_seed(group.scores())[:, 0],
+            [place] * len(group.runs),
+            "o",
+            color=color,
+            markersize=3.5,
+        )
     axes.set_yticks(range(len(groups)), names[::-1])
     axes.set_xlabel("success: IQM over seeds of the task mean,\n95 % interval; dots are seeds")
     axes.set_xlim(-0.02, 1.02)
@@ -100,16 +122,41 @@ def intervals(comparison: Comparison, path: Path) -> Path:
 def heat_map(comparison: Comparison, path: Path) -> Path:
     """Success per group and task, mean over seeds."""
     values = np.stack([group.scores().mean(0) for group in comparison.groups])
-    rows, columns = [group.label for group in comparison.groups], [name_of(task) for task in comparison.tasks]
-    return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
+    rows, columns = (
+        [group.label for group in comparison.groups],
+        [name_of(task) for task in comparison.tasks],
+    )
+    return matrix(
+        values,
+        rows,
+        columns,
+        "success, mean over seeds",
+        path,
+        low=0.0,
+        high=1.0,
+        map_name="viridis",
+    )
 
 
 def task_sets(table: Table, path: Path) -> Path:
     """Success per task as the set of tasks changes (tables.task_sets)."""
-    values = np.array([[np.nan if cell is None else cell for cell in row[2:]] for row in table.rows], float)
-    rows = [f"{label}, {count} {'task' if count == 1 else 'tasks'}" for label, count, *_ in table.rows]
+    values = np.array(
+        [[np.nan if cell is None else cell for cell in row[2:]] for row in table.rows], float
+    )
+    rows = [
+        f"{label}, {count} {'task' if count == 1 else 'tasks'}" for label, count, *_ in table.rows
+    ]
     columns = [name_of(column) for column in table.columns[2:]]
-    return matrix(values, rows, columns, "success, mean over seeds", path, low=0.0, high=1.0, map_name="viridis")
+    return matrix(
+        values,
+        rows,
+        columns,
+        "success, mean over seeds",
+        path,
+        low=0.0,
+        high=1.0,
+        map_name="viridis",
+    )
 
 
 def improvement_matrix(comparison: Comparison, path: Path) -> Path:
@@ -152,7 +199,9 @@ def matrix(
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             color = "white" if dark else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color
+            )
     figure.colorbar(image, ax=axes)
     figure.suptitle(title, fontsize="medium")
     return save(figure, path)
@@ -171,12 +220,18 @@ def name_of(task: str) -> str:
     return task.removesuffix("-v3")
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
-    """Mean success over environment steps or over time of training: IQM over seeds, 95 % bootstrap bands."""
-    longest = max((run.curve_over_time()[-1:] or [(0.0, 0.0)])[0][0] for g in comparison.groups for run in g.runs)
+    """Mean success over environment steps or over time of training: IQM over seeds, 95 % bootstrap
+    bands.
+    """
+    longest = max(
+        (run.curve_over_time()[-1:] or [(0.0, 0.0)])[0][0]
+        for g in comparison.groups
+        for run in g.runs
+    )
     unit, scale = "hours", 1 / 3600
     if longest < 2 * 3600:
         unit, scale = ("minutes", 1 / 60) if longest >= 120 else ("seconds", 1.0)
@@ -189,11 +244,17 @@ def learning_curves(comparison: Comparison, path: Path, over_time: bool = False)
 
 
 def metric_curves(
-    comparison: Comparison, names: Callable[[Group], dict[str, str]], label: str, path: Path, mark: float | None = None
+    comparison: Comparison,
+    names: Callable[[Group], dict[str, str]],
+    label: str,
+    path: Path,
+    mark: float | None = None,
 ) -> Path | None:
-    """Metrics over environment steps, a panel for each (`names`: metric -> its title), a line per group.
+    """Metrics over environment steps, a panel for each (`names`: metric -> its title), a line per
+    group.
 
-    What is logged is of one batch and noisy: it is drawn thin, and its running mean over a tenth of the run on top.
+    What is logged is of one batch and noisy: it is drawn thin, and its running mean over a tenth of
+        the run on top.
     None where no run has them, or all are zero.
     """
     drawn: dict[str, list[tuple[Group, NDArray[np.float64], NDArray[np.float64]]]] = {}
@@ -233,7 +294,8 @@ def metric_curves(
     figure.supylabel(label, fontsize="medium")
     figure.legend(
         lines.values(), lines, loc="outside right upper", frameon=False, fontsize="small",
-        title="thin: mean over seeds, as logged\nthick: over a tenth of the run", title_fontsize="small",
+        title="thin: mean over seeds, as logged\nthick: over a tenth of the run",
+        title_fontsize="small",
         alignment="left",
     )  # fmt: skip
     return save(figure, path)
@@ -244,7 +306,10 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(values) < 2:
         return values
     window, known = np.ones(len(values) // 10 // 2 * 2 + 1), np.isfinite(values)
-    sums, counts = (np.convolve(part, window, "same") for part in (np.where(known, values, 0.0), known.astype(float)))
+    sums, counts = (
+        np.convolve(part, window, "same")
+        for part in (np.where(known, values, 0.0), known.astype(float))
+    )
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
@@ -268,7 +333,14 @@ def bands(
         axes.fill_between(grid * scale, low, high, color=color, alpha=0.15, linewidth=0)
         label = folded(f"{group.label} ({len(group.runs)})")
         marker = dot if len(grid) == 1 else ""
-        axes.plot(grid * scale, iqm(values.T[..., None]), color=color, linestyle=style, marker=marker, label=label)
+        axes.plot(
+            grid * scale,
+            iqm(values.T[..., None]),
+            color=color,
+            linestyle=style,
+            marker=marker,
+            label=label,
+        )
     axes.set_xlabel(x_label)
     axes.set_ylabel("success rate, mean of tasks")
     axes.set_xlim(left=0)
@@ -276,7 +348,8 @@ def bands(
     if scale == 1.0:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize="small", title="IQM over seeds;\nmethod (seeds)",
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small",
+                  title="IQM over seeds;\nmethod (seeds)",
                   title_fontsize="small", alignment="left")  # fmt: skip
     return save(figure, path)
 
@@ -288,7 +361,9 @@ def resampled_seeds(values: NDArray[np.float64], resamples: int = 300) -> NDArra
 
 
 def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Curves on common points, `[point]` and `[seed, point]`, between the last beginning and the first end."""
+    """Curves on common points, `[point]` and `[seed, point]`, between the last beginning and the
+    first end.
+    """
     arrays = [np.array(curve) for curve in curves if curve]
     if not arrays:
         return np.empty(0), np.empty((0, 0))
@@ -299,7 +374,7 @@ def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.
     return grid, np.stack([np.interp(grid, array[:, 0], array[:, 1]) for array in arrays])
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------------------
 
 
 def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> Path | None:
@@ -313,7 +388,9 @@ def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> 
             estimate, x = interval(iqm, by_seed(group.scores())), parameters[group.label]
             color, _, marker = colors[group.label]
             axes.plot([x, x], [estimate.low, estimate.high], color=color, alpha=0.4, linewidth=4)
-            axes.plot([x], [estimate.value], marker, color=color, linestyle="", label=folded(group.label))
+            axes.plot(
+                [x], [estimate.value], marker, color=color, linestyle="", label=folded(group.label)
+            )
     axes.set_xscale("log")
     axes.set_xlabel("parameters, actor and critics")
     axes.set_ylabel("success, IQM over seeds of the task mean")

@@ -37,14 +37,18 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
 
 
 def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
-    """An episode's frames, robot and graph side by side, until a moment after success or the horizon."""
+    """An episode's frames, robot and graph side by side, until a moment after success or the
+    horizon.
+    """
     env, until = policy.suite.make(task, render=True), policy.suite.spec.horizon
     try:
         obs = env.reset(policy.suite.goals(task)[goal])
         for step in range(until):
             if step % EVERY == 0:
                 layers = [np.asarray(layer, np.float64) for layer in policy.routing(obs, task)]
-                yield beside(env.render(), graph(layers, policy.tasks[task], PALETTE[task % len(PALETTE)]))
+                yield beside(
+                    env.render(), graph(layers, policy.tasks[task], PALETTE[task % len(PALETTE)])
+                )
             if step >= until:
                 return
             obs, _, success = env.step(policy.act(obs, task))
@@ -67,5 +71,8 @@ def graph(layers: list[Layer], task: str, color: str) -> Image:
 def beside(left: Image, right: Image) -> Image:
     """Two pictures in one, the lower one padded with white below."""
     height = max(len(left), len(right))
-    padded = [np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)), constant_values=255) for image in (left, right)]
+    padded = [
+        np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)), constant_values=255)
+        for image in (left, right)
+    ]
     return np.concatenate(padded, 1)

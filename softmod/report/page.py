@@ -1,4 +1,6 @@
-"""The page of a report: tables, figures and what must be said about them, as one HTML file beside its pictures."""
+"""The page of a report: tables, figures and what must be said about them, as one HTML file beside
+its pictures.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,15 @@ from softmod.report.tables import Table
 
 LONG = 30  # rows of a table
 STYLE = """
-body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem } caption { text-align: left; padding: .3rem 0 }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right } th:first-child, td:first-child
-{ text-align: left } img { max-width: 100% } .note { background: #fff6dd; padding: .6rem 1rem } h2 { margin-top: 3rem }
+body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem }
+caption { text-align: left; padding: .3rem 0 }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% }
+.note { background: #fff6dd; padding: .6rem 1rem }
+h2 { margin-top: 3rem }
 """
 
 
@@ -39,16 +46,24 @@ class Page:
         table.write(self.folder)
         shown = table.as_html()
         if len(table.rows) > LONG:
-            shown = f"<details><summary>{html.escape(table.caption)}: {len(table.rows)} rows</summary>{shown}</details>"
+            shown = (
+                f"<details><summary>{html.escape(table.caption)}: {len(table.rows)}"
+                f" rows</summary>{shown}</details>"
+            )
         self._parts.append(shown)
-        links = " · ".join(f'<a href="{table.name}.{kind}">{kind.upper()}</a>' for kind in ("csv", "tex"))
+        links = " · ".join(
+            f'<a href="{table.name}.{kind}">{kind.upper()}</a>' for kind in ("csv", "tex")
+        )
         self._parts.append(f"<p>{links}</p>")
 
     def picture(self, path: Path | None, text: str) -> None:
         """A picture of the page's folder; nothing where there is none."""
         if path is not None:
             alt = html.escape(text)
-            self._parts.append(f'<figure><img src="{path.name}" alt="{alt}"><figcaption>{alt}</figcaption></figure>')
+            self._parts.append(
+                f'<figure><img src="{path.name}"'
+                f' alt="{alt}"><figcaption>{alt}</figcaption></figure>'
+            )
 
     def link(self, path: Path, text: str) -> None:
         """To another page below this one."""
@@ -57,7 +72,10 @@ class Page:
 
     def write(self) -> Path:
         path = self.folder / "report.html"
-        head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(self.title)}</title>"
+        head = (
+            "<!doctype html><html lang=en><meta"
+            f" charset=utf-8><title>{html.escape(self.title)}</title>"
+        )
         path.write_text(f"{head}<style>{STYLE}</style>\n" + "\n".join(self._parts) + "\n</html>\n")
         return path
 
@@ -75,10 +93,15 @@ def protocol_line(comparison: Comparison) -> str:
 
 def budget_line(comparison: Comparison) -> str:
     """How long the runs trained; what differs is said."""
-    steps = {int(run.curve()[-1][0]) for group in comparison.groups for run in group.runs if run.curve()}
+    steps = {
+        int(run.curve()[-1][0]) for group in comparison.groups for run in group.runs if run.curve()
+    }
     if len(steps) == 1:
         return f"Every run trained {steps.pop():,} environment steps."
-    return f"Runs trained between {min(steps):,} and {max(steps):,} environment steps: not an equal budget in steps."
+    return (
+        f"Runs trained between {min(steps):,} and {max(steps):,} environment steps: not an equal"
+        " budget in steps."
+    )
 
 
 def unequal_line(group: Group) -> str | None:
@@ -86,15 +109,22 @@ def unequal_line(group: Group) -> str | None:
     steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None
-    return f"{group.label}: its seeds trained between {steps[0]:,} and {steps[-1]:,} environment steps."
+    return (
+        f"{group.label}: its seeds trained between {steps[0]:,} and {steps[-1]:,} environment"
+        " steps."
+    )
 
 
 def machines_line(comparison: Comparison) -> str | None:
-    """That the runs were not made alike, so that their times do not compare; None where they were."""
+    """That the runs were not made alike, so that their times do not compare; None where
+    they were.
+    """
     places = [run.where for group in comparison.groups for run in group.runs]
     told = []
     for key in sorted({key for place in places for key in place}):
         values = sorted({place.get(key, "not told") for place in places})
         if len(values) > 1:
             told.append(f"{key} ({', '.join(values)})")
-    return f"Times and rates do not compare: the runs differ in {'; '.join(told)}." if told else None
+    return (
+        f"Times and rates do not compare: the runs differ in {'; '.join(told)}." if told else None
+    )

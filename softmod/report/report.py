@@ -14,7 +14,15 @@ from softmod.errors import ConfigError
 from softmod.mlflow_store import prepare_environment, store_uri
 from softmod.report import cost, figures, results, routing, tables
 from softmod.report.page import Page, budget_line, machines_line, protocol_line, unequal_line
-from softmod.report.runs import GOALS, Comparison, Group, Run, comparisons, from_folders, from_mlflow
+from softmod.report.runs import (
+    GOALS,
+    Comparison,
+    Group,
+    Run,
+    comparisons,
+    from_folders,
+    from_mlflow,
+)
 from softmod.schema import ReportConfig
 from softmod.tracking import routing_entropy
 
@@ -50,7 +58,9 @@ def report(cfg: ReportConfig, output: Path) -> Path:
 
         client = MlflowClient(uri)
         for path in sorted(output.rglob("*")):
-            if path.is_file() and path.stat().st_mtime >= began - 1:  # not what another report left there
+            if (
+                path.is_file() and path.stat().st_mtime >= began - 1
+            ):  # not what another report left there
                 below = path.parent.relative_to(output).as_posix()
                 client.log_artifact(parent, str(path), f"report/{below}".removesuffix("/."))
     return page
@@ -61,7 +71,8 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
 
     Raises:
         CheckpointError: nothing valid there.
-        ConfigError: its network does not route, its classes are not allowed, or the output cannot be written.
+        ConfigError: its network does not route, its classes are not allowed, or the output cannot
+            be written.
     """
     from softmod.policy import load
 
@@ -73,11 +84,22 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         page = Page(f"Routing of {path}", output)
         played = " or ".join(map(str, sorted({one.episodes for one in rollouts})))
-        page.text(f"{played} episodes of each task with the deterministic policy, up to success or the horizon.")
-        page.picture(routing.graphs(rollouts, output / "graphs.png"), "Connections by mean probability, per task")
+        page.text(
+            f"{played} episodes of each task with the deterministic policy, up to success or the"
+            " horizon."
+        )
+        page.picture(
+            routing.graphs(rollouts, output / "graphs.png"),
+            "Connections by mean probability, per task",
+        )
         if len(rollouts) > 1:
-            page.picture(routing.similarity_figure(rollouts, output / "similarity.png"), "What tasks have in common")
-        page.picture(routing.task_map(rollouts, output / "map.png"), "Routing of states, coloured by task")
+            page.picture(
+                routing.similarity_figure(rollouts, output / "similarity.png"),
+                "What tasks have in common",
+            )
+        page.picture(
+            routing.task_map(rollouts, output / "map.png"), "Routing of states, coloured by task"
+        )
         if cfg.video:
             from softmod.report.moving import videos
 
@@ -86,13 +108,16 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         return page.write()
 
 
-def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path) -> Path:
+def write(
+    cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path
+) -> Path:
     """All comparisons, one after the other, and the published figures."""
     page = Page(f"softmod report: {cfg.parent or ', '.join(cfg.runs or cfg.results)}", output)
     if len(found) > 1:
         page.note(
-            f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon, evaluation). "
-            "Success under different protocols is not comparable: each has a section of its own, nothing is mixed."
+            f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon,"
+            " evaluation). Success under different protocols is not comparable: each has a section"
+            " of its own, nothing is mixed."
         )
     for number, comparison in enumerate(found, 1):
         folder = output if len(found) == 1 else output / f"protocol_{number}"
@@ -109,14 +134,27 @@ def write(cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], o
         page.table(table)
         page.picture(figures.task_sets(table, output / "task_sets.png"), table.caption)
     page.heading("Published figures")
-    page.note("Measured by others, under other protocols: to be stood beside, not compared with to the point.")
+    page.note(
+        "Measured by others, under other protocols: to be stood beside, not compared with to the"
+        " point."
+    )
     page.table(tables.published(yaml.safe_load(PUBLISHED.read_text())))
     return page.write()
 
 
 def only_tasks_differ(found: Sequence[Comparison]) -> bool:
-    """Whether protocols are the same but for their tasks: then a task can be followed from set to set."""
-    return len({frozenset((k, v) for k, v in one.protocol.items() if k != "env.tasks") for one in found}) == 1
+    """Whether protocols are the same but for their tasks: then a task can be followed from set to
+    set.
+    """
+    return (
+        len(
+            {
+                frozenset((k, v) for k, v in one.protocol.items() if k != "env.tasks")
+                for one in found
+            }
+        )
+        == 1
+    )
 
 
 def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
@@ -132,32 +170,46 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
         page.note(f"Left out: {line}")
     page.heading("Success")
     page.table(tables.success(comparison))
-    page.picture(figures.intervals(comparison, folder / "success.png"), "Success per model, with intervals")
+    page.picture(
+        figures.intervals(comparison, folder / "success.png"), "Success per model, with intervals"
+    )
     page.table(tables.per_task(comparison))
-    page.picture(figures.heat_map(comparison, folder / "tasks.png"), "Success per model and task, mean over seeds")
+    page.picture(
+        figures.heat_map(comparison, folder / "tasks.png"),
+        "Success per model and task, mean over seeds",
+    )
     page.table(tables.per_seed(comparison))
     tables.readme(comparison).write(folder)
     if len(comparison.groups) > 1:
         page.heading("Who does better")
         page.table(tables.improvements(comparison))
-        page.picture(figures.improvement_matrix(comparison, folder / "improvement.png"), "Probability of improvement")
+        page.picture(
+            figures.improvement_matrix(comparison, folder / "improvement.png"),
+            "Probability of improvement",
+        )
     page.heading("Learning")
     if unlike := machines_line(comparison):
         page.note(unlike)
     on_the_way, last = (comparison.protocol[key] for key in GOALS)
     on_how_many = (
-        "" if on_the_way == last else f"; {on_the_way} goals per task in an evaluation, {last} in the last one"
+        ""
+        if on_the_way == last
+        else f"; {on_the_way} goals per task in an evaluation, {last} in the last one"
     )
     for over_time, name in ((False, "curves"), (True, "curves_over_time")):
         path = figures.learning_curves(comparison, folder / f"{name}.png", over_time)
         over = "training time" if over_time else "environment steps"
         page.picture(
-            path, f"Success over {over}: IQM over seeds of the task mean, with 95 % bootstrap bands{on_how_many}"
+            path,
+            f"Success over {over}: IQM over seeds of the task mean, with 95 % bootstrap"
+            f" bands{on_how_many}",
         )
     page.heading("Efficiency and cost")
     page.table(tables.efficiency(comparison, cfg.level, lambda group: costs.get(group.label)))
     sizes = {label: one.actor + one.critics for label, one in costs.items()}
-    page.picture(figures.capacity(comparison, sizes, folder / "capacity.png"), "Success against parameters")
+    page.picture(
+        figures.capacity(comparison, sizes, folder / "capacity.png"), "Success against parameters"
+    )
     inside(page, comparison)
 
 
@@ -165,13 +217,21 @@ def inside(page: Page, comparison: Comparison) -> None:
     """What goes on within the networks over training, where runs have told it."""
     entropy = {routing_entropy(layer): f"layer {layer}" for layer in range(1, MOST_LAYERS + 1)}
     label = "entropy of routing, nats"
-    entropies = figures.metric_curves(comparison, lambda group: entropy, label, page.folder / "entropy.png")
+    entropies = figures.metric_curves(
+        comparison, lambda group: entropy, label, page.folder / "entropy.png"
+    )
     label = "cosine between tasks' gradients, mean over pairs"
-    cosines = figures.metric_curves(comparison, _cosines, label, page.folder / "interference.png", mark=0.0)
+    cosines = figures.metric_curves(
+        comparison, _cosines, label, page.folder / "interference.png", mark=0.0
+    )
     if entropies or cosines:
         page.heading("Inside")
-    page.picture(entropies, "Entropy of the routing probabilities, mean over states, tasks and seeds")
-    page.picture(cosines, "How the tasks' gradients agree, mean over seeds: below zero they conflict")
+    page.picture(
+        entropies, "Entropy of the routing probabilities, mean over states, tasks and seeds"
+    )
+    page.picture(
+        cosines, "How the tasks' gradients agree, mean over seeds: below zero they conflict"
+    )
 
 
 def _cosines(group: Group) -> dict[str, str]:
@@ -179,5 +239,7 @@ def _cosines(group: Group) -> dict[str, str]:
 
 
 def _costs(comparison: Comparison, allow: Sequence[str]) -> dict[str, cost.Cost]:
-    counted: dict[str, Any] = {group.label: cost.of_run(group.runs[0], allow) for group in comparison.groups}
+    counted: dict[str, Any] = {
+        group.label: cost.of_run(group.runs[0], allow) for group in comparison.groups
+    }
     return {label: one for label, one in counted.items() if one}

@@ -1,7 +1,8 @@
-"""Finished runs as data of a repository: `results/<name>/seed_<n>.json`, enough for every table and figure of a report.
+"""Finished runs as data of a repository: `results/<name>/seed_<n>.json`, enough for every table and
+figure of a report.
 
-A file holds the command, the commit, the machine, the versions, the whole configuration, the curves and the last
-evaluation; weights and the replay stay in the run's folder.
+A file holds the command, the commit, the machine, the versions, the whole configuration, the curves
+and the last evaluation; weights and the replay stay in the run's folder.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ from typing import Any
 from softmod import checkpoint
 from softmod.errors import CheckpointError, ConfigError
 from softmod.report.runs import FINISHED, Run, renamed
-from softmod.tracking import ENV_STEPS_PER_SECOND, SUCCESS_MEAN, TRAINING_SECONDS, UPDATES_PER_SECOND
+from softmod.tracking import (
+    ENV_STEPS_PER_SECOND,
+    SUCCESS_MEAN,
+    TRAINING_SECONDS,
+    UPDATES_PER_SECOND,
+)
 
 FORMAT = 1
 RATES = (TRAINING_SECONDS, ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND)
-KEPT = (SUCCESS_MEAN.rpartition("/")[0], "train/success_rate", *RATES)  # how the names of kept curves begin
+KEPT = (
+    SUCCESS_MEAN.rpartition("/")[0],
+    "train/success_rate",
+    *RATES,
+)  # how the names of kept curves begin
 DIGITS = 7  # significant ones of a curve's values
 
 
@@ -32,10 +42,15 @@ def save(runs: Iterable[Run], folder: Path) -> list[Path]:
     chosen = list(runs)
     unfinished = [run.source for run in chosen if run.status != FINISHED]
     if unfinished:
-        raise ConfigError(f"save={folder}: {unfinished[0]} is not finished; results are of finished runs")
+        raise ConfigError(
+            f"save={folder}: {unfinished[0]} is not finished; results are of finished runs"
+        )
     seeds = [run.seed for run in chosen]
     if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
-        raise ConfigError(f"save={folder}: two runs with seed {min(twice)}; results/<name> holds one run for each seed")
+        raise ConfigError(
+            f"save={folder}: two runs with seed {min(twice)}; results/<name> holds one run for each"
+            " seed"
+        )
     written = []
     with checkpoint.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +74,11 @@ def facts(run: Run) -> dict[str, Any]:
         "minutes": round(run.values[TRAINING_SECONDS][last] / 60, 4),
         "success_rate": dict(zip(run.tasks, run.success().tolist(), strict=True)),
         "tags": tags,
-        "config": {key: value for key, value in run.config.items() if not key.startswith(("tracking.", "allow"))},
+        "config": {
+            key: value
+            for key, value in run.config.items()
+            if not key.startswith(("tracking.", "allow"))
+        },
         "curves": {
             name: [[step, float(f"{value:.{DIGITS}g}")] for step, value in sorted(values.items())]
             for name, values in sorted(run.values.items())
@@ -90,7 +109,8 @@ def _run(path: Path) -> Run:
             if told["format"] != FORMAT:
                 raise ConfigError(f"{path}: format {told['format']}, this version reads {FORMAT}")
             values = {
-                name: {int(step): float(value) for step, value in curve} for name, curve in told["curves"].items()
+                name: {int(step): float(value) for step, value in curve}
+                for name, curve in told["curves"].items()
             }
             return Run(str(path), FINISHED, renamed(told["config"]), values, told["tags"])
     except CheckpointError as error:

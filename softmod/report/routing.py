@@ -1,4 +1,6 @@
-"""How the modules are used: a policy's routing probabilities over rollouts, as graphs, similarities and a map."""
+"""How the modules are used: a policy's routing probabilities over rollouts, as graphs, similarities
+and a map.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,15 @@ class Rollouts:
 
 
 def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
-    """Some episodes of each task with the deterministic policy, on its first goals; empty if it does not route."""
+    """Some episodes of each task with the deterministic policy, on its first goals; empty if it
+    does not route.
+    """
     made = []
     for index, task in enumerate(policy.tasks):
-        played = [policy.episode(index, goal) for goal in range(min(episodes, len(policy.suite.goals(index))))]
+        played = [
+            policy.episode(index, goal)
+            for goal in range(min(episodes, len(policy.suite.goals(index))))
+        ]
         states = np.concatenate([obs for obs, _ in played])
         layers = [np.asarray(layer, np.float64) for layer in policy.routing(states, index)]
         if not layers:
@@ -53,43 +60,66 @@ def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
     return made
 
 
-# --- graphs -----------------------------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
 def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
-    """The routing graph of every task: modules as dots, connections as wide as they are probable on average."""
+    """The routing graph of every task: modules as dots, connections as wide as they are probable on
+    average.
+    """
     columns = min(5, len(rollouts))
     rows = -(-len(rollouts) // columns)
-    figure = Figure(figsize=(max(4.0, 2.9 * columns), 2.7 * rows + 0.5), dpi=150, layout="constrained")
+    figure = Figure(
+        figsize=(max(4.0, 2.9 * columns), 2.7 * rows + 0.5), dpi=150, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     for place, (axes, one) in enumerate(
         zip(figure.subplots(rows, columns, squeeze=False).flat, rollouts, strict=False)
     ):
         draw_graph(axes, one.means(), PALETTE[place % len(PALETTE)])
-        axes.set_title(f"{name_of(one.task)} ({one.successes} of {one.episodes} solved)", fontsize=9)
+        axes.set_title(
+            f"{name_of(one.task)} ({one.successes} of {one.episodes} solved)", fontsize=9
+        )
     for axes in list(figure.axes)[len(rollouts) :]:
         axes.set_visible(False)
     figure.supxlabel(
-        "routing probabilities, mean over all steps of the episodes;\nleft to right: layers of modules, output",
+        "routing probabilities, mean over all steps of the episodes;\nleft to right: layers of"
+        " modules, output",
         fontsize=8,
     )
     return save(figure, path)
 
 
 def draw_graph(axes: Axes, layers: Sequence[Layer], color: str) -> None:
-    """One graph: edges from source to target by probability, per layer; the number stands at those above uniform."""
+    """One graph: edges from source to target by probability, per layer; the number stands at those
+    above uniform.
+    """
     counts = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
     places = [_column(x, count) for x, count in enumerate(counts)]
     for (sources, targets), layer in zip(pairwise(places), layers, strict=True):
         for target, source in np.ndindex(*layer.shape):
             probability = float(layer[target, source])
             (x0, y0), (x1, y1) = sources[source], targets[target]
-            axes.plot([x0, x1], [y0, y1], color=color, linewidth=0.3 + 5.0 * probability, alpha=0.1 + 0.8 * probability,
+            axes.plot([x0, x1], [y0, y1], color=color, linewidth=0.3 + 5.0 * probability,
+                      alpha=0.1 + 0.8 * probability,
                       solid_capstyle="round", zorder=1)  # fmt: skip
             if probability > 1.2 / layer.shape[1]:
-                axes.text(x0 + 0.3 * (x1 - x0), y0 + 0.3 * (y1 - y0), f"{probability:.2f}", fontsize=6, zorder=3)
+                axes.text(
+                    x0 + 0.3 * (x1 - x0),
+                    y0 + 0.3 * (y1 - y0),
+                    f"{probability:.2f}",
+                    fontsize=6,
+                    zorder=3,
+                )
     for column in places:
-        axes.plot(*zip(*column, strict=True), "o", color="white", markeredgecolor="#333333", markersize=9, zorder=2)
+        axes.plot(
+            *zip(*column, strict=True),
+            "o",
+            color="white",
+            markeredgecolor="#333333",
+            markersize=9,
+            zorder=2,
+        )
     axes.set_xlim(-0.3, len(counts) - 0.7)
     axes.set_ylim(-1.25, 1.25)
     axes.set_axis_off()
@@ -99,11 +129,12 @@ def _column(x: int, count: int) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for y in (np.linspace(1, -1, count) if count > 1 else [0.0])]
 
 
-# --- tasks beside one another -----------------------------------------------------------------------------------------
+# --- tasks beside one another ---------------------------------------------------------------------
 
 
 def similarity(rollouts: Sequence[Rollouts]) -> NDArray[np.float64]:
-    """`[task, task]`: 1 minus the total variation distance of mean routes, a mean over targets and layers.
+    """`[task, task]`: 1 minus the total variation distance of mean routes, a mean over targets and
+    layers.
 
     1 means the same routes on average, 0 routes that share no source.
     """
@@ -123,11 +154,15 @@ def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
 
 
 def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
-    """t-SNE of the concatenated routing probabilities, a dot for each state, coloured by task (the paper's Figure)."""
+    """t-SNE of the concatenated routing probabilities, a dot for each state, coloured by task (the
+    paper's Figure).
+    """
     from sklearn.manifold import TSNE
 
     rng = np.random.default_rng(seed)
-    chosen = [one.vectors()[np.sort(rng.permutation(len(one.layers[0]))[:STATES])] for one in rollouts]
+    chosen = [
+        one.vectors()[np.sort(rng.permutation(len(one.layers[0]))[:STATES])] for one in rollouts
+    ]
     states = np.concatenate(chosen)
     perplexity = min(30.0, (len(states) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states)
@@ -137,7 +172,15 @@ def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
         part = plane[begin : begin + len(vectors)]
         begin += len(vectors)
         color, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE) % len(MARKERS)]
-        axes.plot(part[:, 0], part[:, 1], marker, color=color, markersize=3.5, alpha=0.7, label=name_of(one.task))
+        axes.plot(
+            part[:, 0],
+            part[:, 1],
+            marker,
+            color=color,
+            markersize=3.5,
+            alpha=0.7,
+            label=name_of(one.task),
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("t-SNE of routing probabilities; distances between far groups mean nothing")

@@ -1,4 +1,6 @@
-"""The runs of a report: read from journals or from MLflow, sorted by protocol and by model, never mixed."""
+"""The runs of a report: read from journals or from MLflow, sorted by protocol and by model, never
+mixed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ GOALS = ("run.eval_goals", "run.final_eval_goals")
 # how options and tags begin on which times and rates depend
 MACHINE = ("fabric.accelerator", "fabric.precision", "fabric.compile", "machine.")
 UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
-NOT_MODEL = ("env.", "network.", "sweep.", *UNIMPORTANT)  # how the options begin in which runs of a model may differ
+NOT_MODEL = (
+    "env.",
+    "network.",
+    "sweep.",
+    *UNIMPORTANT,
+)  # how the options begin in which runs of a model may differ
 FINISHED = "FINISHED"
 
 Curve = list[tuple[float, float]]
@@ -67,7 +74,9 @@ class Run:
     def protocol(self) -> tuple[tuple[str, Any], ...]:
         """What has to be equal for two runs to be compared."""
         told = self.config
-        if told.get("env.goals") == "fixed":  # of each task there is one, however many an evaluation asks for
+        if (
+            told.get("env.goals") == "fixed"
+        ):  # of each task there is one, however many an evaluation asks for
             told = told | dict.fromkeys(GOALS, 1)
         return tuple((key, _frozen(told.get(key))) for key in PROTOCOL)
 
@@ -82,7 +91,9 @@ class Run:
     def curve_over_time(self, name: str = SUCCESS_MEAN) -> Curve:
         """A metric over the seconds of training; those values whose time is known."""
         seconds = self.values.get(TRAINING_SECONDS, {})
-        return [(seconds[int(step)], value) for step, value in self.curve(name) if int(step) in seconds]
+        return [
+            (seconds[int(step)], value) for step, value in self.curve(name) if int(step) in seconds
+        ]
 
     def mean_of(self, name: str) -> float:
         """A metric's mean over the run; NaN where there is none."""
@@ -122,7 +133,7 @@ class Comparison:
         return self.groups[0].runs[0].tasks
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def from_folders(patterns: Iterable[str]) -> list[Run]:
@@ -134,18 +145,23 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
     runs = []
     for pattern in patterns:
         top = Path(pattern)
-        places = [top] if top.exists() else sorted(Path().glob(pattern)) if not top.is_absolute() else []
+        places = (
+            [top] if top.exists() else sorted(Path().glob(pattern)) if not top.is_absolute() else []
+        )
         found = sorted({path.parent for place in places for path in place.rglob(JOURNAL)})
         if not found:
             raise ConfigError(f"runs={pattern}: no journal of a run there")
         for folder in found:
             record = Record.read(folder)
-            runs.append(Run(str(folder), record.status, renamed(record.params), record.values, record.tags))
+            runs.append(
+                Run(str(folder), record.status, renamed(record.params), record.values, record.tags)
+            )
     return runs
 
 
 def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
-    """The id of a sweep's parent run, and the runs under it; `sweep` is the parent's id or name, or the sweep's id.
+    """The id of a sweep's parent run, and the runs under it; `sweep` is the parent's id or name, or
+    the sweep's id.
 
     Raises:
         ConfigError: the store cannot be read, there is no such sweep, or it has no runs.
@@ -154,19 +170,29 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
 
     path = database(uri)
     if path is not None and not path.exists():  # MLflow would make one
-        raise ConfigError(f"sweep={sweep}: there is no MLflow store at {path}; uri=... says where it is")
+        raise ConfigError(
+            f"sweep={sweep}: there is no MLflow store at {path}; uri=... says where it is"
+        )
     from mlflow.tracking import MlflowClient
 
     try:
         client = MlflowClient(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     except Exception as error:  # MLflow's own, and those of the database or the network below
-        raise ConfigError(f"sweep={sweep}: {uri} cannot be read ({str(error).splitlines()[0]})"[:300]) from error
+        raise ConfigError(
+            f"sweep={sweep}: {uri} cannot be read ({str(error).splitlines()[0]})"[:300]
+        ) from error
     parents = [run for run in _pages(client, experiments, "") if SWEEP_TAG in run.data.tags]
-    names = {run.info.run_id: (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG]) for run in parents}
+    names = {
+        run.info.run_id: (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG])
+        for run in parents
+    }
     matching = [identifier for identifier, known in names.items() if sweep in known]
     if len(matching) != 1:
-        there = "; ".join(f"{run.info.run_name} ({run.info.run_id})" for run in parents) or "no sweep at all"
+        there = (
+            "; ".join(f"{run.info.run_name} ({run.info.run_id})" for run in parents)
+            or "no sweep at all"
+        )
         what = "no such sweep" if not matching else "more than one sweep of this name: take its id"
         raise ConfigError(f"sweep={sweep}: {what}; in {uri} there is {there}")
     members = _pages(client, experiments, f"tags.`{MEMBER_TAG}{matching[0]}` = 'member'")
@@ -190,10 +216,16 @@ def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
 def _from_mlflow(client: Any, run: Any) -> Run:
     from softmod.mlflow_store import CHANGED
 
-    latest = {key.removeprefix(CHANGED): value for key, value in run.data.tags.items() if key.startswith(CHANGED)}
+    latest = {
+        key.removeprefix(CHANGED): value
+        for key, value in run.data.tags.items()
+        if key.startswith(CHANGED)
+    }
     config = {key: _value(value) for key, value in (run.data.params | latest).items()}
     values = {
-        name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
+        name: {
+            metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)
+        }
         for name in run.data.metrics
         if not name.startswith("system/")
     }
@@ -213,13 +245,15 @@ def _value(text: str) -> Any:
         return text
 
 
-# --- sorting ----------------------------------------------------------------------------------------------------------
+# --- sorting --------------------------------------------------------------------------------------
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """Runs by protocol and, within it, by everything but the seed; those that have not finished are left out.
+    """Runs by protocol and, within it, by everything but the seed; those that have not finished are
+    left out.
 
-    What cannot be told under a protocol of its own, since nothing finished there, is told with the first.
+    What cannot be told under a protocol of its own, since nothing finished there, is told with the
+    first.
 
     Raises:
         ConfigError: no run has finished.
@@ -247,7 +281,9 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
         if finished:
             made.append(Comparison(dict(protocol), _groups(finished), left_out))
         else:
-            lost += [f"{line} (another protocol: {', '.join(members[0].tasks)})" for line in left_out]
+            lost += [
+                f"{line} (another protocol: {', '.join(members[0].tasks)})" for line in left_out
+            ]
     if not made:
         states = ", ".join(f"{run.source}: {run.status or 'no status'}" for run in runs[:5])
         raise ConfigError(f"no run has finished ({states})")
@@ -256,8 +292,14 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that the runs of a group share, but for the model's name."""
-    return {key: value for key, value in run.config.items() if not key.startswith(NOT_MODEL) and key != "model"}
+    """The part of a run's configuration that the runs of a group share, but for the
+    model's name.
+    """
+    return {
+        key: value
+        for key, value in run.config.items()
+        if not key.startswith(NOT_MODEL) and key != "model"
+    }
 
 
 def _groups(runs: list[Run]) -> list[Group]:
@@ -274,7 +316,9 @@ def _groups(runs: list[Run]) -> list[Group]:
 
 
 def _differences(run: Run, rivals: list[Run]) -> list[str]:
-    """In which options a run differs from most others of its model; what actor and critic share is said once."""
+    """In which options a run differs from most others of its model; what actor and critic share is
+    said once.
+    """
     own = settings(run)
     others = [settings(rival) for rival in rivals]
     told: dict[str, str] = {}  # by key

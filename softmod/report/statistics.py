@@ -1,6 +1,8 @@
-"""Statistics of few seeds: interquartile means, stratified bootstrap intervals, probabilities of improvement.
+"""Statistics of few seeds: interquartile means, stratified bootstrap intervals, probabilities of
+improvement.
 
-As recommended by Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (NeurIPS 2021).
+As recommended by Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical
+Precipice* (NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate, and the bounds of its confidence interval; NaN where a single seed tells nothing of its spread."""
+    """An estimate, and the bounds of its confidence interval; NaN where a single seed tells nothing
+    of its spread.
+    """
 
     value: float
     low: float
@@ -28,7 +32,9 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: Scores) -> Scores:
-    """The mean of the middle half of all values in the last two axes; at each end a quarter, rounded down, is cut."""
+    """The mean of the middle half of all values in the last two axes; at each end a quarter,
+    rounded down, is cut.
+    """
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
     middle: Scores = flat[..., cut : flat.shape[-1] - cut].mean(-1)
@@ -45,10 +51,13 @@ def by_seed(scores: Scores) -> Scores:
     return np.asarray(scores, np.float64).mean(-1, keepdims=True)
 
 
-def interval(statistic: Statistic, scores: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def interval(
+    statistic: Statistic, scores: Scores, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
     """A statistic of `[seed, task]` with its stratified bootstrap percentile interval.
 
-    Each task's seeds are drawn anew, with replacement and independently of the other tasks' (the strata).
+    Each task's seeds are drawn anew, with replacement and independently of the other tasks' (the
+    strata).
     """
     scores = np.asarray(scores, np.float64)
     if len(scores) == 1:
@@ -58,17 +67,22 @@ def interval(statistic: Statistic, scores: Scores, seed: int = 0, resamples: int
 
 
 def resampled(scores: Scores, rng: np.random.Generator, resamples: int) -> Scores:
-    """`[resample, seed, task]`: for each task, as many of its values as there are seeds, with replacement."""
+    """`[resample, seed, task]`: for each task, as many of its values as there are seeds, with
+    replacement.
+    """
     seeds, tasks = scores.shape
     rows = rng.integers(0, seeds, (resamples, seeds, tasks))
     return scores[rows, np.arange(tasks)]
 
 
-def improvement(ours: Scores, theirs: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The probability that a run of ours beats one of theirs on a task, a mean over tasks; a tie counts half.
+def improvement(
+    ours: Scores, theirs: Scores, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The probability that a run of ours beats one of theirs on a task, a mean over tasks; a tie
+    counts half.
 
-    `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ. A single seed on
-    either side leaves no interval.
+    `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ. A
+    single seed on either side leaves no interval.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if 1 in (len(ours), len(theirs)):
@@ -90,7 +104,10 @@ def _bounds(drawn: Scores) -> tuple[float, float]:
 
 
 def steps_to_reach(steps: NDArray[np.int64], success: Scores, level: float) -> float:
-    """The first step at which a curve is at `level` or above; NaN where it never is. Between evaluations: linear."""
+    """The first step at which a curve is at `level` or above; NaN where it never is.
+
+    Between evaluations: linear.
+    """
     for index, (step, value) in enumerate(zip(steps, success, strict=True)):
         if value >= level:
             if index == 0 or success[index - 1] >= value:

@@ -13,11 +13,21 @@ from pathlib import Path
 import numpy as np
 
 from softmod.report.runs import Comparison, Group
-from softmod.report.statistics import Interval, by_seed, improvement, interval, iqm, mean, steps_to_reach
+from softmod.report.statistics import (
+    Interval,
+    by_seed,
+    improvement,
+    interval,
+    iqm,
+    mean,
+    steps_to_reach,
+)
 from softmod.tracking import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
 
 Cell = str | int | float | Interval | None
-Cost = Callable[[Group], tuple[int, int, float] | None]  # actor's and critics' parameters, GFLOP of an update
+Cost = Callable[
+    [Group], tuple[int, int, float] | None
+]  # actor's and critics' parameters, GFLOP of an update
 
 
 @dataclass
@@ -30,7 +40,9 @@ class Table:
     rows: list[list[Cell]]
 
     def write(self, folder: Path) -> None:
-        """`<name>.csv` with plain numbers, an interval as three columns, `<name>.tex` and `<name>.md`."""
+        """`<name>.csv` with plain numbers, an interval as three columns, `<name>.tex` and
+        `<name>.md`.
+        """
         (folder / f"{self.name}.csv").write_text(self.as_csv())
         (folder / f"{self.name}.md").write_text(self.as_markdown())
         (folder / f"{self.name}.tex").write_text(self.as_latex())
@@ -38,7 +50,9 @@ class Table:
     def as_csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out)
-        wide = [any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.columns))]
+        wide = [
+            any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.columns))
+        ]
         head: list[str] = []
         for column, split in zip(self.columns, wide, strict=True):
             head += [column, f"{column}, low", f"{column}, high"] if split else [column]
@@ -46,7 +60,9 @@ class Table:
         for row in self.rows:
             cells: list[object] = []
             for cell, split in zip(row, wide, strict=True):
-                cells += [*cell] if isinstance(cell, Interval) else [cell, "", ""] if split else [cell]
+                cells += (
+                    [*cell] if isinstance(cell, Interval) else [cell, "", ""] if split else [cell]
+                )
             writer.writerow([*map(_csv, cells)])
         return out.getvalue()
 
@@ -59,15 +75,22 @@ class Table:
 
     def as_markdown(self) -> str:
         """Lines as a README has them."""
-        lines = [self.columns, ["---"] * len(self.columns), *([shown(cell) for cell in row] for row in self.rows)]
+        lines = [
+            self.columns,
+            ["---"] * len(self.columns),
+            *([shown(cell) for cell in row] for row in self.rows),
+        ]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def as_html(self) -> str:
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>\n" for row in self.rows
+            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>\n"
+            for row in self.rows
         )
-        return f"<table><caption>{html.escape(self.caption)}</caption><tr>{head}</tr>\n{body}</table>"
+        return (
+            f"<table><caption>{html.escape(self.caption)}</caption><tr>{head}</tr>\n{body}</table>"
+        )
 
 
 def shown(cell: Cell) -> str:
@@ -93,7 +116,7 @@ def _tex(text: str) -> str:
     return text
 
 
-# --- what is in them --------------------------------------------------------------------------------------------------
+# --- what is in them ------------------------------------------------------------------------------
 
 
 def success(comparison: Comparison) -> Table:
@@ -102,19 +125,28 @@ def success(comparison: Comparison) -> Table:
     for group in comparison.groups:
         scores = group.scores()
         rows.append(
-            [group.label, len(scores), interval(mean, by_seed(scores)), interval(iqm, by_seed(scores)),
+            [group.label, len(scores), interval(mean, by_seed(scores)), interval(iqm,
+                                                                                 by_seed(scores)),
              interval(iqm, scores)]
         )  # fmt: skip
     caption = "Success of the last evaluation, with 95 % stratified bootstrap intervals"
     if min(len(group.runs) for group in comparison.groups) < 5:
         caption += "; of fewer than five seeds an interval says little, a single one has none"
-    columns = ["model", "seeds", "mean", "IQM over seeds of the task mean", "IQM over seeds and tasks"]
+    columns = [
+        "model",
+        "seeds",
+        "mean",
+        "IQM over seeds of the task mean",
+        "IQM over seeds and tasks",
+    ]
     return Table("success", caption, columns, rows)
 
 
 def per_task(comparison: Comparison) -> Table:
     """Mean success over seeds, per task."""
-    rows: list[list[Cell]] = [[g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups]
+    rows: list[list[Cell]] = [
+        [g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups
+    ]
     return Table("tasks", "Success per task, mean over seeds", ["model", *comparison.tasks], rows)
 
 
@@ -137,7 +169,9 @@ def readme(comparison: Comparison) -> Table:
     single = len(comparison.groups) == 1
     columns = [column.removesuffix("-v3") for column in table.columns]
     scores = len(comparison.tasks) + 1  # at the end of a row
-    rows = [[*row[single:-scores], *(f"{cell:.2f}" for cell in row[-scores:])] for row in table.rows]
+    rows = [
+        [*row[single:-scores], *(f"{cell:.2f}" for cell in row[-scores:])] for row in table.rows
+    ]
     return Table("readme", table.caption, columns[single:], rows)
 
 
@@ -164,7 +198,10 @@ def improvements(comparison: Comparison) -> Table:
         for theirs in comparison.groups
         if ours is not theirs
     ]
-    caption = "Probability that a run of the first does better on a task than one of the second (ties count half)"
+    caption = (
+        "Probability that a run of the first does better on a task than one of the second (ties"
+        " count half)"
+    )
     return Table("improvement", caption, ["model", "against", "probability"], rows)
 
 
@@ -173,17 +210,21 @@ def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
     rows: list[list[Cell]] = []
     for group in comparison.groups:
         reached = [
-            steps_to_reach(np.array([x for x, _ in curve], int), np.array([y for _, y in curve]), level)
+            steps_to_reach(
+                np.array([x for x, _ in curve], int), np.array([y for _, y in curve]), level
+            )
             for curve in (run.curve() for run in group.runs)
         ]
         known = [value for value in reached if not math.isnan(value)]
         sizes = cost(group)
         rows.append(
-            [group.label, f"{len(known)} of {len(reached)}", float(np.median(known)) if known else None,
+            [group.label, f"{len(known)} of {len(reached)}",
+             float(np.median(known)) if known else None,
              *(sizes if sizes else (None, None, None)),
              _average(group, ENV_STEPS_PER_SECOND), _average(group, UPDATES_PER_SECOND)]
         )  # fmt: skip
-    columns = ["model", f"runs that reach {level:g}", "env steps until then, median", "parameters, actor",
+    columns = ["model", f"runs that reach {level:g}", "env steps until then, median",
+               "parameters, actor",
                "parameters, critics", "GFLOP per update", "env steps/s", "updates/s"]  # fmt: skip
     caption = f"Sample efficiency and cost; the level is {level:g} of mean success in an evaluation"
     return Table("efficiency", caption, columns, rows)
@@ -199,7 +240,12 @@ def published(rows: Sequence[dict[str, object]]) -> Table:
     keys = ["benchmark", "model", "success", "statistic", "protocol", "source"]
     columns = ["success, %" if key == "success" else key for key in keys]
     cells: list[list[Cell]] = [[_plain(row.get(key)) for key in keys] for row in rows]
-    return Table("published", "Published figures; their protocols are not those of the runs above", columns, cells)
+    return Table(
+        "published",
+        "Published figures; their protocols are not those of the runs above",
+        columns,
+        cells,
+    )
 
 
 def _plain(value: object) -> Cell:

@@ -1,1 +1,3 @@
-"""Workers hold the environments and act with a frozen policy for a round, while the learner updates."""
+"""Workers hold the environments and act with a frozen policy for a round, while the learner
+updates.
+"""

@@ -1,9 +1,11 @@
-"""Acting without PyTorch's cost per call: a policy's operations, recorded once and repeated in numpy.
+"""Acting without PyTorch's cost per call: a policy's operations, recorded once and repeated in
+numpy.
 
-For the handful of rows that a worker acts for, calling PyTorch costs as much as computing. So the operations of one
-call are recorded together with the tensors that they read and wrote, and repeated on the same memory: a view needs no
-repeating, an operation known here is one or two numpy calls, and any other is left to PyTorch. The weights are read
-where they lie, so whoever writes new ones there has loaded them.
+For the handful of rows that a worker acts for, calling PyTorch costs as much as computing. So the
+operations of one call are recorded together with the tensors that they read and wrote, and repeated
+on the same memory: a view needs no repeating, an operation known here is one or two numpy calls,
+and any other is left to PyTorch. The weights are read where they lie, so whoever writes new ones
+there has loaded them.
 """
 
 from __future__ import annotations
@@ -27,14 +29,18 @@ Function = Callable[..., Tensor]
 Kernel = Callable[..., list[Call]]  # of the output and the arguments, tensors as arrays
 FEW_ROWS = 7  # up to here, without AVX-512, a product row by row is the faster one
 WIDE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's kernels with AVX-512
-SMALL, TILE = 1_000_000, 64  # rows x k x n up to which they have a kernel of its own, and the columns they take at once
+SMALL, TILE = (
+    1_000_000,
+    64,
+)  # rows x k x n up to which they have a kernel of its own, and the columns they take at once
 AGREES = 1e-4
 
 log = logging.getLogger(__name__)
 
 
 class Repeated:
-    """A function of tensors as a call without arguments: `inputs` are arrays to be filled, the output is an array.
+    """A function of tensors as a call without arguments: `inputs` are arrays to be filled, the
+    output is an array.
 
     Args:
         function: of `inputs`, giving one tensor; it is called under `torch.no_grad`.
@@ -113,7 +119,12 @@ def wide_products() -> bool:
 
 def _repeat(operation: Operation) -> list[Call]:
     """Calls that write the outputs anew from what the arguments hold then."""
-    func, args, kwargs, outputs = operation.function, operation.args, operation.kwargs, operation.outputs
+    func, args, kwargs, outputs = (
+        operation.function,
+        operation.args,
+        operation.kwargs,
+        operation.outputs,
+    )
     kernel = KERNELS.get(func)
     if kernel is not None and set(kwargs) <= {"out", "memory_format", "pin_memory"}:
         return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
@@ -132,10 +143,11 @@ def _array(argument: Any) -> Any:
     return [_array(entry) for entry in argument] if isinstance(argument, list | tuple) else argument
 
 
-# --- operations in numpy ----------------------------------------------------------------------------------------------
+# --- operations in numpy --------------------------------------------------------------------------
 
 
-# Outputs are handed over by position and calls are partial: in a policy of 50 calls that is a tenth of the time.
+# Outputs are handed over by position and calls are partial: in a policy of 50 calls that is a tenth
+# of the time.
 
 
 def _ufunc(function: Any) -> Kernel:
@@ -143,10 +155,11 @@ def _ufunc(function: Any) -> Kernel:
 
 
 def _product(out: Array, a: Array, b: Array) -> list[Call]:
-    """Matrices `[..., rows, k] @ [..., k, n]`, so that few rows have the same results in any company.
+    """Matrices `[..., rows, k] @ [..., k, n]`, so that few rows have the same results in any
+    company.
 
-    Without AVX-512 they are multiplied one by one, as vectors. With it only a single row is another product, and so it
-    is given company.
+    Without AVX-512 they are multiplied one by one, as vectors. With it only a single row is another
+    product, and so it is given company.
     """
     rows = a.shape[-2]
     if wide_products():
@@ -160,12 +173,17 @@ def _product_of_two(out: Array, a: Array, b: Array) -> list[Call]:
     """A single row and a row of zeros."""
     two = np.zeros((*a.shape[:-2], 2, a.shape[-1]), a.dtype)
     both = np.zeros((*out.shape[:-2], 2, out.shape[-1]), out.dtype)
-    calls: list[Call] = [partial(np.copyto, two[..., :1, :], a), *_products_of_columns(both, two, b)]
+    calls: list[Call] = [
+        partial(np.copyto, two[..., :1, :], a),
+        *_products_of_columns(both, two, b),
+    ]
     return [*calls, partial(np.copyto, out, both[..., :1, :])]
 
 
 def _products_of_columns(out: Array, a: Array, b: Array) -> list[Call]:
-    """By as many columns as make a small product each, in whole tiles, which leaves the results as they are."""
+    """By as many columns as make a small product each, in whole tiles, which leaves the results as
+    they are.
+    """
     columns = b.shape[-1]
     width = SMALL // (a.shape[-2] * a.shape[-1]) // TILE * TILE or columns
     parts = [slice(first, first + width) for first in range(0, columns, width)]
@@ -180,9 +198,12 @@ def _relu(out: Array, x: Array) -> list[Call]:
     return [partial(np.maximum, x, np.zeros_like(x), out=out)]  # faster than one zero for all
 
 
-def _clamp(out: Array, x: Array, least: float | None = None, most: float | None = None) -> list[Call]:
+def _clamp(
+    out: Array, x: Array, least: float | None = None, most: float | None = None
+) -> list[Call]:
     low, high = (
-        np.array(bound, x.dtype) for bound in (-np.inf if least is None else least, np.inf if most is None else most)
+        np.array(bound, x.dtype)
+        for bound in (-np.inf if least is None else least, np.inf if most is None else most)
     )
     return [partial(np.maximum, x, low, out=out), partial(np.minimum, out, high, out=out)]
 
@@ -241,8 +262,14 @@ def _layer_norm(
         before.append(partial(np.copyto, out, x))
         x = rows
     width = rows.shape[-1]
-    average, share, least = np.full(width, 1 / width, x.dtype), np.array(1 / width, x.dtype), np.array(eps, x.dtype)
-    row = np.empty((*rows.shape[:-1], 1), x.dtype)  # a number per row: first its mean, then its deviation
+    average, share, least = (
+        np.full(width, 1 / width, x.dtype),
+        np.array(1 / width, x.dtype),
+        np.array(eps, x.dtype),
+    )
+    row = np.empty(
+        (*rows.shape[:-1], 1), x.dtype
+    )  # a number per row: first its mean, then its deviation
     after: list[Call] = [] if weight is None else [partial(np.multiply, out, weight, out)]
     after += [] if bias is None else [partial(np.add, out, bias, out)]
     return [
@@ -259,7 +286,11 @@ def _layer_norm(
 
 
 def _length(
-    out: Array, x: Array, order: float = 2, axes: Sequence[int] | None = None, keepdims: bool = False
+    out: Array,
+    x: Array,
+    order: float = 2,
+    axes: Sequence[int] | None = None,
+    keepdims: bool = False,
 ) -> list[Call]:
     axis = None if axes is None else tuple(axes)
     if order != 2:

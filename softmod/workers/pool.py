@@ -1,4 +1,6 @@
-"""The learner's side of the workers: hand out a round, take the rollout, evaluate, start and end cleanly."""
+"""The learner's side of the workers: hand out a round, take the rollout, evaluate, start and end
+cleanly.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,26 @@ log = logging.getLogger(__name__)
 
 
 class Workers:
-    """`start` a round, `finish` it, `evaluate`; the tasks lie in `processes` processes, or here when that is 0.
+    """`start` a round, `finish` it, `evaluate`; the tasks lie in `processes` processes, or here
+    when that is 0.
 
-    A process that dies, fails or does not answer is replaced: its episodes under way are re-executed in a new one, and
-    what it was asked for is asked again, so that the run is the same. That may happen `restarts` times in `WINDOW`.
+    A process that dies, fails or does not answer is replaced: its episodes under way are
+        re-executed in a new one, and
+    what it was asked for is asked again, so that the run is the same. That may happen `restarts`
+    times in `WINDOW`.
 
     Args:
         plan: the task set, the actor's form and the run's seed.
-        processes: worker processes; 0 steps in this one, in the same order, where nothing can be replaced.
+        processes: worker processes; 0 steps in this one, in the same order, where nothing can be
+            replaced.
         copies: environments per task.
         timeout: seconds that a reply may take; an evaluation may take them for every ten goals.
         training: whether there will be rounds; without, only `evaluate` has environments.
         restarts: see above.
 
     Raises:
-        WorkerError: an environment failed, or a worker died or did not answer, too often; later calls are refused.
+        WorkerError: an environment failed, or a worker died or did not answer, too often; later
+            calls are refused.
     """
 
     def __init__(
@@ -52,22 +59,30 @@ class Workers:
         self.suite, self.spec = plan.suite, plan.suite.spec
         self.copies, self.training, self.restarts = copies, training, restarts
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # not every suite knows
-        shares = partition([step_cost(task) for task in range(self.spec.num_tasks)], copies, processes)
+        shares = partition(
+            [step_cost(task) for task in range(self.spec.num_tasks)], copies, processes
+        )
         shared = shared_weights(plan)
         self.names = list(plan.actor.state_dict())
         self.weights: Floats = np.frombuffer(shared, np.float32)
-        self.shares = [share_of(plan, *share, training, timeout, not processes, shared) for share in shares]
+        self.shares = [
+            share_of(plan, *share, training, timeout, not processes, shared) for share in shares
+        ]
         self.episodes = Episodes(self.spec, copies)
         self._restarted: list[float] = []
 
     def start(self, policy: dict[str, Tensor], steps: int, uniform: bool = False) -> None:
-        """Begin a round of `steps` in every environment, with these weights, or with `uniform` actions."""
+        """Begin a round of `steps` in every environment, with these weights, or with `uniform`
+        actions.
+        """
         self._publish(policy)
         for place in range(len(self.shares)):
             self._ask(place, "collect", steps, uniform)
 
     def finish(self) -> Rollout:
-        """The round's experience `[task, copy, step, ...]`; episodes in the order of task and copy."""
+        """The round's experience `[task, copy, step, ...]`; episodes in the order of
+        task and copy.
+        """
         parts: list[Rollout] = [self._answer(place) for place in range(len(self.shares))]
         episodes = sorted(episode for part in parts for episode in part.episodes)
         rollout = Rollout(
@@ -84,7 +99,8 @@ class Workers:
         return rollout
 
     def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
-        """The deterministic policy on the first `goals` goals of every task, or as many as every task has.
+        """The deterministic policy on the first `goals` goals of every task, or as many as every
+        task has.
 
         Raises:
             StoppedError: the run was told to stop; the workers can only be closed then.
@@ -94,7 +110,10 @@ class Workers:
         hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
         for place, hand in enumerate(hands):
             self._ask(place, "evaluate", hand)
-        success, returns = np.zeros((self.spec.num_tasks, goals), bool), np.zeros((self.spec.num_tasks, goals))
+        success, returns = (
+            np.zeros((self.spec.num_tasks, goals), bool),
+            np.zeros((self.spec.num_tasks, goals)),
+        )
         for place, hand in enumerate(hands):
             patience = max(1.0, len(hand) / GOALS_PER_TIMEOUT)
             success[:, hand], returns[:, hand] = self._answer(place, patience, stoppable=True)
@@ -108,7 +127,9 @@ class Workers:
         return self.episodes.state()
 
     def restore(self, state: State) -> None:
-        """Bring every environment to where `state` was taken, whatever the number of processes was."""
+        """Bring every environment to where `state` was taken, whatever the number of
+        processes was.
+        """
         self.episodes.restore(state)
         for place in range(len(self.shares)):
             self._ask(place, "restore", self._part(place))
@@ -132,11 +153,14 @@ class Workers:
     def _publish(self, policy: dict[str, Tensor]) -> None:
         """Put the weights where all workers read them; between two questions nobody does.
 
-        The memory has no name in the file system, so that nothing is left of it however the processes end.
+        The memory has no name in the file system, so that nothing is left of it however the
+        processes end.
         """
         for place in range(len(self.shares)):
             self._insist(place, lambda share: share.wait_until_ready())
-        flat = [policy[name].numpy().reshape(-1) for name in self.names]  # PyTorch would wake up all its threads
+        flat = [
+            policy[name].numpy().reshape(-1) for name in self.names
+        ]  # PyTorch would wake up all its threads
         np.concatenate(flat, out=self.weights)
 
     def _ask(self, place: int, method: str, *arguments: Any) -> None:
@@ -184,11 +208,16 @@ class Workers:
         if isinstance(share, Inline) or len(self._restarted) >= self.restarts:
             raise error
         self._restarted.append(now)
-        log.warning("%s; a new one takes over (%d of %d)", error, len(self._restarted), self.restarts)
+        log.warning(
+            "%s; a new one takes over (%d of %d)", error, len(self._restarted), self.restarts
+        )
 
     def _part(self, place: int) -> State:
         share = self.shares[place]
-        return {name: array[np.ix_(share.tasks, share.copies)] for name, array in self.episodes.state().items()}
+        return {
+            name: array[np.ix_(share.tasks, share.copies)]
+            for name, array in self.episodes.state().items()
+        }
 
     def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)
@@ -198,14 +227,18 @@ class Workers:
 
 
 class Episodes:
-    """The episodes under way, as the rollouts tell: which, how many steps of them, their actions, where they are."""
+    """The episodes under way, as the rollouts tell: which, how many steps of them, their actions,
+    where they are.
+    """
 
     def __init__(self, spec: EnvSpec, copies: int) -> None:
         shape = (spec.num_tasks, copies)
         self.horizon = spec.episode_steps
         self._state: State = {
             "episode": np.full(shape, -1, np.int64),
-            "steps": np.full(shape, spec.episode_steps, np.int64),  # the last one is over, and there is none yet
+            "steps": np.full(
+                shape, spec.episode_steps, np.int64
+            ),  # the last one is over, and there is none yet
             "actions": np.zeros((*shape, spec.episode_steps, spec.action_dim), np.float32),
             "obs": np.zeros((*shape, spec.obs_dim), np.float32),
         }
@@ -236,16 +269,26 @@ class Episodes:
             array[...] = state[name]
 
 
-def partition(costs: Sequence[float], copies: int, processes: int) -> list[tuple[list[int], list[int]]]:
-    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber tasks.
+def partition(
+    costs: Sequence[float], copies: int, processes: int
+) -> list[tuple[list[int], list[int]]]:
+    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber
+    tasks.
 
-    Tasks go to the hand that has least to do so far, the heaviest first, and all hands get as many, or one less.
+    Tasks go to the hand that has least to do so far, the heaviest first, and all hands get as many,
+    or one less.
     """
     num_tasks = len(costs)
     wanted = max(1, min(processes, num_tasks * copies))
     groups = max(1, min(copies, wanted // num_tasks))
     hands: list[list[int]] = [[] for _ in range(min(num_tasks, wanted // groups))]
     for place, task in enumerate(sorted(range(num_tasks), key=lambda task: -costs[task])):
-        open_ones = [hand for hand in hands if len(hand) == place // len(hands)]  # those that this turn has not served
+        open_ones = [
+            hand for hand in hands if len(hand) == place // len(hands)
+        ]  # those that this turn has not served
         min(open_ones, key=lambda hand: sum(costs[mine] for mine in hand)).append(task)
-    return [(sorted(hand), list(range(group, copies, groups))) for hand in hands for group in range(groups)]
+    return [
+        (sorted(hand), list(range(group, copies, groups)))
+        for hand in hands
+        for group in range(groups)
+    ]

@@ -1,6 +1,7 @@
 """What the process holds that workers are forked from; nobody else imports this.
 
-When the learner is gone it ends at once: taking down an interpreter with PyTorch in it takes seconds.
+When the learner is gone it ends at once: taking down an interpreter with PyTorch in it takes
+seconds.
 """
 
 import atexit

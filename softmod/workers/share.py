@@ -30,7 +30,9 @@ class Inline:
 
     asked: Question
 
-    def __init__(self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats) -> None:
+    def __init__(
+        self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats
+    ) -> None:
         self.tasks, self.copies = tasks, copies
         try:
             self.collector = Collector(plan, tasks, copies, training, weights)
@@ -64,20 +66,33 @@ class Inline:
 
 
 class Process:
-    """A share in a process of its own. Replies carry the number of their question: a stale one is never used."""
+    """A share in a process of its own.
+
+    Replies carry the number of their question: a stale one is never used.
+    """
 
     def __init__(
-        self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Any, timeout: float
+        self,
+        plan: Plan,
+        tasks: list[int],
+        copies: list[int],
+        training: bool,
+        weights: Any,
+        timeout: float,
     ) -> None:
         self.tasks, self.copies, self.timeout = tasks, copies, timeout
         self.arguments = (plan, tasks, copies, training, weights, timeout)
         self.asked = NOTHING
-        self.names = ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
+        self.names = (
+            ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
+        )
         self.connection, theirs = multiprocessing.Pipe()
         limit(self.connection, timeout)
         start_forkserver()
         context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.ready, self.number = False, 0
@@ -94,7 +109,9 @@ class Process:
             raise WorkerError(self._died()) from error
 
     def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        """What was asked for, within so many time-outs; if it is `stoppable`, a signal ends the waiting."""
+        """What was asked for, within so many time-outs; if it is `stoppable`, a signal ends the
+        waiting.
+        """
         number = -1
         while number != self.number:
             number, kind, payload = self._receive(patience, stoppable)
@@ -136,7 +153,9 @@ class Process:
             if stoppable and signals.stopping():
                 raise signals.StoppedError
             left = max(0.0, deadline - time.monotonic())
-            ready = wait([self.connection, self.process.sentinel], min(left, LOOK) if stoppable else left)
+            ready = wait(
+                [self.connection, self.process.sentinel], min(left, LOOK) if stoppable else left
+            )
             if self.connection in ready:
                 try:
                     return self.connection.recv()
@@ -169,7 +188,9 @@ Share = Inline | Process
 
 
 def limit(connection: Connection, seconds: float) -> None:
-    """Let a transfer that has begun fail with BlockingIOError when it does not go on for so long."""
+    """Let a transfer that has begun fail with BlockingIOError when it does not go on
+    for so long.
+    """
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
         span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # C's timeval
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -182,7 +203,8 @@ def start_forkserver() -> None:
     Signals do not reach it: while it imports, one would end it, with a traceback.
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
-    resource_tracker.ensure_running()  # else the next line does, and that lets SIGINT and SIGTERM through
+    # else the next line does, and that lets SIGINT and SIGTERM through
+    resource_tracker.ensure_running()
     with signals.kept_from_children():
         forkserver.ensure_running()
 
@@ -201,7 +223,9 @@ def share_of(
     inline: bool,
     shared: Any = None,
 ) -> Share:
-    """Some environments, here or in a process of their own; `shared` is where the policy's weights lie."""
+    """Some environments, here or in a process of their own; `shared` is where the policy's weights
+    lie.
+    """
     shared = shared_weights(plan) if shared is None else shared
     if inline:
         return Inline(plan, tasks, copies, training, np.frombuffer(shared, np.float32))

@@ -35,7 +35,8 @@ MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
 class Plan:
     """What every worker of a run is told once.
 
-    `draw_goals`: goals are drawn anew for each episode. `pink_noise`: an episode's exploration is correlated in time.
+    `draw_goals`: goals are drawn anew for each episode. `pink_noise`: an episode's exploration is
+        correlated in time.
     """
 
     suite: TaskSuite
@@ -46,7 +47,9 @@ class Plan:
 
 
 class Lane:
-    """One environment and the episode under way in it; goal and noise are keyed by (task, copy, episode)."""
+    """One environment and the episode under way in it; goal and noise are keyed by (task, copy,
+    episode).
+    """
 
     def __init__(self, plan: Plan, task: int, copy: int) -> None:
         self.plan, self.task, self.copy = plan, task, copy
@@ -62,7 +65,11 @@ class Lane:
         """Reset to the episode's own goal."""
         address = (self.plan.seed, Purpose.GOAL, self.task, self.copy, episode)
         draws = generator(*address)
-        goal = self.env.draw_goal(draws) if self.goals is None else self.goals[draws.integers(len(self.goals))]
+        goal = (
+            self.env.draw_goal(draws)
+            if self.goals is None
+            else self.goals[draws.integers(len(self.goals))]
+        )
         noise = generator(self.plan.seed, Purpose.EXPLORATION, self.task, self.copy, episode)
         white = noise.standard_normal(self.actions.shape, np.float32)
         self.noise = pink(white) if self.plan.pink_noise else white
@@ -99,11 +106,15 @@ class Lane:
             self.step(action)
         if not np.array_equal(np.asarray(self.obs, np.float32), obs):
             name = self.spec.tasks[self.task]
-            raise WorkerError(f"{name}: re-executing episode {episode} did not lead to the same observation")
+            raise WorkerError(
+                f"{name}: re-executing episode {episode} did not lead to the same observation"
+            )
 
 
 def bind(actor: Actor, weights: Floats) -> None:
-    """Make a network's weights views of a flat array, in the order of its state dict: who writes there, loads it."""
+    """Make a network's weights views of a flat array, in the order of its state dict: who writes
+    there, loads it.
+    """
     offset = 0
     for tensor in actor.state_dict(keep_vars=True).values():
         tensor.data = torch.from_numpy(weights[offset : offset + tensor.numel()]).view(tensor.shape)
@@ -113,19 +124,29 @@ def bind(actor: Actor, weights: Floats) -> None:
 class Collector:
     """The environments of `tasks x copies`, and others for evaluation; the policy they act with.
 
-    `weights` is the flat array that the policy's weights lie in; None leaves it with the plan's own.
+    `weights` is the flat array that the policy's weights lie in; None leaves it with the plan's
+    own.
     """
 
     def __init__(
-        self, plan: Plan, tasks: list[int], copies: list[int], training: bool = True, weights: Floats | None = None
+        self,
+        plan: Plan,
+        tasks: list[int],
+        copies: list[int],
+        training: bool = True,
+        weights: Floats | None = None,
     ) -> None:
         self.plan, self.spec = plan, plan.suite.spec
         self.actor = plan.actor.eval().requires_grad_(False)
         if weights is not None:
             bind(self.actor, weights)
         self.tasks, self.copies = torch.tensor(tasks), copies
-        self.lanes = [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
-        self.places = [(i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)]
+        self.lanes = (
+            [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
+        )
+        self.places = [
+            (i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)
+        ]
         self.judges: list[TaskEnv] = []
 
     # Recorded at their first use, when there are weights to check them with.
@@ -140,10 +161,14 @@ class Collector:
     @cached_property
     def exploit(self) -> Repeated:
         """Deterministic actions `[task, 1, action]` of all tasks, from their observations."""
-        return repeated(partial(actions, self.actor), [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)])
+        return repeated(
+            partial(actions, self.actor), [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)]
+        )
 
     def collect(self, steps: int, uniform: bool = False) -> Rollout:
-        """Take `steps` in every environment, exploring, or with uniform actions: `[task, copy, step, ...]`."""
+        """Take `steps` in every environment, exploring, or with uniform actions: `[task, copy,
+        step, ...]`.
+        """
         began = time.monotonic()
         shape = (len(self.tasks), len(self.copies), steps)
         rollout = Rollout(
@@ -178,13 +203,20 @@ class Collector:
             try:
                 rollout.reward[i, j, step] = lane.step(actions[i, j])
             except PhysicsError as error:
-                rollout.reward[i, j, step] = self._begin_anew(rollout, (i, j, step), lane, act, error)
+                rollout.reward[i, j, step] = self._begin_anew(
+                    rollout, (i, j, step), lane, act, error
+                )
             rollout.next_obs[i, j, step] = lane.obs
             if lane.steps == self.spec.episode_steps:
                 rollout.episodes.append(lane.ended())
 
     def _begin_anew(
-        self, rollout: Rollout, at: tuple[int, int, int], lane: Lane, act: Callable[[], Floats], error: PhysicsError
+        self,
+        rollout: Rollout,
+        at: tuple[int, int, int],
+        lane: Lane,
+        act: Callable[[], Floats],
+        error: PhysicsError,
     ) -> float:
         """In place of a step that broke the physics, the first one of the next episode; its reward.
 
@@ -206,13 +238,16 @@ class Collector:
     def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """The deterministic policy on these goals of every task: success and return `[task, goal]`.
 
-        An episode ends at success, or where its physics breaks. Actions are always computed for all tasks, one
-        environment each, so that the result does not depend on how goals are spread over workers.
+        An episode ends at success, or where its physics breaks. Actions are always computed for all
+        tasks, one environment each, so that the result does not depend on how goals are spread over
+        workers.
 
         Raises:
             StoppedError: this process, which is no worker's then, was told to stop.
         """
-        self.judges = self.judges or [self.plan.suite.make(task) for task in range(self.spec.num_tasks)]
+        self.judges = self.judges or [
+            self.plan.suite.make(task) for task in range(self.spec.num_tasks)
+        ]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
         returns = np.zeros((self.spec.num_tasks, len(goals)))
         (obs,) = self.exploit.inputs
@@ -220,7 +255,9 @@ class Collector:
         while running := [task for task in range(self.spec.num_tasks) if turn[task] < len(goals)]:
             for task in running:
                 if steps[task] == 0:
-                    obs[task, 0] = self.judges[task].reset(self.plan.suite.goals(task)[goals[turn[task]]])
+                    obs[task, 0] = self.judges[task].reset(
+                        self.plan.suite.goals(task)[goals[turn[task]]]
+                    )
             if signals.stopping():
                 raise signals.StoppedError
             actions = self.exploit()
@@ -254,9 +291,15 @@ class Collector:
 
 
 def serve(
-    plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Any, connection: Connection
+    plan: Plan,
+    tasks: list[int],
+    copies: list[int],
+    training: bool,
+    weights: Any,
+    connection: Connection,
 ) -> None:
-    """A worker process: builds its environments, then answers (number, method, arguments) until told to close.
+    """A worker process: builds its environments, then answers (number, method, arguments) until
+    told to close.
 
     `weights` is shared memory that the policy's weights lie in.
     """
@@ -270,7 +313,9 @@ def serve(
         except Exception as error:
             connection.send((0, "error", describe(error)))
             return
-        gc.freeze()  # what was imported and built stays; looking it all through takes a fifth of a second each time
+        # what was imported and built stays; looking it all through takes a fifth of a second each
+        # time
+        gc.freeze()
         try:
             connection.send((0, "ready", None))
             _answer(collector, connection)

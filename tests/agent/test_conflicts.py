@@ -1,4 +1,6 @@
-"""The tasks' gradients one by one, gradient surgery against the algorithm as printed, and agents that share nothing."""
+"""The tasks' gradients one by one, gradient surgery against the algorithm as printed, and agents
+that share nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def printed(gradients: Tensor, order: Tensor) -> Tensor:
         own = gradient.clone()
         for j in order[i].argsort().tolist():
             if j != i and torch.dot(own, gradients[j]) < 0:
-                own -= torch.dot(own, gradients[j]) / torch.dot(gradients[j], gradients[j]) * gradients[j]
+                own -= (
+                    torch.dot(own, gradients[j])
+                    / torch.dot(gradients[j], gradients[j])
+                    * gradients[j]
+                )
         projected.append(own)
     return torch.stack(projected).mean(0)
 
@@ -35,7 +41,10 @@ def printed(gradients: Tensor, order: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(5))
 def test_surgery_is_that_of_the_paper(seed: int):
     torch.manual_seed(seed)
-    gradients, order = torch.randn(2, 6, 4, dtype=torch.float64), torch.rand(6, 6, dtype=torch.float64)
+    gradients, order = (
+        torch.randn(2, 6, 4, dtype=torch.float64),
+        torch.rand(6, 6, dtype=torch.float64),
+    )
     expected = torch.stack([printed(member, order) for member in gradients])
     torch.testing.assert_close(pcgrad(gradients, order), expected, rtol=1e-10, atol=1e-12)
 
@@ -62,7 +71,9 @@ def test_a_gradient_lies_as_its_parameter_does(stack: int):
     set_gradient(network, flat)
     parameters = list(network.parameters())
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
-    assert torch.equal(torch.cat([p.grad.view(stack, -1) for p in parameters if p.grad is not None], 1), flat)
+    assert torch.equal(
+        torch.cat([p.grad.view(stack, -1) for p in parameters if p.grad is not None], 1), flat
+    )
 
 
 def test_cosines_and_what_is_told_of_them():
@@ -95,7 +106,9 @@ def test_the_tasks_gradients_add_up_to_the_whole_one(network: type):
 def test_surgery_changes_an_update_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
     plain, cut = make(MLP, clip_norm=0.0), make(MLP, clip_norm=0.0, gradient_surgery="pcgrad")
     gradients, given = {}, batch()
-    given = given._replace(reward=given.reward + 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None])  # what conflicts
+    given = given._replace(
+        reward=given.reward + 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None]
+    )  # what conflicts
     for agent in (plain, cut):
         agent.order.uniform_(generator=torch.Generator().manual_seed(0))
         temperature, weight = agent._temperature_and_weight()
@@ -135,18 +148,24 @@ def test_examining_changes_nothing():
     for examine, agent in ((True, looked), (False, not_looked)):
         agent.learn(replay(), 2, examine=examine)
         agent.learn(replay(), 2)
-    assert all(torch.equal(a, b) for a, b in zip(everything(looked), everything(not_looked), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(looked), everything(not_looked), strict=True)
+    )
 
 
 def test_single_tasks_learn_as_agents_of_their_own():
-    """A run of three tasks that share nothing, and three runs of one task with the same noise and start values."""
+    """A run of three tasks that share nothing, and three runs of one task with the same noise and
+    start values.
+    """
     together = make_agent("eager", SingleTask, task_weights="none")
     alone: list[MTSAC] = []
     for task in range(3):
         spec = EnvSpec((SPEC.tasks[task],), SPEC.obs_dim, SPEC.action_dim, SPEC.horizon)
         networks = []
         for source in (together.actor.network, together.critic):
-            net = SingleTask(source.in_dim, source.out_dim, 1, source.stack, num_layers=2, width=8, init="torch")
+            net = SingleTask(
+                source.in_dim, source.out_dim, 1, source.stack, num_layers=2, width=8, init="torch"
+            )
             for own, shared in zip(net.parameters(), source.parameters(), strict=True):
                 own.data.copy_(shared.data.unflatten(0, (source.stack, 3))[:, task])
             networks.append(net)
@@ -168,8 +187,14 @@ def test_single_tasks_learn_as_agents_of_their_own():
         together.update(given, noise[0], noise[1])
         for task, agent in enumerate(alone):
             one = slice(task, task + 1)
-            agent.update(type(given)(*(field[one] for field in given)), noise[0, one], noise[1, one])
+            agent.update(
+                type(given)(*(field[one] for field in given)), noise[0, one], noise[1, one]
+            )
     for task, agent in enumerate(alone):
         for own, shared in zip(agent.parameters(), together.parameters(), strict=True):
-            part = shared.data[task : task + 1] if own.dim() == 1 else shared.data.unflatten(0, (-1, 3))[:, task]
+            part = (
+                shared.data[task : task + 1]
+                if own.dim() == 1
+                else shared.data.unflatten(0, (-1, 3))[:, task]
+            )
             torch.testing.assert_close(own.data, part, rtol=1e-4, atol=1e-5)

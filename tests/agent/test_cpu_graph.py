@@ -40,7 +40,9 @@ def decay(given: Tensor, state: Tensor) -> Tensor:
 
 
 def run(step: Callable[[Tensor, Tensor], Tensor], given: list[float]) -> tuple[list[float], int]:
-    """What comes of each call, compared with calling the function itself; how often it was called."""
+    """What comes of each call, compared with calling the function itself; how often it
+    was called.
+    """
     ours, theirs = Calls(step), Calls(step)
     graph, told = ours.graph(), []
     for value in given:
@@ -66,7 +68,9 @@ def test_what_was_done_before_a_flag_is_undone():
 
 def test_a_flag_that_is_not_set_at_first_only_delays_it():
     _, count = run(decay, [-1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.0])
-    assert count == 5  # two that are not recorded, the recording, one that cannot be compared, the comparison
+    assert (
+        count == 5
+    )  # two that are not recorded, the recording, one that cannot be compared, the comparison
 
 
 def test_a_function_that_reads_a_number_is_called():
@@ -98,7 +102,9 @@ def test_a_function_that_is_another_each_time_is_found_out():
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_layer_norm_and_its_gradient_are_repeated(affine: bool):
     """Without weights two of the three outputs of its backward are undefined."""
-    weights = (torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 0.0, 1.0, 2.0])) if affine else ()
+    weights = (
+        (torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 0.0, 1.0, 2.0])) if affine else ()
+    )
 
     def step(given: Tensor, state: Tensor) -> Tensor:
         leaves = [tensor.clone().requires_grad_() for tensor in (state * given, *weights)]

@@ -1,4 +1,6 @@
-"""One update of the released multi-task SAC: targets, losses and gradient norms from the same weights and noise."""
+"""One update of the released multi-task SAC: targets, losses and gradient norms from the same
+weights and noise.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def data():
 
 
 def sample(network, obs, noise):
-    """Action, log-probability, and the log-probability with the released correction `log(1 - a^2 + 1e-6)`."""
+    """Action, log-probability, and the log-probability with the released correction `log(1 - a^2 +
+    1e-6)`.
+    """
     mean, log_std = split(network(obs)[0])
     action, log_prob = squash(mean, log_std, noise)
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -45,7 +49,9 @@ def update(data):
     weight = losses.task_weights(log_alpha, "released")
     new_action, exact, log_prob = sample(actor, obs, by_task(data["noise"]))
     with torch.no_grad():
-        next_action, next_exact, next_log_prob = sample(actor, next_obs, by_task(data["next_noise"]))
+        next_action, next_exact, next_log_prob = sample(
+            actor, next_obs, by_task(data["next_noise"])
+        )
         next_q = target(torch.cat([next_obs, next_action], -1)).squeeze(-1)
     reward = by_task(data["reward"]).squeeze(-1)
     discount = torch.full_like(reward, float(data["gamma"]))
@@ -63,7 +69,8 @@ def update(data):
     return {
         "q_target": q_target.T[..., None],
         "log_prob": log_prob.T[..., None], "next_log_prob": next_log_prob.T[..., None],
-        "task_weight": weight[None, :, None], "policy_loss": policy_loss, "q1_loss": critic_losses[0],
+        "task_weight": weight[None, :, None], "policy_loss": policy_loss,
+        "q1_loss": critic_losses[0],
         "q2_loss": critic_losses[1], "alpha_loss": alpha_loss, "alpha_grad": log_alpha.grad,
         "policy_grad_norm": clip_stacked(list(actor.parameters()), 1, 1.0)[0],
         "q1_grad_norm": critic_norms[0], "q2_grad_norm": critic_norms[1],
@@ -73,14 +80,17 @@ def update(data):
 
 @pytest.mark.parametrize(
     "name",
-    ["q_target", "log_prob", "next_log_prob", "task_weight", "policy_loss", "q1_loss", "q2_loss", "alpha_loss",
+    ["q_target", "log_prob", "next_log_prob", "task_weight", "policy_loss", "q1_loss", "q2_loss",
+     "alpha_loss",
      "alpha_grad", "policy_grad_norm", "q1_grad_norm", "q2_grad_norm"],
 )  # fmt: skip
 def test_equals_the_released_update(update, data, name):
     np.testing.assert_allclose(update[name].detach().numpy(), data[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("ours", "released"), [("exact", "log_prob"), ("next_exact", "next_log_prob")])
+@pytest.mark.parametrize(
+    ("ours", "released"), [("exact", "log_prob"), ("next_exact", "next_log_prob")]
+)
 def test_the_exact_tanh_correction_agrees_with_the_released_one(update, data, ours, released):
     np.testing.assert_allclose(update[ours].detach().numpy(), data[released], rtol=1e-5, atol=1e-4)
 

@@ -27,7 +27,9 @@ def never(agent: int, update: int) -> bool:
     return False
 
 
-def agents(count: int, how: str = "captured", network: type = SoftModular, **options) -> list[MTSAC]:
+def agents(
+    count: int, how: str = "captured", network: type = SoftModular, **options
+) -> list[MTSAC]:
     """Agents that differ in their weights and in what they draw."""
     made = []
     for seed in range(count):
@@ -53,7 +55,9 @@ def break_some(of: list[MTSAC], breaks: Breaks) -> None:
     for number, agent in enumerate(of):
         sample = agent.sample
 
-        def sampled(replay: Replay, agent: MTSAC = agent, number: int = number, sample=sample) -> Batch:
+        def sampled(
+            replay: Replay, agent: MTSAC = agent, number: int = number, sample=sample
+        ) -> Batch:
             batch = sample(replay)
             if breaks(number, agent.updates):
                 batch = batch._replace(reward=batch.reward + torch.inf)
@@ -63,10 +67,15 @@ def break_some(of: list[MTSAC], breaks: Breaks) -> None:
 
 
 def by_themselves(of: list[MTSAC], memory: list[Replay], updates: list[int]) -> list[Metrics]:
-    return [agent.learn(replay, number) for agent, replay, number in zip(of, memory, updates, strict=True)]
+    return [
+        agent.learn(replay, number)
+        for agent, replay, number in zip(of, memory, updates, strict=True)
+    ]
 
 
-def check_equal(group: list[MTSAC], alone: list[MTSAC], ours: list[Metrics], theirs: list[Metrics]) -> None:
+def check_equal(
+    group: list[MTSAC], alone: list[MTSAC], ours: list[Metrics], theirs: list[Metrics]
+) -> None:
     for mine, other in zip(group, alone, strict=True):
         assert mine.updates == other.updates
         for a, b in zip(everything(mine), everything(other), strict=True):
@@ -76,7 +85,11 @@ def check_equal(group: list[MTSAC], alone: list[MTSAC], ours: list[Metrics], the
 
 
 def compare(
-    rounds: list[list[int]], breaks: Breaks = never, threads: int = 1, network: type = SoftModular, **options
+    rounds: list[list[int]],
+    breaks: Breaks = never,
+    threads: int = 1,
+    network: type = SoftModular,
+    **options,
 ) -> Group:
     """Let agents make so many updates in each round, side by side and by themselves; the group."""
     count = len(rounds[0])
@@ -100,19 +113,24 @@ def observe(agent: MTSAC, number: int) -> None:
     if agent.success_rates is not None:
         agent.success_rates.add([Episode(number % 3, 0, 0, 0.0, True)])
     if agent.moments is not None and agent.actor.normalizer is not None:
-        agent.moments.add(size * torch.randn(20, 5, generator=torch.Generator().manual_seed(number)).numpy())
+        agent.moments.add(
+            size * torch.randn(20, 5, generator=torch.Generator().manual_seed(number)).numpy()
+        )
         agent.actor.normalizer.set(agent.moments.mean, agent.moments.variance)
 
 
 def settled(group: Group) -> bool:
     """Return whether all programs are repeated for all agents at once."""
     together = [program for part in group.parts for program in part.programs.values()]
-    return bool(together) and all(program._next == program._repeat and program.settled for program in together)
+    return bool(together) and all(
+        program._next == program._repeat and program.settled for program in together
+    )
 
 
 @pytest.mark.bar(15)
 @pytest.mark.parametrize(
-    ("network", "order"), [*((network, "sequential") for network in KINDS.values()), (SoftModular, "released")]
+    ("network", "order"),
+    [*((network, "sequential") for network in KINDS.values()), (SoftModular, "released")],
 )
 def test_agents_learn_side_by_side_what_they_learn_by_themselves(network: type, order: str):
     assert settled(compare([[5, 5], [2, 2]], network=network, update_order=order))
@@ -122,7 +140,9 @@ def test_agents_learn_side_by_side_what_they_learn_by_themselves(network: type, 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("network", [SoftModular, Residual])
 def test_agents_with_the_recipe_learn_what_they_learn_by_themselves(network: type, threads: int):
-    group = compare([[7, 7, 7], [4, 4, 4]], threads=threads, network=network, **RECIPE, **NORM.get(network, {}))
+    group = compare(
+        [[7, 7, 7], [4, 4, 4]], threads=threads, network=network, **RECIPE, **NORM.get(network, {})
+    )
     assert len(group.parts) == min(threads, 3)
     assert settled(group) or threads > 1  # an agent alone in its part is captured by itself
 
@@ -135,7 +155,9 @@ def test_agents_with_other_options_learn_what_they_learn_by_themselves(options: 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("options", [{}, RECIPE])
 def test_an_update_that_is_not_finite_disturbs_no_other_agent(at: int, options: dict[str, object]):
-    group = compare([[8, 8, 8], [3, 3, 3]], lambda agent, update: (agent, update) == (1, at), **options)
+    group = compare(
+        [[8, 8, 8], [3, 3, 3]], lambda agent, update: (agent, update) == (1, at), **options
+    )
     assert settled(group)
     assert [float(agent.skipped) for agent in group.parts[0].agents] == [0.0, 0.0, 0.0]
 
@@ -166,7 +188,9 @@ def test_agents_that_are_not_captured_learn_one_after_another(how: str):
 def test_what_cannot_be_made_at_once_is_made_one_after_another(
     program: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """One of the programs, or both, have no form for several agents; the state may lie in the stacks by then."""
+    """One of the programs, or both, have no form for several agents; the state may lie in the
+    stacks by then.
+    """
     run, seen = batched.Axis.run, []
 
     def fails(axis: batched.Axis, wanted: Metrics) -> Metrics:

@@ -1,4 +1,6 @@
-"""MTSAC: each update order against a plain re-telling, the finite flag, the rounds of `learn`, Lightning's Trainer."""
+"""MTSAC: each update order against a plain re-telling, the finite flag, the rounds of `learn`,
+Lightning's Trainer.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from softmod.replay import Batch, Replay, random_rollout
 from softmod.types import EnvSpec, Episode, Rollout
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
-SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
+SIZES = {
+    "num_layers": 2,
+    "num_modules": 2,
+    "module_width": 8,
+    "embedding_width": 8,
+    "gating_width": 8,
+}
 
 
 def make(network=SoftModular, **options) -> MTSAC:
@@ -31,9 +39,18 @@ def make(network=SoftModular, **options) -> MTSAC:
     sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
     critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
-    optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True))
+    optimizers = dict.fromkeys(
+        ("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True)
+    )
     normalize_obs = options.pop("normalize_obs", False)
-    agent = MTSAC(SPEC, Actor(actor, normalize_obs=normalize_obs), critic, optimizers, batch_per_task=6, **options)
+    agent = MTSAC(
+        SPEC,
+        Actor(actor, normalize_obs=normalize_obs),
+        critic,
+        optimizers,
+        batch_per_task=6,
+        **options,
+    )
     with torch.no_grad():
         agent.log_temperature.copy_(torch.tensor([0.3, -0.4, -1.2]))
     L.Fabric(accelerator="cpu", devices=1).setup(agent, *agent.configure_optimizers())
@@ -44,7 +61,9 @@ def batch(seed: int = 0, size: int = 6) -> Batch:
     draws = torch.Generator().manual_seed(seed)
     obs, next_obs = (torch.randn(3, size, SPEC.obs_dim, generator=draws) for _ in range(2))
     action = torch.rand(3, size, SPEC.action_dim, generator=draws) * 2 - 1
-    return Batch(obs, action, torch.randn(3, size, generator=draws), next_obs, torch.full((3, size), 0.99))
+    return Batch(
+        obs, action, torch.randn(3, size, generator=draws), next_obs, torch.full((3, size), 0.99)
+    )
 
 
 def everything(agent: MTSAC) -> list[torch.Tensor]:
@@ -54,22 +73,31 @@ def everything(agent: MTSAC) -> list[torch.Tensor]:
 
 def live(agent: MTSAC) -> list[torch.Tensor]:
     """What `everything` copies, itself."""
-    states = [value for opt in agent.optimizers() for state in opt.state.values() for value in state.values()]
+    states = [
+        value
+        for opt in agent.optimizers()
+        for state in opt.state.values()
+        for value in state.values()
+    ]
     return [*agent.state_dict().values(), *states]
 
 
 class Plain:
-    """The same updates told without stacks of helpers: one network a time, torch's own clipping, plain Adam."""
+    """The same updates told without stacks of helpers: one network a time, torch's own clipping,
+    plain Adam.
+    """
 
     def __init__(self, agent: MTSAC) -> None:
         self.actor, self.critic, self.target = (
-            deepcopy(net).requires_grad_() for net in (agent.actor, agent.critic, agent.target_critic)
+            deepcopy(net).requires_grad_()
+            for net in (agent.actor, agent.critic, agent.target_critic)
         )
         self.log_alpha = agent.log_temperature.detach().clone().requires_grad_()
         self.steps = {
             name: torch.optim.Adam(parameters, lr=1e-2)
             for name, parameters in [
-                ("actor", self.actor.parameters()), ("critic", self.critic.parameters()), ("alpha", [self.log_alpha])
+                ("actor", self.actor.parameters()), ("critic", self.critic.parameters()),
+                ("alpha", [self.log_alpha])
             ]
         }  # fmt: skip
         self.agent = agent
@@ -86,7 +114,10 @@ class Plain:
     def critics(self, batch, noise, alpha, weights):
         with torch.no_grad():
             action, log_prob = self.sample(batch.next_obs, noise)
-            value = self.q(self.target, batch.next_obs, action).min(0).values - alpha[:, None] * log_prob
+            value = (
+                self.q(self.target, batch.next_obs, action).min(0).values
+                - alpha[:, None] * log_prob
+            )
             target = batch.reward + batch.discount * value
         self.critic.zero_grad()
         for member in range(2):
@@ -115,8 +146,12 @@ class Plain:
 
     def move(self):
         with torch.no_grad():
-            for target, source in zip(self.target.parameters(), self.critic.parameters(), strict=True):
-                target.mul_(1 - self.agent.target_smoothing).add_(self.agent.target_smoothing * source)
+            for target, source in zip(
+                self.target.parameters(), self.critic.parameters(), strict=True
+            ):
+                target.mul_(1 - self.agent.target_smoothing).add_(
+                    self.agent.target_smoothing * source
+                )
 
     def sequential(self, batch, noise, next_noise):
         alpha, weights = self.log_alpha.detach().exp(), self.weights()
@@ -148,13 +183,19 @@ def test_updates_are_what_their_order_says(order, weights, clip):
     agent = make(update_order=order, task_weights=weights, clip_norm=clip)
     plain = Plain(agent)
     for number in range(3):
-        noise = torch.randn((2, 3, 6, 2), generator=torch_generator("cpu", 0, Purpose.UPDATE, number))
+        noise = torch.randn(
+            (2, 3, 6, 2), generator=torch_generator("cpu", 0, Purpose.UPDATE, number)
+        )
         getattr(plain, order)(batch(number), noise[0], noise[1])
         agent.training_step(batch(number), 0)
     for name in ("actor", "critic"):
-        for mine, theirs in zip(getattr(agent, name).parameters(), getattr(plain, name).parameters(), strict=True):
+        for mine, theirs in zip(
+            getattr(agent, name).parameters(), getattr(plain, name).parameters(), strict=True
+        ):
             torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
-    for mine, theirs in zip(agent.target_critic.parameters(), plain.target.parameters(), strict=True):
+    for mine, theirs in zip(
+        agent.target_critic.parameters(), plain.target.parameters(), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(agent.log_temperature, plain.log_alpha, atol=2e-5, rtol=1e-4)
 
@@ -164,7 +205,8 @@ def test_the_two_orders_are_not_the_same():
     for agent in (first, second):
         agent.training_step(batch(), 0)
     differences = [
-        (a - b).abs().max() for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True)
+        (a - b).abs().max()
+        for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True)
     ]
     assert max(differences) > 1e-3
 
@@ -189,7 +231,9 @@ def test_a_non_finite_update_changes_nothing(order, fault, monkeypatch):
     assert len(after) == len(before) > 40
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert agent.training_step(batch(2), 0)["finite"]
-    assert not any(torch.equal(a, b) for a, b in zip(before[:4], everything(agent)[:4], strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before[:4], everything(agent)[:4], strict=True)
+    )
 
 
 @pytest.mark.control(15)
@@ -219,7 +263,9 @@ def test_targets_move_by_the_smoothing_alone():
     agent = make(target_smoothing=0.25)
     before = [p.clone() for p in agent.target_critic.parameters()]
     agent.training_step(batch(), 0)
-    for old, target, source in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
+    for old, target, source in zip(
+        before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+    ):
         torch.testing.assert_close(target, 0.75 * old + 0.25 * source.detach())
 
 
@@ -229,7 +275,9 @@ def test_the_policy_update_leaves_no_gradient_on_the_critics():
     noise = torch.zeros(3, 6, 2)
     before = [p.grad.clone() for p in agent.critic.parameters()]
     agent._actor_gradient(batch(1), noise, torch.ones(3), torch.ones(3))
-    assert all(torch.equal(p.grad, old) for p, old in zip(agent.critic.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p.grad, old) for p, old in zip(agent.critic.parameters(), before, strict=True)
+    )
     assert all(p.requires_grad for p in agent.critic.parameters())
 
 
@@ -247,11 +295,18 @@ def test_temperature_rises_when_the_policy_is_too_certain():
 
 
 def test_the_spread_is_the_distance_of_quartiles_and_has_a_floor():
-    value = torch.stack([torch.arange(32.0), torch.zeros(32), 10.0 * torch.arange(32.0)])[:, torch.randperm(32)]
-    assert losses.spread(value).flatten().tolist() == pytest.approx([15.0, losses.LEAST_SPREAD, 150.0])
+    value = torch.stack([torch.arange(32.0), torch.zeros(32), 10.0 * torch.arange(32.0)])[
+        :, torch.randperm(32)
+    ]
+    assert losses.spread(value).flatten().tolist() == pytest.approx(
+        [15.0, losses.LEAST_SPREAD, 150.0]
+    )
     value[0, value[0].argmax()] = 1e6  # an outlier
     assert losses.spread(value)[0] == 15.0
-    assert losses.spread(torch.tensor([[1.0], [2.0]])).shape == (2, 1)  # of one transition there is none
+    assert losses.spread(torch.tensor([[1.0], [2.0]])).shape == (
+        2,
+        1,
+    )  # of one transition there is none
 
 
 def test_scaled_values_pull_a_policy_alike_whatever_their_size():
@@ -259,7 +314,9 @@ def test_scaled_values_pull_a_policy_alike_whatever_their_size():
     gradients = []
     for size in (1.0, 10.0):
         scaled = size * value
-        loss = losses.actor_loss(scaled / losses.spread(scaled), torch.zeros(3, 32), torch.ones(3), torch.ones(3))
+        loss = losses.actor_loss(
+            scaled / losses.spread(scaled), torch.zeros(3, 32), torch.ones(3), torch.ones(3)
+        )
         gradients += torch.autograd.grad(loss, value)
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -271,7 +328,10 @@ def test_the_agents_policy_learns_from_scaled_values(monkeypatch: pytest.MonkeyP
     ours, theirs = scaled.update(given, noise[0], noise[1]), plain.update(given, noise[0], noise[1])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     monkeypatch.setattr(losses, "spread", lambda value: torch.full_like(value[:, :1], 2.0))
-    assert make(value_scaling="spread").update(given, noise[0], noise[1])["actor_loss"] != theirs["actor_loss"]
+    assert (
+        make(value_scaling="spread").update(given, noise[0], noise[1])["actor_loss"]
+        != theirs["actor_loss"]
+    )
 
 
 def test_weights_by_distance_from_success():
@@ -285,8 +345,10 @@ def test_unsolved_tasks_count_more_in_the_update():
     given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
     assert agent.update(given, noise[0], noise[1])["task_weight"].tolist() == [1.0, 1.0, 1.0]
     episodes = [Episode(2, 0, 0, 1.0, True)] * 200
-    agent.observe(Rollout(*[np.zeros((3, 1, 1, width), "f") for width in (5, 2)], np.zeros((3, 1, 1), "f"),
-                          np.zeros((3, 1, 1, 5), "f"), np.zeros((3, 1, 1), bool), episodes))  # fmt: skip
+    agent.observe(Rollout(*[np.zeros((3, 1, 1, width), "f") for width in (5, 2)], np.zeros((3, 1,
+                1), "f"),
+                          np.zeros((3, 1, 1, 5), "f"), np.zeros((3, 1, 1), bool),
+                          episodes))  # fmt: skip
     weights = agent.update(given, noise[0], noise[1])["task_weight"]
     assert (weights / weights[2]).tolist() == pytest.approx([11.0, 11.0, 1.0], rel=1e-4)
     assert "success_rates.rates" in agent.state_dict()
@@ -337,7 +399,10 @@ def test_routes_are_means_over_each_tasks_newest_states(network):
         torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
     states = held.newest(mtsac.RECENT)
     agent.actor.eval()
-    expected = [sum(agent.actor.routing(states[:, [i]])[1][0, :, 0] for i in range(states.shape[1])) / states.shape[1]]
+    expected = [
+        sum(agent.actor.routing(states[:, [i]])[1][0, :, 0] for i in range(states.shape[1]))
+        / states.shape[1]
+    ]
     torch.testing.assert_close(layers[1:], expected)
     assert agent.routes(Replay(SPEC, 10)) == make(MLP).routes(held) == []
 
@@ -357,10 +422,12 @@ def test_acts_for_some_of_the_tasks():
     assert not torch.equal(agent.act(obs, tasks, noise), agent.act(obs, tasks))
     frozen = agent.policy()
     agent.training_step(batch(), 0)
-    assert not torch.equal(frozen["network.first.weight"], agent.actor.network.first.weight)  # a copy, not a view
+    assert not torch.equal(
+        frozen["network.first.weight"], agent.actor.network.first.weight
+    )  # a copy, not a view
 
 
-# --- options of the update -------------------------------------------------------------------------------------------
+# --- options of the update ------------------------------------------------------------------------
 
 
 def test_a_delayed_policy_is_updated_every_third_time_and_the_critics_always():
@@ -368,11 +435,19 @@ def test_a_delayed_policy_is_updated_every_third_time_and_the_critics_always():
     for number in range(7):
         actor, critic, temperature = (
             tensor.detach().clone()
-            for tensor in (agent.actor.network.first.weight, agent.critic.first.weight, agent.log_temperature)
+            for tensor in (
+                agent.actor.network.first.weight,
+                agent.critic.first.weight,
+                agent.log_temperature,
+            )
         )
         metrics = agent.training_step(batch(number), 0)
         moved.append(not torch.equal(agent.actor.network.first.weight, actor))
-        assert moved[-1] == (not torch.equal(agent.log_temperature, temperature)) == ("actor_loss" in metrics)
+        assert (
+            moved[-1]
+            == (not torch.equal(agent.log_temperature, temperature))
+            == ("actor_loss" in metrics)
+        )
         assert not torch.equal(agent.critic.first.weight, critic)
     assert moved == [True, False, False, True, False, False, True]
 
@@ -380,10 +455,15 @@ def test_a_delayed_policy_is_updated_every_third_time_and_the_critics_always():
 def test_without_the_policys_part_an_update_of_the_critics_is_the_same():
     whole, critics = make(), make()
     noise = torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
-    ours, theirs = whole.update(batch(), noise[0], noise[1]), critics.update_critics(batch(), noise[0], noise[1])
+    ours, theirs = (
+        whole.update(batch(), noise[0], noise[1]),
+        critics.update_critics(batch(), noise[0], noise[1]),
+    )
     assert torch.equal(ours["critic_loss"], theirs["critic_loss"])
     for name in ("critic", "target_critic"):
-        pairs = zip(getattr(whole, name).parameters(), getattr(critics, name).parameters(), strict=True)
+        pairs = zip(
+            getattr(whole, name).parameters(), getattr(critics, name).parameters(), strict=True
+        )
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -399,7 +479,9 @@ def test_the_averaged_policy_acts_and_follows_the_policy():
     agent.training_step(batch(), 0)
     expected = torch.lerp(before, agent.actor.network.first.weight.detach(), 0.25)
     torch.testing.assert_close(agent.averaged_actor.network.first.weight, expected)
-    assert torch.equal(agent.policy()["network.first.weight"], agent.averaged_actor.network.first.weight)
+    assert torch.equal(
+        agent.policy()["network.first.weight"], agent.averaged_actor.network.first.weight
+    )
     obs = torch.randn(3, 1, 5)
     assert torch.equal(agent.act(obs), policy.actions(agent.averaged_actor, obs))
     assert not torch.equal(agent.act(obs), policy.actions(agent.actor, obs))
@@ -415,12 +497,15 @@ def test_a_bad_update_moves_no_average():
 
 
 def test_networks_learn_on_normalised_observations_and_scaled_rewards():
-    """An agent with statistics, on a batch, and one without, on what the statistics make of the batch."""
+    """An agent with statistics, on a batch, and one without, on what the statistics make of the
+    batch.
+    """
     plain, scaled = make(), make(reward_scaling="return", normalize_obs=True)
     given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
     shape = (3, 1, 40)
     rollout = Rollout(
-        np.random.default_rng(0).normal(2.0, 3.0, (*shape, 5)).astype("f"), np.zeros((*shape, 2), "f"),
+        np.random.default_rng(0).normal(2.0, 3.0, (*shape, 5)).astype("f"), np.zeros((*shape, 2),
+                                                                                     "f"),
         np.zeros(shape, "f"), np.zeros((*shape, 5), "f"), np.zeros(shape, bool),
         episodes=[Episode(task, 0, 0, 10.0, False, (task + 1.0,) * 10) for task in range(3)],
     )  # fmt: skip
@@ -429,8 +514,13 @@ def test_networks_learn_on_normalised_observations_and_scaled_rewards():
     obs, next_obs = ((part - mean) / deviation for part in (given.obs, given.next_obs))
     largest = torch.arange(1.0, 4.0) / (1 - 0.99)
     divisor = (largest + scaled.log_temperature.exp().detach() * 2 / (2 * 0.01)) / 10
-    by_hand = Batch(obs.float(), given.action, given.reward / divisor[:, None], next_obs.float(), given.discount)
-    ours, theirs = scaled.update(given, noise[0], noise[1]), plain.update(by_hand, noise[0], noise[1])
+    by_hand = Batch(
+        obs.float(), given.action, given.reward / divisor[:, None], next_obs.float(), given.discount
+    )
+    ours, theirs = (
+        scaled.update(given, noise[0], noise[1]),
+        plain.update(by_hand, noise[0], noise[1]),
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scaled.act(given.obs), plain.act(by_hand.obs), rtol=1e-3, atol=1e-4)
 
@@ -457,12 +547,17 @@ def test_statistics_reach_both_policies_and_the_weights_that_workers_get():
 
 
 def test_weight_decay_does_nothing_before_the_first_update():
-    """Optimizers' state is made by a step, which must leave the weights, and so targets and averages are copies."""
+    """Optimizers' state is made by a step, which must leave the weights, and so targets and
+    averages are copies.
+    """
     torch.manual_seed(3)
     actor, critic = MLP(5, 4, 3, 1, num_layers=1, width=8), MLP(7, 1, 3, 2, num_layers=1, width=8)
-    before = [parameter.detach().clone() for parameter in (*actor.parameters(), *critic.parameters())]
+    before = [
+        parameter.detach().clone() for parameter in (*actor.parameters(), *critic.parameters())
+    ]
     decaying = dict.fromkeys(
-        ("actor", "critic", "temperature"), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True)
+        ("actor", "critic", "temperature"),
+        lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True),
     )
     agent = MTSAC(SPEC, Actor(actor), critic, decaying, batch_per_task=6)
     agent.configure_optimizers()

@@ -1,4 +1,6 @@
-"""How many operations the recipe's updates repeat: the cost of an update outside its products grows with them."""
+"""How many operations the recipe's updates repeat: the cost of an update outside its products grows
+with them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,17 @@ SPEC = EnvSpec(TASKS, 39, 4, 500)
 
 def operations(*overrides: str) -> dict[str, int]:
     """Return how many operations each of the recipe's programs repeats, on ten tasks."""
-    cfg = typed(compose(["env=mt10", "fabric=cpu", "fabric.compile=captured", "run.batch_per_task=4", *overrides]))
+    cfg = typed(
+        compose(
+            [
+                "env=mt10",
+                "fabric=cpu",
+                "fabric.compile=captured",
+                "run.batch_per_task=4",
+                *overrides,
+            ]
+        )
+    )
     agent, _ = make_agent(cfg, SPEC, *networks(cfg, SPEC), make_fabric(cfg))
     replay = Replay(SPEC, 64, agent.device)
     replay.extend(random_rollout(SPEC, replay.capacity))
@@ -37,7 +49,9 @@ def test_without_kernels():
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(("precision", "whole", "critics"), [("32-true", 435, 212), ("bf16-mixed", 549, 281)])
+@pytest.mark.parametrize(
+    ("precision", "whole", "critics"), [("32-true", 435, 212), ("bf16-mixed", 549, 281)]
+)
 def test_with_kernels(precision: str, whole: int, critics: int):
     counts = operations(f"fabric.precision={precision}")
     assert 0 < counts["whole"] <= whole

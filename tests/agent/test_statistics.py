@@ -1,4 +1,6 @@
-"""Statistics that an agent keeps: against numpy over all experience at once, and what they are kept for."""
+"""Statistics that an agent keeps: against numpy over all experience at once, and what they are kept
+for.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from softmod.types import Episode
 def test_moments_are_those_of_all_experience(seed, rounds):
     draws, moments, seen = np.random.default_rng(seed), RunningMoments(4), []
     for steps in rounds:
-        obs = (1e3 + draws.standard_normal((3, 2, steps, 4)) * [1e-3, 1.0, 50.0, 0.0]).astype(np.float32)
+        obs = (1e3 + draws.standard_normal((3, 2, steps, 4)) * [1e-3, 1.0, 50.0, 0.0]).astype(
+            np.float32
+        )
         moments.add(obs)
         seen.append(obs.reshape(-1, 4))
     everything = np.concatenate(seen).astype(np.float64)
@@ -27,7 +31,11 @@ def test_moments_are_those_of_all_experience(seed, rounds):
 
 
 def test_normalised_observations_have_mean_0_and_deviation_1_and_are_clipped():
-    obs = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 7.0, 1e-6]) + 3.0
+    obs = (
+        torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([0.1, 7.0, 1e-6])
+        + 3.0
+    )
     normalizer = Normalizer(3)
     normalizer.set(obs.mean(0), obs.var(0, correction=0))
     normal = normalizer(obs)
@@ -41,7 +49,8 @@ def returns_by_hand(rewards, discount):
     tail = np.mean(rewards) / (1 - discount)
     steps = range(len(rewards))
     return [
-        sum(discount ** (k - t) * rewards[k] for k in steps if k >= t) + discount ** (len(rewards) - t) * tail
+        sum(discount ** (k - t) * rewards[k] for k in steps if k >= t)
+        + discount ** (len(rewards) - t) * tail
         for t in steps
     ]
 
@@ -74,7 +83,9 @@ def test_entropy_has_room_in_the_scale():
     scale = ReturnScale(1, 0.9, -2.0)
     scale.add([episode(0, [5.0] * 4)])  # for ever: 50
     temperature = torch.tensor([0.3])
-    assert scale(torch.ones(1, 1), temperature).item() == pytest.approx(10 / (50 + 0.3 * 2 / (2 * 0.1)))
+    assert scale(torch.ones(1, 1), temperature).item() == pytest.approx(
+        10 / (50 + 0.3 * 2 / (2 * 0.1))
+    )
 
 
 def test_the_scale_grows_and_never_shrinks_and_waits_for_a_whole_episode():

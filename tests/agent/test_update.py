@@ -21,7 +21,12 @@ def some(seed: int) -> list[Tensor]:
 def test_all_live_tensors_stay_or_all_become_their_copies(keep: bool, dtype: torch.dtype):
     """What is not finite on either side too."""
     one, other = ([tensor.to(dtype) for tensor in some(seed)] for seed in (0, 1))
-    one[1][0], one[2][0, 0], other[1][1], other[3][0, 0, 0] = torch.nan, torch.inf, -torch.inf, torch.nan
+    one[1][0], one[2][0, 0], other[1][1], other[3][0, 0, 0] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        torch.nan,
+    )
     live, copies = ([tensor.clone() for tensor in tensors] for tensors in (one, other))
     choose(live, copies, torch.tensor(keep))
     for now, expected in zip(live, one if keep else other, strict=True):

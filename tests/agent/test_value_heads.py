@@ -1,4 +1,6 @@
-"""Value heads: what projection keeps, what a distribution learns, and that both heads drive an agent."""
+"""Value heads: what projection keeps, what a distribution learns, and that both heads drive an
+agent.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def test_projection_keeps_mass_and_mean(seed, spread):
     projected = losses.project(values, probabilities, SUPPORT)
     assert projected.min() >= 0
     torch.testing.assert_close(projected.sum(-1), torch.ones(4, 6))
-    torch.testing.assert_close(projected @ SUPPORT, (probabilities * values).sum(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        projected @ SUPPORT, (probabilities * values).sum(-1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_projection_is_that_of_a_loop():
@@ -43,7 +47,9 @@ def test_projection_is_that_of_a_loop():
         below = min(99, math.floor(position))
         expected[task, row, below] += probabilities[task, row, atom] * (1 - (position - below))
         expected[task, row, below + 1] += probabilities[task, row, atom] * (position - below)
-    torch.testing.assert_close(losses.project(values, probabilities, SUPPORT), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses.project(values, probabilities, SUPPORT), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("top", [0.0, 3.7, 100.0])
@@ -53,7 +59,8 @@ def test_both_ways_to_spread_probabilities_agree(top):
     position[0, 0] = position[0, 0].round()
     probabilities = some_distributions(0, 1.0)[1]
     added, multiplied = (
-        spread(position, probabilities, 101) for spread in (losses.spread_by_adding, losses.spread_by_product)
+        spread(position, probabilities, 101)
+        for spread in (losses.spread_by_adding, losses.spread_by_product)
     )
     assert multiplied.shape == (4, 6, 101)
     torch.testing.assert_close(multiplied, added, rtol=1e-4, atol=1e-6)
@@ -77,18 +84,24 @@ def test_what_is_not_finite_makes_its_row_nan(odd):
 
 def test_a_distribution_on_atoms_stays_as_it_is():
     probabilities = some_distributions(1, 1.0)[1]
-    torch.testing.assert_close(losses.project(SUPPORT.expand(4, 6, 101), probabilities, SUPPORT), probabilities)
+    torch.testing.assert_close(
+        losses.project(SUPPORT.expand(4, 6, 101), probabilities, SUPPORT), probabilities
+    )
 
 
 def test_the_categorical_target_has_the_mean_of_the_soft_value():
-    """Within the atoms' range it is the squared head's target, with the critics' mean in place of their minimum."""
+    """Within the atoms' range it is the squared head's target, with the critics' mean in place of
+    their minimum.
+    """
     head, draws = Categorical(), torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 3, 5, 101, generator=draws)
     reward, entropy = (0.5 * torch.rand(2, 3, 5, generator=draws)).unbind(0)
     discount = torch.full((3, 5), 0.9)
     target = head.target(reward, discount, outputs, entropy)
     value = (outputs.softmax(-1) @ SUPPORT).mean(0)
-    torch.testing.assert_close(target @ SUPPORT, reward + discount * (value + entropy), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        target @ SUPPORT, reward + discount * (value + entropy), rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(head.value(outputs), value)
 
 
@@ -162,7 +175,8 @@ class Fails(Squared):
 
 @pytest.mark.parametrize(
     ("head", "told"),
-    [(NoTarget, "abstract"), (ScalarLoss, r"loss has shape \[\], not \[2\]"), (NoOutputs, "a whole number of outputs"),
+    [(NoTarget, "abstract"), (ScalarLoss, r"loss has shape \[\], not \[2\]"), (NoOutputs,
+                "a whole number of outputs"),
      (Fails, "fails on outputs of 2 critics")],
 )  # fmt: skip
 def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told):

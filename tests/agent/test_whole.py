@@ -1,4 +1,6 @@
-"""The ways to run an update: what a graph would read and write, and that every way gives the same."""
+"""The ways to run an update: what a graph would read and write, and that every way
+gives the same.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from tests.agent.test_mtsac import everything, live
 from tests.networks.kinds import KINDS
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
-SIZES = {"num_layers": 2, "num_modules": 2, "module_width": 8, "embedding_width": 8, "gating_width": 8}
+SIZES = {
+    "num_layers": 2,
+    "num_modules": 2,
+    "module_width": 8,
+    "embedding_width": 8,
+    "gating_width": 8,
+}
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 
 
@@ -50,10 +58,14 @@ def make(
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
     head = options.get("value_head", Squared())
     critic = network(SPEC.obs_dim + SPEC.action_dim, head.outputs, 3, 2, **sizes)
-    optimizers = dict.fromkeys(("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused))
+    optimizers = dict.fromkeys(
+        ("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused)
+    )
     policy = options.pop("policy", {})
     agent = MTSAC(SPEC, Actor(actor, **policy), critic, optimizers, batch_per_task=6, **options)
-    fabric = L.Fabric(accelerator="cuda" if device == "cuda" else "cpu", devices=1, precision=precision)
+    fabric = L.Fabric(
+        accelerator="cuda" if device == "cuda" else "cpu", devices=1, precision=precision
+    )
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
     run_programs(agent, inner, how)
@@ -61,8 +73,12 @@ def make(
     return agent
 
 
-def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[tuple[Batch, Tensor, Tensor]]:
-    """Batches as the replay gives them, views of packed rows, and noise; the reward of one may be infinite."""
+def batches(
+    count: int, device: str = "cpu", broken: int | None = None
+) -> list[tuple[Batch, Tensor, Tensor]]:
+    """Batches as the replay gives them, views of packed rows, and noise; the reward of one may be
+    infinite.
+    """
     draws = torch.Generator().manual_seed(0)
     made = []
     for number in range(count):
@@ -73,7 +89,13 @@ def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[
         noise = torch.randn(2, 3, 6, 2, generator=draws).to(device)
         made.append(
             (
-                Batch(obs, action.tanh(), reward.squeeze(-1), next_obs, torch.full_like(reward[..., 0], 0.99)),
+                Batch(
+                    obs,
+                    action.tanh(),
+                    reward.squeeze(-1),
+                    next_obs,
+                    torch.full_like(reward[..., 0], 0.99),
+                ),
                 noise[0],
                 noise[1],
             )
@@ -84,7 +106,8 @@ def batches(count: int, device: str = "cpu", broken: int | None = None) -> list[
 @pytest.mark.bar(15)
 @pytest.mark.parametrize("order", ["sequential", "released"])
 @pytest.mark.parametrize(
-    ("network", "surgery"), [(form, "none") for form in KINDS.values()] + [(MLP, "pcgrad"), (SoftModular, "pcgrad")]
+    ("network", "surgery"),
+    [(form, "none") for form in KINDS.values()] + [(MLP, "pcgrad"), (SoftModular, "pcgrad")],
 )
 def test_what_would_be_captured_updates_as_eager_does(order: str, network: type, surgery: str):
     options = {"update_order": order, "gradient_surgery": surgery}
@@ -95,7 +118,9 @@ def test_what_would_be_captured_updates_as_eager_does(order: str, network: type,
             agent.updates += 1
         ours, theirs = captured.programs["whole"](*given), eager.programs["whole"](*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
+    )
 
 
 @pytest.mark.bar(15)
@@ -108,7 +133,9 @@ def test_normalised_networks_update_as_eager_ones_do(network: type):
             agent.updates += 1
         ours, theirs = captured.programs["whole"](*given), eager.programs["whole"](*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
+    )
 
 
 RECIPE = {  # every option that the recipe turns on
@@ -127,11 +154,15 @@ RECIPE = {  # every option that the recipe turns on
 @pytest.mark.bar(15)
 @pytest.mark.parametrize("network", [SoftModular, Residual])
 def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(network: type):
-    eager, captured = (make(how, network, **RECIPE, **NORM.get(network, {})) for how in ("eager", "captured"))
+    eager, captured = (
+        make(how, network, **RECIPE, **NORM.get(network, {})) for how in ("eager", "captured")
+    )
     for number, given in enumerate(batches(12, broken=7)):
         program = ("whole", "critics")[number % 2]
         for agent in (eager, captured):
-            agent.return_scale.add([Episode(task, 0, 0, 0.0, False, (1.0 + task + number,) * 5) for task in range(3)])
+            agent.return_scale.add(
+                [Episode(task, 0, 0, 0.0, False, (1.0 + task + number,) * 5) for task in range(3)]
+            )
             agent.success_rates.add([Episode(number % 3, 0, 0, 0.0, True)])
             agent.moments.add(given[0].obs.numpy())
             agent.actor.normalizer.set(agent.moments.mean, agent.moments.variance)
@@ -139,7 +170,9 @@ def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(netw
         ours, theirs = captured.programs[program](*given), eager.programs[program](*given)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
         assert bool(ours["finite"]) == (number != 7)
-    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
+    )
     graphs = [program._replay for program in captured.programs.values()]
     assert all(graph._next == graph._repeated for graph in graphs)  # none has given up
 
@@ -147,11 +180,15 @@ def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(netw
 NORM = {SoftModular: {"norm": "layer"}}
 
 
-@pytest.mark.parametrize("options", [{"update_order": "sequential"}, {"update_order": "released"}, RECIPE])
+@pytest.mark.parametrize(
+    "options", [{"update_order": "sequential"}, {"update_order": "released"}, RECIPE]
+)
 def test_warming_up_changes_nothing(options: dict[str, object], monkeypatch: pytest.MonkeyPatch):
     agent = make("captured", **options)
     before = everything(agent)
-    monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # nothing is run but the warm-up
+    monkeypatch.setattr(
+        Captured, "_record", lambda self: lambda: {}
+    )  # nothing is run but the warm-up
     for program in agent.programs.values():
         program(*batches(1)[0])
     assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
@@ -200,8 +237,12 @@ print(counters["stats"]["unique_graphs"])
 @compiler
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_compiled_networks_update_as_eager_ones_do(device: str):
-    """In a process of its own, since a compiler does not get through the checks of shapes that the tests add."""
-    done = subprocess.run([sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False)
+    """In a process of its own, since a compiler does not get through the checks of shapes that the
+    tests add.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2  # actor and critic
 
@@ -209,7 +250,9 @@ def test_compiled_networks_update_as_eager_ones_do(device: str):
 @pytest.mark.cuda
 @pytest.mark.parametrize("order", ["sequential", "released"])
 def test_a_cuda_graph_updates_as_eager_does(order: str):
-    eager, captured = (make(how, device="cuda", update_order=order) for how in ("eager", "captured"))
+    eager, captured = (
+        make(how, device="cuda", update_order=order) for how in ("eager", "captured")
+    )
     for given in batches(20, "cuda", broken=7):
         captured.programs["whole"](*given)
         eager.programs["whole"](*given)
@@ -222,7 +265,9 @@ def test_a_cuda_graph_updates_as_eager_does(order: str):
     ("network", "surgery"), [(form, "none") for form in KINDS.values()] + [(SoftModular, "pcgrad")]
 )
 def test_a_cuda_graph_serves_every_network(network: type, surgery: str):
-    eager, captured = (make(how, network, "cuda", gradient_surgery=surgery) for how in ("eager", "captured"))
+    eager, captured = (
+        make(how, network, "cuda", gradient_surgery=surgery) for how in ("eager", "captured")
+    )
     for given in batches(6, "cuda", broken=3):
         for agent in (eager, captured):
             agent.draw()
@@ -250,10 +295,16 @@ def test_the_recipes_programs_are_cuda_graphs_and_update_as_eager_ones_do(networ
 @pytest.mark.bar(1)
 @pytest.mark.parametrize("options", [{}, RECIPE])
 def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit(options: dict[str, object]):
-    """What exact resume needs: the same updates, half of them by an agent that was given the state of another."""
+    """What exact resume needs: the same updates, half of them by an agent that was given the state
+    of another.
+    """
     whole, half, rest = (make("captured", device="cuda", **options) for _ in range(3))
     given = list(
-        zip(("whole", "critics") * 10 if options else ("whole",) * 20, batches(20, "cuda", broken=7), strict=True)
+        zip(
+            ("whole", "critics") * 10 if options else ("whole",) * 20,
+            batches(20, "cuda", broken=7),
+            strict=True,
+        )
     )
     for program, batch in given:
         whole.programs[program](*batch)

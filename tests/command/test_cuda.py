@@ -34,25 +34,36 @@ def test_a_run_in_every_precision(here, precision: str, compile_: str):
 
 @pytest.mark.bar(2)
 @pytest.mark.parametrize("deterministic", ["true", "false"])
-def test_a_stopped_run_goes_on_to_the_same_state(here, deterministic: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_run_goes_on_to_the_same_state(
+    here, deterministic: str, monkeypatch: pytest.MonkeyPatch
+):
     options = [f"fabric.deterministic={deterministic}"]
     assert run("run.folder=whole", *options) == 0
     with monkeypatch.context() as patch:
         send_at(patch, MTSAC, "training_step", 16)
         assert run("run.folder=halves", *options) == signals.STOPPED
     assert run("run.folder=halves", *options) == 0
-    whole, halves = (state_hash(find(next(here.glob(f"{name}/*/seed_0")))[0]) for name in ("whole", "halves"))
+    whole, halves = (
+        state_hash(find(next(here.glob(f"{name}/*/seed_0")))[0]) for name in ("whole", "halves")
+    )
     assert halves == whole
 
 
 def test_on_a_cpu_it_is_another_run_that_starts_alike(here, monkeypatch: pytest.MonkeyPatch):
-    """Networks start from the same values on every device: the first round's experience is the same."""
+    """Networks start from the same values on every device: the first round's experience is the
+    same.
+    """
     seen = []
     original = loop.Replay.extend
-    monkeypatch.setattr(loop.Replay, "extend", lambda self, r: (seen.append(r.obs.copy()), original(self, r))[1])
+    monkeypatch.setattr(
+        loop.Replay, "extend", lambda self, r: (seen.append(r.obs.copy()), original(self, r))[1]
+    )
     for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
         seen.clear()
-        assert train.run([*SMALL, f"fabric={device}", f"run.folder={name}", "run.steps_per_task=40"]) == 0
+        assert (
+            train.run([*SMALL, f"fabric={device}", f"run.folder={name}", "run.steps_per_task=40"])
+            == 0
+        )
         if name == "gpu":
             first = list(seen)
     assert all((a == b).all() for a, b in zip(first, seen, strict=True))

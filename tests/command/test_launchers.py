@@ -31,7 +31,9 @@ def results(folder: Path) -> dict[tuple[str, str, int], Any]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_launcher_gives_equal_results_under_one_parent(
+    here: Path, launcher: str, monkeypatch: pytest.MonkeyPatch
+):
     (here / "one").mkdir()
     (here / "other").mkdir()
     monkeypatch.chdir(here / "one")
@@ -41,7 +43,9 @@ def test_a_launcher_gives_equal_results_under_one_parent(here: Path, launcher: s
     assert len({seed for seed, _, _ in results(here / "other")}) == 2
     with sqlite3.connect(here / "other" / "mlflow.db") as store:
         runs = store.execute("select status from runs").fetchall()
-        parents = store.execute("select distinct value from tags where key = 'mlflow.parentRunId'").fetchall()
+        parents = store.execute(
+            "select distinct value from tags where key = 'mlflow.parentRunId'"
+        ).fetchall()
     assert runs == [("FINISHED",)] * 3
     assert len(parents) == 1
 

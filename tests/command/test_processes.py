@@ -1,4 +1,6 @@
-"""The command as people run it, in processes of its own: sweeps, the notebook, Ctrl-C, the wheel, the docs."""
+"""The command as people run it, in processes of its own: sweeps, the notebook, Ctrl-C, the wheel,
+the docs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from softmod.report.runs import from_mlflow
 
 ROOT = Path(__file__).parents[2]
 BRIEF = [
-    "experiment=toy", "fabric.threads=1", "env.horizon=20", "run.round_steps=10", "run.steps_per_task=200",
+    "experiment=toy", "fabric.threads=1", "env.horizon=20", "run.round_steps=10",
+    "run.steps_per_task=200",
     "run.warmup_per_task=40", "run.batch_per_task=8", "run.eval_every=300", "run.eval_goals=2",
     "run.final_eval_goals=4", "run.save_every=300", "run.log_every=150",
 ]  # fmt: skip
@@ -34,8 +37,16 @@ store.prepare_environment()
 
 @pytest.fixture(scope="module")
 def environment(cache: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SOFTMOD_"))}
-    return kept | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", "SOFTMOD_CACHE": str(cache)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_", "SOFTMOD_"))
+    }
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "SOFTMOD_CACHE": str(cache),
+    }
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -44,7 +55,9 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def done(line: list[str], cwd: Path, environment: dict[str, str], code: int = 0) -> str:
     """Run to the end; what it printed."""
-    ended = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(
+        line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
@@ -54,9 +67,11 @@ def runs(folder: Path, experiment: str = "toy") -> list[Any]:
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
 
 
-# --- a sweep ----------------------------------------------------------------------------------------------------------
+# --- a sweep --------------------------------------------------------------------------------------
 
-SWEEP = command("softmod.train", "-m", *BRIEF, "workers=inline", "model=soft_modular_small,mt_mh_sac")
+SWEEP = command(
+    "softmod.train", "-m", *BRIEF, "workers=inline", "model=soft_modular_small,mt_mh_sac"
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +94,30 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
     client = store.connect(f"sqlite:///{swept / 'mlflow.db'}")
     assert store.KIND.items() <= client.get_experiment_by_name("toy").tags.items()
     told = {(run.data.params["model"], run.data.params["seed"]) for run in children}
-    assert told == {(model, seed) for model in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")}
+    assert told == {
+        (model, seed) for model in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")
+    }
     for run in children:
-        assert {f"eval/success_rate/toy-{task}" for task in ("reach", "opposite", "touch")} <= set(run.data.metrics)
+        assert {f"eval/success_rate/toy-{task}" for task in ("reach", "opposite", "touch")} <= set(
+            run.data.metrics
+        )
         assert f"seed={run.data.params['seed']}" in run.info.run_name
         assert {"version.torch", "softmod.group"} <= set(run.data.tags)
         kept = swept / "mlartifacts" / run.info.run_id / "artifacts"
-        for name in ("config.yaml", "success.png", "evaluation.json", "checkpoints/best/manifest.json"):
+        for name in (
+            "config.yaml",
+            "success.png",
+            "evaluation.json",
+            "checkpoints/best/manifest.json",
+        ):
             assert (kept / name).is_file(), name
         routed = store.image_steps(client, run.info.run_id, store.ROUTING)
         assert bool(routed) == (run.data.params["model"] == "soft_modular_small")
 
 
-def test_the_same_sweep_again_does_nothing_and_says_why(swept: Path, environment: dict[str, str]) -> None:
+def test_the_same_sweep_again_does_nothing_and_says_why(
+    swept: Path, environment: dict[str, str]
+) -> None:
     before = {run.info.run_id for run in runs(swept)}
     told = done([*SWEEP, "seed=0,1"], swept, environment)
     assert told.count("finished already, 600 env steps; nothing to do") == 4
@@ -106,8 +132,12 @@ NOTEBOOKS = {  # what they print, and how many pictures they show at least
 
 
 @pytest.mark.parametrize("name", list(NOTEBOOKS))
-def test_the_notebooks_run_on_it(name: str, swept: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    line = command("jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path))
+def test_the_notebooks_run_on_it(
+    name: str, swept: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    line = command(
+        "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)
+    )
     line.append(str(ROOT / "notebooks" / f"{name}.ipynb"))
     done(line, swept, environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{swept / 'mlflow.db'}"})
     cells = json.loads((tmp_path / f"{name}.ipynb").read_text())["cells"]
@@ -119,36 +149,63 @@ def test_the_notebooks_run_on_it(name: str, swept: Path, tmp_path: Path, environ
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= NOTEBOOKS[name][1]
 
 
-def test_a_report_on_it(swept: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the parent's name from MLflow, and from journals alone: the same tables; and logged to the parent."""
+def test_a_report_on_it(
+    swept: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the parent's name from MLflow, and from journals alone: the same tables; and logged to the
+    parent.
+    """
     report = command("softmod.report")
-    assert "written: report/report.html" in done([*report, "sweep=toy: model, seed"], swept, environment)
+    assert "written: report/report.html" in done(
+        [*report, "sweep=toy: model, seed"], swept, environment
+    )
     monkeypatch.chdir(swept)
     assert run_report(["runs=[runs]", "output=beside"]) == 0
     for name in ("success", "tasks", "improvement", "efficiency", "published"):
         for kind in ("csv", "tex"):
-            ours, theirs = ((swept / folder / f"{name}.{kind}").read_text() for folder in ("report", "beside"))
+            ours, theirs = (
+                (swept / folder / f"{name}.{kind}").read_text() for folder in ("report", "beside")
+            )
             assert ours == theirs, name
     rows = (swept / "report" / "success.csv").read_text().splitlines()
-    assert [row.split(",")[:2] for row in rows[1:]] == [["mt_mh_sac", "2"], ["soft_modular_small", "2"]]
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        ["mt_mh_sac", "2"],
+        ["soft_modular_small", "2"],
+    ]
     page = (swept / "report" / "report.html").read_text()
     pictures = re.findall(r'<img src="([^"]+)"', page)
-    assert {"success.png", "curves.png", "curves_over_time.png", "tasks.png", "interference.png"} <= set(pictures)
+    assert {
+        "success.png",
+        "curves.png",
+        "curves_over_time.png",
+        "tasks.png",
+        "interference.png",
+    } <= set(pictures)
     assert all((swept / "report" / picture).stat().st_size > 5_000 for picture in pictures)
     (parent,) = [run for run in runs(swept) if store.SWEEP_TAG in run.data.tags]
-    assert (swept / "mlartifacts" / parent.info.run_id / "artifacts" / "report" / "report.html").is_file()
+    assert (
+        swept / "mlartifacts" / parent.info.run_id / "artifacts" / "report" / "report.html"
+    ).is_file()
 
 
 def test_notebooks_are_light() -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), path.name
+        assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), (
+            path.name
+        )
 
 
-def test_a_finished_run_is_one_of_another_sweep_too(swept: Path, environment: dict[str, str]) -> None:
+def test_a_finished_run_is_one_of_another_sweep_too(
+    swept: Path, environment: dict[str, str]
+) -> None:
     """The last to use the sweep above: it moves two of its runs under another parent."""
     told = done([*SWEEP[:-1], "model=mt_mh_sac", "seed=0,1"], swept, environment)
     assert told.count("nothing to do") == 2
-    parents = {run.info.run_name: run.info.run_id for run in runs(swept) if store.SWEEP_TAG in run.data.tags}
+    parents = {
+        run.info.run_name: run.info.run_id
+        for run in runs(swept)
+        if store.SWEEP_TAG in run.data.tags
+    }
     assert set(parents) == {"toy: model, seed", "toy: seed"}
     uri = f"sqlite:///{swept / 'mlflow.db'}"
     members = {name: {run.source for run in from_mlflow(uri, name)[1]} for name in parents}
@@ -157,13 +214,15 @@ def test_a_finished_run_is_one_of_another_sweep_too(swept: Path, environment: di
     assert len(runs(swept)) == 6
 
 
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.bar(10)
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str, str]) -> None:
     line = command("softmod.train", *BRIEF, "workers.processes=2", "run.steps_per_task=1000")
-    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("runs/*/seed_0/checkpoints/step_*"))) < 2:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -195,17 +254,23 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str
         assert sent == Counter(record.values[name].keys()), name
 
 
-# --- elsewhere --------------------------------------------------------------------------------------------------------
+# --- elsewhere ------------------------------------------------------------------------------------
 
 
 def test_the_wheel_installed_elsewhere_trains(tmp_path: Path, environment: dict[str, str]) -> None:
-    done(command("build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)), tmp_path, environment)
+    done(
+        command("build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)),
+        tmp_path,
+        environment,
+    )
     (wheel,) = tmp_path.glob("softmod-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "softmod/conf/experiment/quickstart.yaml" in archive.namelist()
         archive.extractall(tmp_path / "site")
     elsewhere = environment | {"PYTHONPATH": str(tmp_path / "site")}
-    where = done([sys.executable, "-c", "import softmod; print(softmod.__file__)"], tmp_path, elsewhere)
+    where = done(
+        [sys.executable, "-c", "import softmod; print(softmod.__file__)"], tmp_path, elsewhere
+    )
     assert where.strip() == str(tmp_path / "site" / "softmod" / "__init__.py")
     told = done(command("softmod.train", "experiment=toy", "run=smoke"), tmp_path, elsewhere)
     assert "900 env steps" in told
@@ -221,10 +286,15 @@ LINES = [
 
 @pytest.mark.parametrize("line", LINES, ids=["all of it", "value head"])
 def test_the_examples_of_the_docs(tmp_path: Path, environment: dict[str, str], line: str) -> None:
-    words = [word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word for word in line.split()]
+    words = [
+        word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word
+        for word in line.split()
+    ]
     own = environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'docs/example'}"}
     done([sys.executable, *words[1:], "tracking=journal"], tmp_path, own)
     (result,) = tmp_path.glob("runs/line-per_task-*/seed_0/result.json")
-    scores = {score["task"]: score["success_rate"] for score in json.loads(result.read_text())["scores"]}
+    scores = {
+        score["task"]: score["success_rate"] for score in json.loads(result.read_text())["scores"]
+    }
     assert scores.keys() == {"line-approach", "line-avoid"}
     assert min(scores.values()) > 0.8

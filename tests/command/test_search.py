@@ -1,4 +1,6 @@
-"""A search with Optuna: what it asks of its space, its trials as runs under one parent, its end and going on."""
+"""A search with Optuna: what it asks of its space, its trials as runs under one parent, its end and
+going on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def trials(state: str = "COMPLETE") -> list:
 
 
 def without(keys: list[str]) -> list[str]:
-    return [line for line in BRIEF if line.partition("=")[0] not in {key.partition("=")[0] for key in keys}]
+    return [
+        line
+        for line in BRIEF
+        if line.partition("=")[0] not in {key.partition("=")[0] for key in keys}
+    ]
 
 
 def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, capsys):
@@ -44,7 +50,9 @@ def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, 
         assert trial.params["run.eval_goals"] in (1, 2, 3)
         assert trial.params["run.batch_per_task"] in (4, 8, 12)
     results = [json.loads(path.read_text()) for path in here.glob("runs/*/seed_0/result.json")]
-    assert sorted(trial.value for trial in made) == sorted(result["success_rate"] for result in results)
+    assert sorted(trial.value for trial in made) == sorted(
+        result["success_rate"] for result in results
+    )
     best = max(made, key=lambda trial: trial.value)
     assert f"best of 3: success {best.value:.3f}" in told
     assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", told)
@@ -53,7 +61,9 @@ def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, 
     assert len(trials()) == 4
 
 
-def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(here: Path, monkeypatch, capsys):
+def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
+    here: Path, monkeypatch, capsys
+):
     train, moments = experiment.run_experiment, iter(["fail", "stop", "go", "go"])
 
     def faulty(*given):
@@ -68,7 +78,7 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(here: P
     line = ["trials=2", *without(SPACE[:1]), SPACE[0]]
     assert search.run(line) == signals.STOPPED
     assert "softmod: made up [optimizer.actor.lr=" in capsys.readouterr().err
-    (failed, stopped) = trials("FAIL")
+    failed, stopped = trials("FAIL")
     assert search.run(line) == 0
     assert trials()[0].params == stopped.params != failed.params
     assert len(trials()) == 2
@@ -85,13 +95,17 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
                 raise signals.StoppedError("told to stop")
             return [SimpleNamespace(success_rate=float(values["algorithm.discount"]))]
 
-        monkeypatch.setattr(search.Search, "compose", lambda _, values: (values, {}, []))  # which takes a second
+        monkeypatch.setattr(
+            search.Search, "compose", lambda _, values: (values, {}, [])
+        )  # which takes a second
         monkeypatch.setattr(experiment, "run_experiment", scored)
         line = [f"storage=sqlite:///{storage}", "trials=11", *without(SPACE), *SPACE]
         assert [search.run(line) for _ in stops] == [signals.STOPPED] * len(stops)
         assert search.run(line) == 0
         (study,) = optuna.study.get_all_study_summaries(f"sqlite:///{storage}")
-        found = optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{storage}").trials
+        found = optuna.load_study(
+            study_name=study.study_name, storage=f"sqlite:///{storage}"
+        ).trials
         return [trial.params for trial in found if trial.state.name == "COMPLETE"]
 
     first = searched("first.db", set())
@@ -122,7 +136,8 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
         (["algorithm.discont=interval(0.9,1)"], "algorithm.discount"),
         (["model=soft_modular,mt_sack"], "mt_sac"),
         (["algorithm.discount=tag(log,interval(0,1))"], "no space to search"),
-        (["storage=sqlite:////nowhere/at/all.db", SPACE[0]], "storage=sqlite:////nowhere/at/all.db: cannot be used"),
+        (["storage=sqlite:////nowhere/at/all.db", SPACE[0]],
+         "storage=sqlite:////nowhere/at/all.db: cannot be used"),
         (["-m", SPACE[0]], "-m: unknown flag"),
     ],
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Several seeds in one process: each is the run that it would be by itself, whatever happens to the others."""
+"""Several seeds in one process: each is the run that it would be by itself, whatever happens to the
+others.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.command.test_train import SMALL, here, only, state, statuses
 __all__ = ["here"]
 
 SEEDS = "seeds=[0,1,2]"
-ONE_BY_ONE = "fabric.compile=eager"  # where it does not matter how updates are made: without recording them
+ONE_BY_ONE = (  # where it does not matter how updates are made: without recording them
+    "fabric.compile=eager"
+)
 
 
 def run(*more: str) -> int:
@@ -33,7 +37,8 @@ def run(*more: str) -> int:
 def close(folder: Path, other: Path) -> bool:
     ours, theirs = state(folder), state(other)
     return ours.keys() == theirs.keys() and all(
-        torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-2, atol=1e-3) for name in ours
+        torch.allclose(ours[name].double(), theirs[name].double(), rtol=1e-2, atol=1e-3)
+        for name in ours
     )
 
 
@@ -83,11 +88,17 @@ def test_what_is_said_of_each_seed(here, capsys):
     assert "seed 3: runs/" in told.err
     assert "seed 5:" in told.err
     assert "success by seed: 3: " in told.out
-    records = [json.loads(line) for line in (only(here, 5) / "journal.jsonl").read_text().splitlines()]
-    tags = {name: value for r in records if r["kind"] == "tags" for name, value in r["values"].items()}
+    records = [
+        json.loads(line) for line in (only(here, 5) / "journal.jsonl").read_text().splitlines()
+    ]
+    tags = {
+        name: value for r in records if r["kind"] == "tags" for name, value in r["values"].items()
+    }
     assert tags["softmod.command"].endswith("seed=5")
     assert "seeds=" not in tags["softmod.command"]
-    params = {name: value for r in records if r["kind"] == "params" for name, value in r["values"].items()}
+    params = {
+        name: value for r in records if r["kind"] == "params" for name, value in r["values"].items()
+    }
     assert str(params["seed"]) == "5"
 
 
@@ -143,7 +154,11 @@ def test_a_seed_that_fails_ends_no_other(here, undisturbed, capsys, monkeypatch)
         patch.setattr(Log, "round", fails)
         assert run(SEEDS, ONE_BY_ONE) == WorkerError.exit_code
     assert "a fault of this test [seed=1]" in capsys.readouterr().err
-    assert [statuses(only(here, seed))[-1] for seed in range(3)] == ["FINISHED", "FAILED", "FINISHED"]
+    assert [statuses(only(here, seed))[-1] for seed in range(3)] == [
+        "FINISHED",
+        "FAILED",
+        "FINISHED",
+    ]
     assert run(SEEDS, ONE_BY_ONE) == 0
     same(here, undisturbed)
 
@@ -174,7 +189,9 @@ def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
 
     monkeypatch.setattr(loop, "ended", solved)
     assert run(SEEDS, ONE_BY_ONE) == 0
-    ends = [json.loads((only(here, seed) / "result.json").read_text())["env_steps"] for seed in range(3)]
+    ends = [
+        json.loads((only(here, seed) / "result.json").read_text())["env_steps"] for seed in range(3)
+    ]
     assert ends[0] < 600
     assert ends[1:] == [600, 600]
 
@@ -198,6 +215,9 @@ def test_what_seeds_may_be(here, capsys, words, told):
 
 
 def test_a_sweep_over_groups_of_seeds(here):
-    assert run("-m", "seeds=[0,1]", "algorithm.discount=0.9,0.95", ONE_BY_ONE, "run.steps_per_task=80") == 0
+    assert (
+        run("-m", "seeds=[0,1]", "algorithm.discount=0.9,0.95", ONE_BY_ONE, "run.steps_per_task=80")
+        == 0
+    )
     assert len(list(here.glob("runs/*/seed_0/result.json"))) == 2
     assert len(list(here.glob("runs/*/seed_1/result.json"))) == 2

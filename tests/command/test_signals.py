@@ -1,4 +1,6 @@
-"""A run that a scheduler stops, at any moment, and that is started again: the same run, to the bit."""
+"""A run that a scheduler stops, at any moment, and that is started again: the same run,
+to the bit.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,17 @@ MOMENTS = {  # what is interrupted, at which of its calls
     "within the last evaluation": (ToyEnv, "step", -50),  # before the end
     "the last round": (Workers, "start", 20),
 }
-FULL = {"first update", "the last update of a round", "the beginning of an evaluation", "the last round"}
+FULL = {
+    "first update",
+    "the last update of a round",
+    "the beginning of an evaluation",
+    "the last round",
+}
 
 
-def send_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, number: int = signal.SIGTERM) -> None:
+def send_at(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, number: int = signal.SIGTERM
+) -> None:
     """Send this process a signal when something is called for the `at`-th time."""
     calls, original = [0], getattr(owner, name)
 
@@ -48,7 +57,9 @@ def send_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, nu
 
 
 def results(folder: Path) -> dict[tuple[str, int], float]:
-    return {key: value for key, value in metrics(folder).items() if not key[0].startswith(WALL_CLOCK)}
+    return {
+        key: value for key, value in metrics(folder).items() if not key[0].startswith(WALL_CLOCK)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("undisturbed"))
         patch.setattr("sys.argv", ["softmod-train"])
-        patch.setattr(ToyEnv, "step", lambda env, action: (steps.append(steps.pop() + 1), step(env, action))[1])
+        patch.setattr(
+            ToyEnv,
+            "step",
+            lambda env, action: (steps.append(steps.pop() + 1), step(env, action))[1],
+        )
         assert run() == 0
         folder = only(Path.cwd())
         return results(folder), state(folder), steps[0]
@@ -80,7 +95,9 @@ def test_a_run_begun_beside_others_says_how_it_goes_on_and_slurm_knows(here, cap
 
 
 @pytest.mark.bar(2)
-@pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.reliability] * (m in FULL)) for m in MOMENTS])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=[pytest.mark.reliability] * (m in FULL)) for m in MOMENTS]
+)
 def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, undisturbed):
     expected, at_the_end, steps = undisturbed
     owner, name, at = MOMENTS[moment]
@@ -115,8 +132,10 @@ def test_stopped_again_and_again(here, undisturbed):
     assert results(only(here)) == undisturbed[0]
 
 
-RECIPE = [  # every state that the recipe adds, and actions that are no policy's before the first update
-    "algorithm=fast", "model=soft_modular_residual", "critic.width=8", "actor.norm=layer", "env.train_horizon=10",
+# every state that the recipe adds, and actions that are no policy's before the first update
+RECIPE = [
+    "algorithm=fast", "model=soft_modular_residual", "critic.width=8", "actor.norm=layer",
+    "env.train_horizon=10",
     "algorithm.policy_averaging=0.1", "run.warmup_policy=uniform", "critic_head.atoms=11",
 ]  # fmt: skip
 
@@ -128,12 +147,20 @@ def run_recipe(*more: str) -> int:
 
 @pytest.mark.bar(2)
 def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monkeypatch, here):
-    """Its statistics, the averaged policy, delayed updates and uniform actions are all part of what is saved."""
+    """Its statistics, the averaged policy, delayed updates and uniform actions are all part of what
+    is saved.
+    """
     line = f"run.folder={tmp_path / 'whole'}"
     assert run_recipe(line) == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
     update = (MTSAC, "training_step")
-    stops = [(Workers, "start", 3), (*update, 4), (*update, 8), (*update, 9), (Workers, "evaluate", 1)]
+    stops = [
+        (Workers, "start", 3),
+        (*update, 4),
+        (*update, 8),
+        (*update, 9),
+        (Workers, "evaluate", 1),
+    ]
     stops += [(Workers, "finish", 2), (*update, 1)]
     for owner, name, at in stops:
         with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +169,11 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
     assert run_recipe() == 0
     assert results(only(here)) == results(whole)
     ours, theirs = state(only(here)), state(whole)
-    assert {"agent.moments.mean", "agent.return_scale.largest", "agent.actor.normalizer.scale"} <= ours.keys()
+    assert {
+        "agent.moments.mean",
+        "agent.return_scale.largest",
+        "agent.actor.normalizer.scale",
+    } <= ours.keys()
     assert "agent.averaged_actor.network.first.weight" in ours
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -160,14 +191,19 @@ def test_seen_failing_each_state_of_the_recipe_is_needed(tmp_path, here, forgott
         assert run_recipe() == signals.STOPPED
 
     def without(live, saved, what):
-        kept = {name: live[name].clone() if name.startswith(forgotten) else value for name, value in saved.items()}
+        kept = {
+            name: live[name].clone() if name.startswith(forgotten) else value
+            for name, value in saved.items()
+        }
         restore(live, kept, what)
 
     restore = checkpoint.restore_arrays
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "restore_arrays", without)
         assert run_recipe() == 0
-    assert any(not torch.equal(value, state(whole)[name]) for name, value in state(only(here)).items())
+    assert any(
+        not torch.equal(value, state(whole)[name]) for name, value in state(only(here)).items()
+    )
 
 
 def test_every_array_of_an_agent_belongs_to_a_component_of_the_hash(here):
@@ -205,13 +241,18 @@ def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
     send_at(monkeypatch, MTSAC, "training_step", 16)
     assert run() == signals.STOPPED
     monkeypatch.setattr(
-        loop.Saver, "begun", property(lambda self: loop.Begun(), lambda self, value: None), raising=False
+        loop.Saver,
+        "begun",
+        property(lambda self: loop.Begun(), lambda self, value: None),
+        raising=False,
     )
     assert run() == 0
-    assert any(not torch.equal(value, undisturbed[1][name]) for name, value in state(only(here)).items())
+    assert any(
+        not torch.equal(value, undisturbed[1][name]) for name, value in state(only(here)).items()
+    )
 
 
-# --- SLURM ------------------------------------------------------------------------------------------------------------
+# --- SLURM ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -230,13 +271,19 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("number", "environment", "asked"),
     [
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7"}, "requeue 7\n"),
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "requeue 7_3\n"),
+        (
+            signal.SIGUSR1,
+            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"},
+            "requeue 7_3\n",
+        ),
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, None),
         (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # SLURM queues such a job itself
         (signal.SIGUSR1, {}, None),
     ],
 )
-def test_a_job_that_was_warned_is_queued_again_once(here, capsys, monkeypatch, scontrol, number, environment, asked):
+def test_a_job_that_was_warned_is_queued_again_once(
+    here, capsys, monkeypatch, scontrol, number, environment, asked
+):
     for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -254,7 +301,9 @@ def test_a_machine_without_scontrol_is_no_failure(monkeypatch, tmp_path):
 
 
 def swallow(*_):
-    """As when it falls into the import of numpy, which torch tries and forgives: the next import of numpy fails."""
+    """As when it falls into the import of numpy, which torch tries and forgives: the next import of
+    numpy fails.
+    """
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     raise ImportError("cannot load module more than once per process")
@@ -264,7 +313,10 @@ def swallow(*_):
 def test_an_interrupt_that_comes_out_as_another_error(here, capsys, monkeypatch):
     monkeypatch.setattr(experiment, "run_experiment", swallow)
     assert run() == 130
-    assert capsys.readouterr().err == "softmod: interrupted; the same command goes on from the last checkpoint\n"
+    assert (
+        capsys.readouterr().err
+        == "softmod: interrupted; the same command goes on from the last checkpoint\n"
+    )
 
 
 @pytest.mark.control(10)

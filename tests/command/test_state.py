@@ -57,7 +57,11 @@ def test_equal_runs_have_equal_hashes_however_they_came_there(here, capsys):
     # the shorter run's own last evaluation is in its journal, and may have been its best
     assert differing(whole, halves) <= {"metrics", "counters", "state"}
     assert whole["replay"] == halves["replay"]
-    assert differing(whole, other) == set(whole) - {"begun", "average", "statistics"}  # which the toy run has not
+    assert differing(whole, other) == set(whole) - {
+        "begun",
+        "average",
+        "statistics",
+    }  # which the toy run has not
 
 
 @pytest.mark.control(1)
@@ -75,7 +79,9 @@ def test_the_component_that_differs_is_named(here, capsys):
         content = (folder / f"{name}.safetensors").read_bytes()
         rewrite(folder, f"{name}.safetensors", nudge(key))
         assert differing(before, hashes(capsys, folder)) == {component, "state"}
-        rewrite(folder, f"{name}.safetensors", lambda path, content=content: path.write_bytes(content))
+        rewrite(
+            folder, f"{name}.safetensors", lambda path, content=content: path.write_bytes(content)
+        )
     facts = json.loads((folder / "facts.json").read_text())
     facts["counters"]["updates"] += 1
     rewrite(folder, "facts.json", lambda path: path.write_text(json.dumps(facts)))

@@ -1,4 +1,6 @@
-"""Whole runs on the toy tasks, in this process: counts, resumption, sweeps, evaluation, what is left on disk."""
+"""Whole runs on the toy tasks, in this process: counts, resumption, sweeps, evaluation, what is
+left on disk.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,13 @@ from softmod.workers.pool import Workers
 
 SMALL = [
     "experiment=toy", "workers=inline", "tracking=journal", "fabric.threads=1", "env.horizon=20",
-    "run.steps_per_task=200", "run.warmup_per_task=40", "run.batch_per_task=8", "run.round_steps=10",
-    "run.eval_every=150", "run.eval_goals=2", "run.final_eval_goals=4", "run.save_every=90", "run.log_every=60",
+    "run.steps_per_task=200", "run.warmup_per_task=40", "run.batch_per_task=8",
+    "run.round_steps=10",
+    "run.eval_every=150", "run.eval_goals=2", "run.final_eval_goals=4", "run.save_every=90",
+    "run.log_every=60",
     "actor.module_width=8", "critic.module_width=8",
-    "actor.embedding_width=8", "critic.embedding_width=8", "actor.gating_width=8", "critic.gating_width=8",
+    "actor.embedding_width=8", "critic.embedding_width=8", "actor.gating_width=8",
+    "critic.gating_width=8",
 ]  # fmt: skip
 
 
@@ -63,7 +68,11 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     assert found is not None
     groups = ("agent", "optimizers", "episodes")
     pieces = [load_file(folder / name)["rows"] for name in sorted(shared(found[0]))]
-    held = {f"{group}.{name}": value for group in groups for name, value in arrays(found[0], group).items()}
+    held = {
+        f"{group}.{name}": value
+        for group in groups
+        for name, value in arrays(found[0], group).items()
+    }
     return held | {"replay": torch.cat(pieces, 1)}
 
 
@@ -77,10 +86,19 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
     folder = only(here)
     result = json.loads((folder / "result.json").read_text())
     assert result["env_steps"] == 600
-    assert [score["task"] for score in result["scores"]] == ["toy-reach", "toy-opposite", "toy-touch"]
+    assert [score["task"] for score in result["scores"]] == [
+        "toy-reach",
+        "toy-opposite",
+        "toy-touch",
+    ]
     assert {score["episodes"] for score in result["scores"]} == {4}
     values = metrics(folder)
-    assert sorted({step for name, step in values if name == "eval/success_rate/mean"}) == [150, 300, 450, 600]
+    assert sorted({step for name, step in values if name == "eval/success_rate/mean"}) == [
+        150,
+        300,
+        450,
+        600,
+    ]
     assert values["eval/success_rate/mean", 600] == pytest.approx(result["success_rate"])
     counts = Counter(name for name, _ in values)
     logged = [
@@ -98,7 +116,12 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
     assert found[1]["counters"]["updates"] == int(160 * 0.25)
     assert found[1]["counters"]["written"] == 200
     assert statuses(folder) == ["RUNNING", "FINISHED"]
-    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "success.png", "result.json", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "success.png",
+        "result.json",
+        "checkpoints",
+    }
     assert (folder / "success.png").stat().st_size > 5000
     out = capsys.readouterr().out
     assert "toy-opposite" in out
@@ -107,7 +130,9 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
 
 @pytest.mark.parametrize(("every", "expected"), [(150, [150, 180]), (30, [30, 60])])
 def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
-    """Time that runs out within an evaluation, after each round too: the last, of more goals, comes a round later."""
+    """Time that runs out within an evaluation, after each round too: the last, of more goals, comes
+    a round later.
+    """
     evaluations, make = [], loop.Evaluation.make
 
     def watched(self, *arguments):
@@ -141,7 +166,9 @@ def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "ended", interrupted)
         assert run("run.steps_per_task=400") == 130
-    assert run() == 0  # finished as it was asked for here; that it was to be longer, and was not, stays said
+    assert (
+        run() == 0
+    )  # finished as it was asked for here; that it was to be longer, and was not, stays said
     assert statuses(only(here))[-1] == "KILLED"
 
 
@@ -155,9 +182,18 @@ def test_a_result_without_its_journal_is_shown_all_the_same(here, capsys):
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        (["env=mt50", "--cfg", "job"], ["name: mt50-soft_modular", "eval_every: 500000", "steps_per_task: 160000"]),
-        (["--cfg", "job", "-p", "run", "env=mt10"], ["eval_every: 100000", "steps_per_task: 200000"]),
-        (["env=mt10", "model=moore", "algorithm=mtsac", "run=smoke", "-c", "job"], ["num_experts: 4", "lr: 0.0003"]),
+        (
+            ["env=mt50", "--cfg", "job"],
+            ["name: mt50-soft_modular", "eval_every: 500000", "steps_per_task: 160000"],
+        ),
+        (
+            ["--cfg", "job", "-p", "run", "env=mt10"],
+            ["eval_every: 100000", "steps_per_task: 200000"],
+        ),
+        (
+            ["env=mt10", "model=moore", "algorithm=mtsac", "run=smoke", "-c", "job"],
+            ["num_experts: 4", "lr: 0.0003"],
+        ),
         (["--cfg", "job", "--resolve"], ["name: quickstart-"]),
     ],
 )
@@ -171,7 +207,10 @@ def test_a_configuration_is_shown_with_its_numbers(here, line, shown, capsys):
 
 def test_what_cannot_work_creates_nothing(here, capsys):
     faulty = {
-        ("model=single_task", "algorithm.gradient_surgery=pcgrad"): "gradient_surgery=pcgrad: tasks share no weights",
+        (
+            "model=single_task",
+            "algorithm.gradient_surgery=pcgrad",
+        ): "gradient_surgery=pcgrad: tasks share no weights",
         (
             "fabric.compile=captured",
             "optimizer.actor.fused=false",
@@ -187,15 +226,21 @@ def test_what_cannot_work_creates_nothing(here, capsys):
 def test_the_same_seed_gives_the_same_run_and_another_does_not(here):
     for name, seed in (("first", 0), ("second", 0), ("third", 1)):
         assert run(f"run.folder={name}", f"seed={seed}") == 0
-    first, second, third = (state(next(here.glob(f"{name}/*/seed_*"))) for name in ("first", "second", "third"))
+    first, second, third = (
+        state(next(here.glob(f"{name}/*/seed_*"))) for name in ("first", "second", "third")
+    )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["agent.actor.network.first.weight"], third["agent.actor.network.first.weight"])
+    assert not torch.equal(
+        first["agent.actor.network.first.weight"], third["agent.actor.network.first.weight"]
+    )
 
 
 @pytest.mark.parametrize("stop", [90, pytest.param(270, marks=pytest.mark.reliability), 390])
 def test_a_run_that_stopped_goes_on_to_the_same_end(here, stop):
-    """Also in the middle of episodes: the horizon is 20, checkpoints lie at multiples of 30 steps per task."""
+    """Also in the middle of episodes: the horizon is 20, checkpoints lie at multiples of 30 steps
+    per task.
+    """
     assert run("run.folder=whole") == 0
     assert run(f"run.steps_per_task={stop // 3}") == 0
     folder = only(here)
@@ -249,7 +294,9 @@ def test_the_clock_ends_a_run(here):
 
 
 def solve(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
-    """Let evaluations have these mean success rates, one after the other, and the last one for good; their goals."""
+    """Let evaluations have these mean success rates, one after the other, and the last one for
+    good; their goals.
+    """
     made: list[int] = []
 
     def evaluate(self, policy, goals):
@@ -309,7 +356,10 @@ def test_evaluation_answers_faulty_lines(here, capsys):
     assert evaluate.run(["--video", "checkpoint=nowhere"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 5
-    assert told[1] == "softmod: nowhere: neither a checkpoint nor a run's folder with checkpoints in it"
+    assert (
+        told[1]
+        == "softmod: nowhere: neither a checkpoint nor a run's folder with checkpoints in it"
+    )
     assert "did you mean goals" in told[3]
 
 
@@ -319,7 +369,10 @@ def test_a_policy_in_two_lines(here):
     action = policy.act(np.zeros(9), "toy-opposite")
     assert action.shape == (2,)
     assert np.array_equal(policy.act(np.zeros((3, 9)), 1)[2], action)
-    assert [route.shape for route in policy.routing(np.zeros(9), "toy-opposite")] == [(2, 2), (1, 2)]
+    assert [route.shape for route in policy.routing(np.zeros(9), "toy-opposite")] == [
+        (2, 2),
+        (1, 2),
+    ]
     assert policy.tasks == ("toy-reach", "toy-opposite", "toy-touch")
     with pytest.raises(ConfigError, match="trained on toy-reach"):
         policy.act(np.zeros(9), "push-v3")
@@ -388,7 +441,11 @@ def test_updates_that_stay_non_finite_end_the_run(here, capsys):
     assert "not finite, as it was" in lines[0]
     assert (
         [line for line in lines if line.startswith("batch")]
-        == [line for line in lines if line.startswith("batch, reward:") and line.endswith("of toy-opposite")]
+        == [
+            line
+            for line in lines
+            if line.startswith("batch, reward:") and line.endswith("of toy-opposite")
+        ]
         != []
     )
     assert any(line.startswith("result, critic_loss") for line in lines)
@@ -410,7 +467,9 @@ def test_insisting_on_a_checkpoint_creates_nothing(here):
 
 
 @pytest.mark.parametrize(("refused", "code"), [(range(1, 3), 0), (range(2, 5), 4), ((1, 3, 5), 0)])
-def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(here, caplog, monkeypatch, refused, code):
+def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(
+    here, caplog, monkeypatch, refused, code
+):
     """Saves 1, 2, ... of the replay's pieces fail; whatever is on disk is whole."""
     attempts, write = [0], archive.save_file
 

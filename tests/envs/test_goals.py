@@ -47,7 +47,9 @@ def test_equal_to_metaworlds_own(mt10: Any) -> None:
     assert global_stream() == before
 
 
-def test_seeds_differ_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_differ_and_the_user_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(SETS, "mt10", ("reach-v3",))
     first, second = (module._generate("mt10", seed)["reach-v3"] for seed in (0, 1))
     assert not np.array_equal(first, second)
@@ -68,7 +70,9 @@ def test_generated_once_per_seed(fake: list[int]) -> None:
     for seed in (0, 0, 7, 0, 7):
         assert benchmark_goals("mt10", seed)["push-v3"][0, 0] == seed + 0.5
     assert fake == [0, 7]
-    assert [path.name for path in cache_path("mt10", 0).parent.iterdir() if path.name.startswith(".")] == []
+    assert [
+        path.name for path in cache_path("mt10", 0).parent.iterdir() if path.name.startswith(".")
+    ] == []
 
 
 def damage(path: Path, how: str) -> None:
@@ -87,7 +91,9 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["short", "flipped", "other", "pickle", "empty"])
-def test_damaged_cache_is_drawn_again(fake: list[int], caplog: pytest.LogCaptureFixture, how: str) -> None:
+def test_damaged_cache_is_drawn_again(
+    fake: list[int], caplog: pytest.LogCaptureFixture, how: str
+) -> None:
     first = benchmark_goals("mt10", 0)
     damage(cache_path("mt10", 0), how)
     assert equal(benchmark_goals("mt10", 0), first)
@@ -98,7 +104,10 @@ def test_damaged_cache_is_drawn_again(fake: list[int], caplog: pytest.LogCapture
 
 
 def test_unwritable_cache_only_warns(
-    fake: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fake: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SOFTMOD_CACHE", str(tmp_path / "file"))

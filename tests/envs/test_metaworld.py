@@ -46,7 +46,8 @@ def play_theirs(mt10: Any, task: int, goal: int, reward: str, steps: int) -> lis
 
 
 @pytest.mark.parametrize(
-    ("task", "goal", "reward"), [(REACH, 0, "v2"), (PUSH, 7, "v2"), (PUSH, 7, "v1"), (WINDOW, 49, "v2")]
+    ("task", "goal", "reward"),
+    [(REACH, 0, "v2"), (PUSH, 7, "v2"), (PUSH, 7, "v1"), (WINDOW, 49, "v2")],
 )
 def test_equal_to_plain_metaworld(mt10: Any, task: int, goal: int, reward: str) -> None:
     suite = MetaWorld(MT10, reward=reward)
@@ -78,7 +79,9 @@ def test_a_reset_is_a_pure_function_of_the_goal(name: str) -> None:
 
 @pytest.mark.control(17)
 def test_a_reset_that_leaves_something_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose first 18 numbers are those of the episode before, which Meta-World shows as one step ago."""
+    """One whose first 18 numbers are those of the episode before, which Meta-World shows as one
+    step ago.
+    """
     from softmod.envs import metaworld_fast
 
     reset = metaworld_fast.FastSawyer.reset
@@ -122,7 +125,9 @@ def test_draw_goal_draws_what_a_whole_reset_draws() -> None:
 
 
 def test_goal_modes() -> None:
-    modes = {mode: MetaWorld(MT10, goals=mode).goals(PUSH) for mode in ("benchmark", "fixed", "random")}
+    modes = {
+        mode: MetaWorld(MT10, goals=mode).goals(PUSH) for mode in ("benchmark", "fixed", "random")
+    }
     assert modes["benchmark"].shape == (50, 6)
     assert modes["benchmark"].dtype == np.float64
     assert np.array_equal(modes["fixed"], modes["benchmark"][:1])
@@ -160,14 +165,20 @@ def test_physics_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     env = MetaWorld(["reach-v3"]).make(0)
     goal = env.draw_goal(np.random.default_rng(0))
     play(env, goal, 4)
-    with pytest.raises(WorkerError, match="reach-v3: the physics broke at step 5 of an episode: MuJoCo found bad"):
+    with pytest.raises(
+        WorkerError, match="reach-v3: the physics broke at step 5 of an episode: MuJoCo found bad"
+    ):
         env.step(np.full(4, np.nan, np.float32))
     play(env, goal, 4)  # a reset cures it
 
 
 @pytest.mark.control(14)
-def test_without_the_check_what_broke_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MuJoCo restarts the simulation and says nothing: the robot is elsewhere, the episode goes on."""
+def test_without_the_check_what_broke_is_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MuJoCo restarts the simulation and says nothing: the robot is elsewhere, the
+    episode goes on.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MetaWorldEnv, "_checked", lambda self, obs: obs.astype(np.float32))
     env = MetaWorld(["reach-v3"]).make(0)
@@ -181,7 +192,9 @@ def test_without_the_check_what_broke_is_returned(tmp_path: Path, monkeypatch: p
 def test_non_finite_observation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     env = MetaWorld(["reach-v3"]).make(0)
     env.reset(env.draw_goal(np.random.default_rng(0)))
-    monkeypatch.setattr(env._env, "step", lambda action: (np.full(39, np.inf), 0.0, False, False, {"success": 0.0}))
+    monkeypatch.setattr(
+        env._env, "step", lambda action: (np.full(39, np.inf), 0.0, False, False, {"success": 0.0})
+    )
     with pytest.raises(WorkerError, match="at step 1 of an episode: the observation is not finite"):
         env.step(np.zeros(4, np.float32))
 
@@ -244,12 +257,16 @@ def test_two_environments_render_side_by_side(rendering: MetaWorldEnv) -> None:
 def test_the_picture_stands_upright(rendering: MetaWorldEnv) -> None:
     rendering.reset(rendering.draw_goal(np.random.default_rng(0)))
     picture = rendering.render().astype(float)
-    table = (picture[:, :, 0] > picture[:, :, 2] + 25) & (picture[:, :, 1] > picture[:, :, 2] + 10)  # brown wood
+    table = (picture[:, :, 0] > picture[:, :, 2] + 25) & (
+        picture[:, :, 1] > picture[:, :, 2] + 10
+    )  # brown wood
     rows, columns = np.nonzero(table)
     arm = (picture[:, :, 0] > 100) & (picture[:, :, 1] < 60)  # red
     rendering.close()
     assert rows.mean() > 280  # the table is below
-    assert np.nonzero(arm)[1].mean() < 200 < columns.mean()  # the robot on the left, as seen from its left side
+    assert (
+        np.nonzero(arm)[1].mean() < 200 < columns.mean()
+    )  # the robot on the left, as seen from its left side
 
 
 def test_rendering_needs_to_be_asked_for() -> None:
@@ -270,7 +287,9 @@ def test_no_egl_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unloadable_renderer_is_told_in_one_line() -> None:
     code = "from softmod.envs.metaworld import MetaWorld; MetaWorld(['reach-v3']).make(0)"
     environment = {**os.environ, "MUJOCO_GL": "nonsense"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     last = done.stderr.splitlines()[-1]
     assert "WorkerError: Meta-World cannot be imported" in last
     assert "MUJOCO_GL is nonsense" in last

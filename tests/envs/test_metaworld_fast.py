@@ -1,4 +1,6 @@
-"""The fast environments against Meta-World's own, bit for bit: a slice of what `python -m softmod.envs.proof` plays."""
+"""The fast environments against Meta-World's own, bit for bit: a slice of what `python -m
+softmod.envs.proof` plays.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_equal_to_the_bit(task: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("task", ["pick-place-v3", "push-v3"])
-def test_equal_while_the_gripper_holds_something(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_while_the_gripper_holds_something(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair, held = Pair(task), []
     touching = FastSawyer.touching_object
 
@@ -68,14 +72,22 @@ def test_nothing_of_metaworld_is_patched() -> None:
     assert fast is fast_class(cls)
     assert issubclass(fast, cls)
     assert fast.__name__ == cls.__name__
-    assert (base, tools, own) == (dict(vars(SawyerXYZEnv)), dict(vars(reward_utils)), dict(vars(cls)))
+    assert (base, tools, own) == (
+        dict(vars(SawyerXYZEnv)),
+        dict(vars(reward_utils)),
+        dict(vars(cls)),
+    )
 
 
 @pytest.mark.parametrize("task", ["push-v3", "door-open-v3", "faucet-close-v3", "window-close-v3"])
-def test_the_hands_way_home_is_simulated_once_per_scene(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hands_way_home_is_simulated_once_per_scene(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair, simulated = Pair(task), []
     go_home = type(pair.fast)._go_home
-    monkeypatch.setattr(type(pair.fast), "_go_home", lambda env, steps: (simulated.append(1), go_home(env, steps)))
+    monkeypatch.setattr(
+        type(pair.fast), "_go_home", lambda env, steps: (simulated.append(1), go_home(env, steps))
+    )
     for number in (0, 1, 0, 1, 0):  # each time from where the last episode ended
         pair.compare(pair.goal(number), "v2", policy("scripted", task, number), 30)
     assert 1 <= len(simulated) <= 2  # where the scene is the same for all goals, once
@@ -110,8 +122,16 @@ def test_what_cannot_be_stepped() -> None:
 
 BENT = {
     "step 1: reward differs": (metaworld_fast, "HALF", np.full(3, np.nextafter(0.5, 1))),
-    "reset: observation differs at \\[": (metaworld_fast, "HAND_DOWN", np.array([1.0, 0.0, 1.0 + 1e-15, 0.0])),
-    "step \\d+: reward differs": (scalars, "_long_tail_stretch", lambda value: float(np.nextafter(3.0, 4))),
+    "reset: observation differs at \\[": (
+        metaworld_fast,
+        "HAND_DOWN",
+        np.array([1.0, 0.0, 1.0 + 1e-15, 0.0]),
+    ),
+    "step \\d+: reward differs": (
+        scalars,
+        "_long_tail_stretch",
+        lambda value: float(np.nextafter(3.0, 4)),
+    ),
 }
 
 
@@ -159,38 +179,63 @@ def outcome(function: Any, *args: Any, **options: Any) -> Any:
 
 
 VECTORS: list[Any] = [
-    *RNG.normal(size=(200, 3)), *RNG.normal(size=(20, 2)), *RNG.normal(size=(20, 1)), *RNG.normal(size=20),
-    np.arange(3), np.ones(3, np.float32), np.ones((2, 3)), np.zeros(0), [3.0, 4.0], 2.0, -3, np.float32(0.3),
-    RNG.normal(size=(4, 3))[:, 1], RNG.normal(size=9)[::-2], np.array([np.nan, 1, 2]), np.full(3, 1e200),
+    *RNG.normal(size=(200, 3)), *RNG.normal(size=(20, 2)), *RNG.normal(size=(20, 1)),
+    *RNG.normal(size=20),
+    np.arange(3), np.ones(3, np.float32), np.ones((2, 3)), np.zeros(0), [3.0, 4.0], 2.0, -3,
+    np.float32(0.3),
+    RNG.normal(size=(4, 3))[:, 1], RNG.normal(size=9)[::-2], np.array([np.nan, 1, 2]), np.full(3,
+                                                                                               1e200),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"ord": 2}, {"ord": 1}, {"axis": 0}])
 def test_norm(options: dict[str, int]) -> None:
     for vector in VECTORS:
-        assert outcome(scalars.norm, vector, **options) == outcome(np.linalg.norm, vector, **options), vector
+        assert outcome(scalars.norm, vector, **options) == outcome(
+            np.linalg.norm, vector, **options
+        ), vector
 
 
 NUMBERS: list[Any] = [
-    *RNG.uniform(-1, 2, 40), *RNG.uniform(-1, 2, 20).tolist(), 0.0, -0.0, 0.05, 1, 0, np.float32(0.3), 1e200, -1e-300,
+    *RNG.uniform(-1, 2, 40), *RNG.uniform(-1, 2, 20).tolist(), 0.0, -0.0, 0.05, 1, 0,
+    np.float32(0.3), 1e200, -1e-300,
     float("nan"), float("inf"), np.float64("nan"), np.array(0.3), np.array([0.3, 0.01]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bounds", [(0, 0.05), (0.05, 0.5), (0.0, float("inf")), (1, 0), (0.3, 0.3)])
+@pytest.mark.parametrize(
+    "bounds", [(0, 0.05), (0.05, 0.5), (0.0, float("inf")), (1, 0), (0.3, 0.3)]
+)
 @pytest.mark.parametrize("sigmoid", ["long_tail", "gaussian", "linear", "cosine", "unknown"])
 def test_tolerance(bounds: tuple[float, float], sigmoid: Any) -> None:
     for x in NUMBERS:
-        for margin in (0.4, np.float64(0.1), 0, 0.0, -1.0, 1, np.float64("nan"), 5e-324, np.array(0.4)):
+        for margin in (
+            0.4,
+            np.float64(0.1),
+            0,
+            0.0,
+            -1.0,
+            1,
+            np.float64("nan"),
+            5e-324,
+            np.array(0.4),
+        ):
             case = {"x": x, "bounds": bounds, "margin": margin, "sigmoid": sigmoid}
-            assert outcome(scalars.tolerance, **case) == outcome(reward_utils.tolerance, **case), case
+            assert outcome(scalars.tolerance, **case) == outcome(reward_utils.tolerance, **case), (
+                case
+            )
 
 
 def test_clip_and_hstack() -> None:
     for x in [*NUMBERS, np.float32(-2), np.float32(1), *RNG.normal(size=9).astype(np.float32)]:
         for bounds in ((-1, 1), (0.0, 1.0), (np.float64(0), 1)):
             assert outcome(scalars.clip, x, *bounds) == outcome(np.clip, x, *bounds), (x, bounds)
-    for pair in ((np.ones(3), np.zeros(2)), (np.ones(3), 2.0), (np.ones((2, 1)), np.ones((2, 2))), [np.arange(2)] * 2):
+    for pair in (
+        (np.ones(3), np.zeros(2)),
+        (np.ones(3), 2.0),
+        (np.ones((2, 1)), np.ones((2, 2))),
+        [np.arange(2)] * 2,
+    ):
         assert outcome(scalars.hstack, pair) == outcome(np.hstack, pair)
 
 
@@ -200,7 +245,9 @@ def test_rect_prism_tolerance() -> None:
         for one in corners:
             for x in (*RNG.uniform(-1, 1, (20, 3)), zero, (zero + one) / 2):
                 case = (x, zero, one)
-                assert outcome(scalars.rect_prism_tolerance, *case) == outcome(reward_utils.rect_prism_tolerance, *case)
+                assert outcome(scalars.rect_prism_tolerance, *case) == outcome(
+                    reward_utils.rect_prism_tolerance, *case
+                )
 
 
 def test_quaternion() -> None:
@@ -211,5 +258,8 @@ def test_quaternion() -> None:
     for axis in axes:
         matrix = np.empty(9)
         mujoco.mju_quat2Mat(matrix, axis / np.linalg.norm(axis))
-        theirs, ours = (kind.from_matrix(matrix.reshape(3, 3)).as_quat() for kind in (Rotation, scalars.Quaternion))
+        theirs, ours = (
+            kind.from_matrix(matrix.reshape(3, 3)).as_quat()
+            for kind in (Rotation, scalars.Quaternion)
+        )
         assert ours.tobytes() == theirs.tobytes()

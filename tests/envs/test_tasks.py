@@ -6,7 +6,17 @@ import sys
 import pytest
 
 from softmod.envs import tasks
-from softmod.envs.tasks import MT10, MT25, MT50, SETS, TASKS, TOY_TASKS, check_tasks, flawed_success, never_succeeds
+from softmod.envs.tasks import (
+    MT10,
+    MT25,
+    MT50,
+    SETS,
+    TASKS,
+    TOY_TASKS,
+    check_tasks,
+    flawed_success,
+    never_succeeds,
+)
 from softmod.errors import ConfigError
 
 
@@ -36,7 +46,9 @@ def test_unknown_task_names_the_nearest() -> None:
         check_tasks(["door-opn-v3"], MT50)
 
 
-@pytest.mark.parametrize(("names", "complaint"), [([], "empty"), (["push-v3", "push-v3"], "push-v3 more than once")])
+@pytest.mark.parametrize(
+    ("names", "complaint"), [([], "empty"), (["push-v3", "push-v3"], "push-v3 more than once")]
+)
 def test_empty_and_double(names: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check_tasks(names, MT50)
@@ -54,6 +66,9 @@ def test_v1_success() -> None:
 
 
 def test_the_names_need_nothing_heavy() -> None:
-    heavy = "{'torch', 'numpy', 'metaworld', 'mujoco', 'gymnasium', 'lightning', 'rich'} & set(sys.modules)"
+    heavy = (
+        "{'torch', 'numpy', 'metaworld', 'mujoco', 'gymnasium', 'lightning', 'rich'} &"
+        " set(sys.modules)"
+    )
     code = f"import sys, softmod.envs.tasks; print(sorted({heavy}))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -18,12 +18,19 @@ TASKS = pytest.mark.parametrize("task", range(len(TOY_TASKS)), ids=TOY_TASKS)
 def script(task: str, obs: Floats) -> Floats:
     """Straight to the task's target."""
     point, puck, goal, held = obs[:2], obs[4:6], obs[6:8], bool(obs[8])
-    target = {"toy-reach": goal, "toy-opposite": -goal, "toy-touch": puck, "toy-carry": goal if held else puck}[task]
+    target = {
+        "toy-reach": goal,
+        "toy-opposite": -goal,
+        "toy-touch": puck,
+        "toy-carry": goal if held else puck,
+    }[task]
     action: Floats = np.clip((target - point) / SPEED, -1, 1)
     return action
 
 
-def play(env: ToyEnv, task: str, goal: np.ndarray, steps: int = 50) -> tuple[list[float], list[bool]]:
+def play(
+    env: ToyEnv, task: str, goal: np.ndarray, steps: int = 50
+) -> tuple[list[float], list[bool]]:
     obs = env.reset(goal)
     outcomes = []
     for _ in range(steps):
@@ -45,11 +52,15 @@ def test_every_goal_is_reached_in_time(task: int) -> None:
 
 
 @TASKS
-def test_the_way_to_the_target_is_worth_more_than_standing_still_and_than_the_way_back(task: int) -> None:
+def test_the_way_to_the_target_is_worth_more_than_standing_still_and_than_the_way_back(
+    task: int,
+) -> None:
     env = SUITE.make(task)
     for goal in SUITE.goals(task)[:10]:
         forward = script(TOY_TASKS[task], env.reset(goal))
-        worth = [env.step(scale * forward)[1] for scale in (1, 0, -1) if env.reset(goal) is not None]
+        worth = [
+            env.step(scale * forward)[1] for scale in (1, 0, -1) if env.reset(goal) is not None
+        ]
         assert worth[0] > worth[1] > worth[2]
 
 
@@ -74,7 +85,9 @@ def test_a_reset_is_a_pure_function_of_the_goal(task: int) -> None:
     used, goals = SUITE.make(task), SUITE.goals(task)
     play(used, TOY_TASKS[task], goals[0], 33)
     used.draw_goal(np.random.default_rng(0))
-    assert play(used, TOY_TASKS[task], goals[1]) == play(SUITE.make(task), TOY_TASKS[task], goals[1])
+    assert play(used, TOY_TASKS[task], goals[1]) == play(
+        SUITE.make(task), TOY_TASKS[task], goals[1]
+    )
 
 
 def test_shapes_and_types() -> None:
@@ -99,7 +112,9 @@ def test_goals() -> None:
     goals = SUITE.goals(0)
     assert goals.shape == (50, 4)
     assert np.array_equal(Toy(TOY_TASKS).goals(0), goals)
-    assert np.array_equal(Toy(["toy-carry", "toy-reach"]).goals(1), goals)  # the company does not matter
+    assert np.array_equal(
+        Toy(["toy-carry", "toy-reach"]).goals(1), goals
+    )  # the company does not matter
     assert np.array_equal(Toy(TOY_TASKS, goals="fixed").goals(0), goals[:1])
     assert np.array_equal(Toy(TOY_TASKS, goals="random").goals(0), goals)
     assert not np.array_equal(Toy(TOY_TASKS, goal_seed=1).goals(0), goals)

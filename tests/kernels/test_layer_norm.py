@@ -1,4 +1,6 @@
-"""Fused layer normalisation: PyTorch's numbers, forward and backward, in every type, and in captured updates."""
+"""Fused layer normalisation: PyTorch's numbers, forward and backward, in every type, and in
+captured updates.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from tests.agent.test_whole import RECIPE, batches, make
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of a value; gradients are compared with their largest
+ROUNDING = {
+    torch.float32: 2e-6,
+    torch.bfloat16: 2**-8,
+}  # of a value; gradients are compared with their largest
 
 
 def plainly(x: Tensor, grad: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
@@ -47,7 +52,9 @@ def test_it_is_pytorchs(shape: tuple[int, ...], given: torch.dtype, relu: bool):
     assert for_x.dtype == given
     torch.testing.assert_close(out.float(), expected, rtol=ROUNDING[out.dtype], atol=2e-6)
     scale = float(gradient.abs().max()) if gradient.numel() else 0.0
-    torch.testing.assert_close(for_x.float(), gradient, rtol=ROUNDING[given], atol=1e-5 + ROUNDING[given] * scale)
+    torch.testing.assert_close(
+        for_x.float(), gradient, rtol=ROUNDING[given], atol=1e-5 + ROUNDING[given] * scale
+    )
 
 
 def test_rows_that_do_not_lie_side_by_side_are_taken_too():
@@ -113,20 +120,27 @@ def graph_of(agent: MTSAC, program: str) -> CpuGraph:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("program", ["whole", "critics"])
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_an_update_with_it_is_the_same_captured_and_close_to_one_without(norm: str, program: str, precision: str):
+def test_an_update_with_it_is_the_same_captured_and_close_to_one_without(
+    norm: str, program: str, precision: str
+):
     plain, eager, captured = (
-        make(how, norm=norm, precision=precision, **RECIPE) for how in ("eager", "eager", "captured")
+        make(how, norm=norm, precision=precision, **RECIPE)
+        for how in ("eager", "eager", "captured")
     )
     eager.fused = captured.fused = True
     for given in batches(4, broken=2):
         for agent in (plain, eager, captured):
             agent.draw()
             agent.updates += 1
-        theirs, ours, repeated = (agent.programs[program](*given) for agent in (plain, eager, captured))
+        theirs, ours, repeated = (
+            agent.programs[program](*given) for agent in (plain, eager, captured)
+        )
         torch.testing.assert_close(repeated, ours, rtol=0, atol=0, equal_nan=True)
         rough = {"32-true": 1e-3, "bf16-mixed": 0.1}[precision]
         torch.testing.assert_close(ours, theirs, rtol=rough, atol=0.1 * rough, equal_nan=True)
     assert graph_of(captured, program).names
-    assert all(torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
+    )
     same = [torch.equal(a, b) for a, b in zip(everything(eager), everything(plain), strict=True)]
     assert all(same) == (norm == "none")  # it was in use, and nowhere else

@@ -1,4 +1,6 @@
-"""Compiling the kernels: once, in the cache folder; runs go without them where that is not possible."""
+"""Compiling the kernels: once, in the cache folder; runs go without them where that is not
+possible.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from softmod.kernels import library
 
 WRONG = {  # what a compiler might get wrong, in one function each
     "relu": ("narrow_##X(h < 0 ? 0 : h)", "narrow_##X(h < 0 ? 0 : h + 1)"),
-    "no relu": ("out[i] = narrow_##X((row[i] - middle) * scale);", "out[i] = narrow_##X(row[i] * scale);"),
+    "no relu": (
+        "out[i] = narrow_##X((row[i] - middle) * scale);",
+        "out[i] = narrow_##X(row[i] * scale);",
+    ),
     "gradient": ("- h[i] * along", "+ h[i] * along"),
     "bfloat16": ("rounded = (bits + 0x7fff", "rounded = (bits + 0xffffff"),
 }
@@ -61,13 +66,17 @@ def test_a_damaged_library_is_compiled_again(anew: Path):
     assert path.stat().st_size > 1000
 
 
-def test_where_nothing_can_be_kept_it_is_compiled_each_time(anew: Path, caplog: pytest.LogCaptureFixture):
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(
+    anew: Path, caplog: pytest.LogCaptureFixture
+):
     anew.write_text("a file where the folder should be")
     assert library.available()
     assert "cannot be kept" in caplog.text
 
 
-def test_processors_and_sources_have_libraries_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_processors_and_sources_have_libraries_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     key = library.key()
     monkeypatch.setattr(library, "_features", lambda: "flags: other")
     assert library.key() != key
@@ -78,7 +87,9 @@ def test_processors_and_sources_have_libraries_of_their_own(monkeypatch: pytest.
     assert library.key() != key
 
 
-def test_a_library_that_others_could_have_written_is_compiled_again(anew: Path, caplog: pytest.LogCaptureFixture):
+def test_a_library_that_others_could_have_written_is_compiled_again(
+    anew: Path, caplog: pytest.LogCaptureFixture
+):
     assert library.available()
     (kept,) = anew.iterdir()
     kept.chmod(0o666)
@@ -97,7 +108,11 @@ def test_a_library_that_others_could_have_written_is_compiled_again(anew: Path, 
     ],
 )
 def test_a_compiler_that_fails_is_done_without(
-    does: str, told: str, anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    does: str,
+    told: str,
+    anew: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     anew.mkdir()
     monkeypatch.setenv("CC", script(anew / "compiler", does))
@@ -140,7 +155,9 @@ def test_a_library_that_computes_something_else_is_refused(
 
 @pytest.mark.usefixtures("compiler")
 def test_a_run_keeps_to_what_it_began_with():
-    auto, off = (typed(compose(["fabric=cpu", f"fabric.kernels={wanted}"])) for wanted in ("auto", "off"))
+    auto, off = (
+        typed(compose(["fabric=cpu", f"fabric.kernels={wanted}"])) for wanted in ("auto", "off")
+    )
     assert parts.fused(auto)
     assert parts.fused(auto, {"seed": 0, "fused": "0123"})
     assert not parts.fused(auto, {"seed": 0, "fused": None})
@@ -154,13 +171,25 @@ def test_the_source_compiles_without_warnings(tmp_path: Path):
     name = next((name for name in library.COMPILERS if shutil.which(name)), None)
     if name is None:
         pytest.skip("another compiler, named by $CC")
-    line = [name, "-Wall", "-Wextra", "-Werror", *library.FLAGS, "-o", str(tmp_path / "k.so"), str(library.SOURCE)]
+    line = [
+        name,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *library.FLAGS,
+        "-o",
+        str(tmp_path / "k.so"),
+        str(library.SOURCE),
+    ]
     done = subprocess.run([*line, "-lm"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_may_compile_at_once(anew: Path):
     code = "from softmod import kernels; print(kernels.available())"
-    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [process.communicate(timeout=60)[0].strip() for process in started] == ["True", "True"]
     assert len(list(anew.iterdir())) == 1

@@ -16,7 +16,13 @@ from softmod.networks.residual import Residual
 from softmod.networks.single_task import SingleTask
 from softmod.networks.soft_modular import SoftModular
 
-MODULES = {"num_layers": 3, "num_modules": 3, "module_width": 5, "embedding_width": 7, "gating_width": 6}
+MODULES = {
+    "num_layers": 3,
+    "num_modules": 3,
+    "module_width": 5,
+    "embedding_width": 7,
+    "gating_width": 6,
+}
 LAYERS = {"num_layers": 2, "width": 8}
 KINDS: dict[str, type[Network]] = {
     "soft_modular": SoftModular,
@@ -44,9 +50,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "film": LAYERS | {"embedding_width": 5},
     "residual": {"num_blocks": 2, "width": 8, "embedding_width": 5},
 }
-NORMED = {f"{kind}_normed": kind for kind in KINDS if kind != "residual"}  # the residual network always is
+NORMED = {
+    f"{kind}_normed": kind for kind in KINDS if kind != "residual"
+}  # the residual network always is
 FORMS = KINDS | {name: KINDS[kind] for name, kind in NORMED.items()}
 SMALL |= {name: SMALL[kind] | {"norm": "layer"} for name, kind in NORMED.items()}
 EVERY = list(FORMS)
 ROUTING_LAYERS = {"soft_modular": 3, "hard_routing": 3, "mixed_experts": 1, "care": 1}
-ROUTING_LAYERS |= {name: ROUTING_LAYERS[kind] for name, kind in NORMED.items() if kind in ROUTING_LAYERS}
+ROUTING_LAYERS |= {
+    name: ROUTING_LAYERS[kind] for name, kind in NORMED.items() if kind in ROUTING_LAYERS
+}

@@ -1,4 +1,6 @@
-"""The released networks' outputs and routing weights, to 1e-5; every flipped option is seen to miss them."""
+"""The released networks' outputs and routing weights, to 1e-5; every flipped option is seen to miss
+them.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_outputs_and_every_routing_weight_equal_the_released_network(name):
 @pytest.mark.parametrize("flip", FLIPS)
 def test_a_flipped_option_misses_the_released_network(flip):
     if flip == "routing_reads":
-        with pytest.raises(RuntimeError, match="size"):  # fewer inputs to the condition: the weights do not fit
+        with pytest.raises(
+            RuntimeError, match="size"
+        ):  # fewer inputs to the condition: the weights do not fit
             outputs("dev_deep", **FLIPS[flip])
         return
     data, mean, _, _ = outputs("dev_deep", **FLIPS[flip])

@@ -28,14 +28,16 @@ def make(kind: str, form: type[Network], stack: int = 2, **options):
 
 
 def states(rows: int = ROWS) -> Tensor:
-    return torch.randn(TASKS, rows, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        TASKS, rows, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def pairs(layers, index) -> list[tuple[Tensor, Tensor]]:
     return [(layer.weight[index], layer.bias[index]) for layer in layers]
 
 
-# --- single-task SAC --------------------------------------------------------------------------------------------------
+# --- single-task SAC ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -52,12 +54,16 @@ def test_single_tasks_are_networks_of_their_own(norm: str):
     assert net.members == 2 * TASKS
 
 
-# --- Mix-Expert -------------------------------------------------------------------------------------------------------
+# --- Mix-Expert -----------------------------------------------------------------------------------
 
 
 def whole(trunk, head, index: int, x: Tensor, task: int, norm: str) -> Tensor:
     """A trunk and its head, of one member and one task."""
-    first = x[task] @ trunk.first.weight[index] + trunk.task.weight[index, task] + trunk.first.bias[index]
+    first = (
+        x[task] @ trunk.first.weight[index]
+        + trunk.task.weight[index, task]
+        + trunk.first.bias[index]
+    )
     return chain(standard(first, norm).relu(), pairs([*trunk.hidden, head], index), norm)
 
 
@@ -78,7 +84,7 @@ def test_a_gate_mixes_the_outputs_of_whole_experts(norm: str):
         torch.testing.assert_close(out[member, task], total)
 
 
-# --- Hard Routing -----------------------------------------------------------------------------------------------------
+# --- Hard Routing ---------------------------------------------------------------------------------
 
 
 def test_hard_routes_are_one_hot_and_the_most_probable_when_nothing_is_drawn():
@@ -113,11 +119,18 @@ def test_hard_routes_are_sampled_with_the_softmax_probabilities():
     net.draw(40_000, torch.Generator().manual_seed(0))
     noise, net.router.noise = net.router.noise, []
     logits: list[Tensor] = []
-    weigh, net.router.weigh = net.router.weigh, lambda layer, given, tasks: logits.append(given) or given.softmax(-1)
+    weigh, net.router.weigh = (
+        net.router.weigh,
+        lambda layer, given, tasks: logits.append(given) or given.softmax(-1),
+    )
     net.routing(many)
     net.router.weigh, net.router.noise = weigh, noise
-    sampled = net.routing(many)[0].mean((0, 2))  # the first layer's: those after it read what was sampled
-    torch.testing.assert_close(sampled, logits[0].softmax(-1).unflatten(1, (TASKS, -1)).mean((0, 2)), atol=0.01, rtol=0)
+    sampled = net.routing(many)[0].mean(
+        (0, 2)
+    )  # the first layer's: those after it read what was sampled
+    torch.testing.assert_close(
+        sampled, logits[0].softmax(-1).unflatten(1, (TASKS, -1)).mean((0, 2)), atol=0.01, rtol=0
+    )
 
 
 def test_noise_stays_where_it_is_so_that_a_graph_can_read_it():
@@ -129,7 +142,7 @@ def test_noise_stays_where_it_is_so_that_a_graph_can_read_it():
     assert not any("noise" in name for name in net.state_dict())
 
 
-# --- CARE and MOORE ---------------------------------------------------------------------------------------------------
+# --- CARE and MOORE -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -140,21 +153,30 @@ def test_a_task_attends_to_encoders_whatever_the_state(norm: str):
     assert (attention == attention[:, :, :1]).all()
     assert (attention[:, 0] - attention[:, 1]).abs().max() > 1e-3
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
-        encodings = [chain(x[task], pairs(net.encoders.layers, member * 3 + expert), norm) for expert in range(3)]
+        encodings = [
+            chain(x[task], pairs(net.encoders.layers, member * 3 + expert), norm)
+            for expert in range(3)
+        ]
         context = (net.task.weight[member, task] + net.task.bias[member]).relu()
         for layer in net.context:
             context = (context @ layer.weight[member] + layer.bias[member]).relu()
-        weights = (context @ net.attention.weight[member] + net.attention.bias[member]).softmax(-1)[0]
+        weights = (context @ net.attention.weight[member] + net.attention.bias[member]).softmax(-1)[
+            0
+        ]
         encoding = sum(weight * one for weight, one in zip(weights, encodings, strict=True))
         features = torch.cat([encoding, context.expand(ROWS, -1)], -1)
-        torch.testing.assert_close(out[member, task], chain(features, pairs([*net.hidden, net.head], member), norm))
+        torch.testing.assert_close(
+            out[member, task], chain(features, pairs([*net.hidden, net.head], member), norm)
+        )
 
 
 def test_experts_of_a_state_are_orthonormal():
     vectors = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     basis = orthonormal(vectors)
     products = torch.einsum("serw,sfrw->sref", basis, basis)
-    torch.testing.assert_close(products, torch.eye(3, dtype=torch.float64).expand(2, 6, 3, 3), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        products, torch.eye(3, dtype=torch.float64).expand(2, 6, 3, 3), rtol=0, atol=1e-9
+    )
     q, r = torch.linalg.qr(vectors.permute(0, 2, 3, 1))  # signs are free there
     expected = (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).permute(0, 3, 1, 2)
     torch.testing.assert_close(basis, expected, rtol=0, atol=1e-9)
@@ -173,17 +195,22 @@ def test_an_expert_that_adds_nothing_is_nothing_and_has_a_gradient():
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_a_task_mixes_orthonormal_experts_for_its_own_head(norm: str):
     net, x = make("moore", MOORE, norm=norm), states()
-    experts = [chain(x.flatten(0, 1), pairs(net.experts.layers, index), norm) for index in range(2 * 3)]
+    experts = [
+        chain(x.flatten(0, 1), pairs(net.experts.layers, index), norm) for index in range(2 * 3)
+    ]
     basis = orthonormal(torch.stack(experts).unflatten(0, (2, 3))).unflatten(2, (TASKS, ROWS))
     out = net(x)
     for member, task in [(m, t) for m in range(2) for t in range(TASKS)]:
-        mixed = sum(net.task.weight[member, task, expert] * basis[member, expert, task] for expert in range(3))
+        mixed = sum(
+            net.task.weight[member, task, expert] * basis[member, expert, task]
+            for expert in range(3)
+        )
         index = member * TASKS + task
         expected = mixed.tanh() @ net.heads.weight[index] + net.heads.bias[index]
         torch.testing.assert_close(out[member, task], expected)
 
 
-# --- PaCo -------------------------------------------------------------------------------------------------------------
+# --- PaCo -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -213,7 +240,7 @@ def test_composed_weights_start_as_wide_as_those_of_a_set():
     assert 0.9 < (composed.std() / net.hidden[0].weight.std()).item() < 1.1
 
 
-# --- FiLM -------------------------------------------------------------------------------------------------------------
+# --- FiLM -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -228,7 +255,9 @@ def test_the_task_scales_and_shifts_every_hidden_layer(norm: str):
             gamma, beta = made[2 * number * width :].split(width)[:2]
             hidden = standard(features @ layer.weight[member] + layer.bias[member], norm)
             features = ((1 + gamma) * hidden + beta).relu()
-        torch.testing.assert_close(out[member, task], features @ net.head.weight[member] + net.head.bias[member])
+        torch.testing.assert_close(
+            out[member, task], features @ net.head.weight[member] + net.head.bias[member]
+        )
 
 
 def test_without_modulation_tasks_are_one():

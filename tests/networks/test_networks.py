@@ -1,4 +1,6 @@
-"""The stacked networks against module-by-module loops in plain tensors, for every option and any size."""
+"""The stacked networks against module-by-module loops in plain tensors, for every option and any
+size.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,13 @@ def linear(layer, member: int, x: Tensor) -> Tensor:
     return x @ layer.weight[member] + layer.bias[member, 0]
 
 
-def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> tuple[Tensor, list[list[list[float]]]]:
-    """One state of one task through one member, a module at a time (Eq. 4 to 9 and the released code's options)."""
+def naive_soft_modular(
+    net: SoftModular, member: int, x: Tensor, task: int
+) -> tuple[Tensor, list[list[list[float]]]]:
+    """One state of one task through one member, a module at a time (Eq.
+
+    4 to 9 and the released code's options).
+    """
     relu, n, router = torch.relu, net.num_modules, net.router
 
     def weigh(logits: Tensor) -> Tensor:
@@ -64,7 +71,9 @@ def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> t
         sums = []
         for row in rows:
             parts = [relu(g) if net.relu == "before_sum" else g for g in modules]
-            total = standard(sum(weight * g for weight, g in zip(row, parts, strict=True)), net.norm)
+            total = standard(
+                sum(weight * g for weight, g in zip(row, parts, strict=True)), net.norm
+            )
             sums.append(total if net.relu == "before_sum" else relu(total))
         return sums
 
@@ -95,7 +104,13 @@ def naive_soft_modular(net: SoftModular, member: int, x: Tensor, task: int) -> t
         {"norm": "layer"},
         {"norm": "layer", "relu": "before_sum"},
         {"norm": "layer", "head": "sum", "embedding_relu": False},
-        {"head": "sum", "relu": "before_sum", "routing_reads": "last", "gating_layers": 0, "embedding_relu": False},
+        {
+            "head": "sum",
+            "relu": "before_sum",
+            "routing_reads": "last",
+            "gating_layers": 0,
+            "embedding_relu": False,
+        },
     ],
     ids=str,
 )
@@ -110,7 +125,9 @@ def test_soft_modular_equals_a_loop_over_modules(kind, options):
             torch.testing.assert_close(out[member, task, row], expected, rtol=1e-10, atol=1e-12)
             assert len(routes) == len(expected_routes)
             for route, rows in zip(routes, expected_routes, strict=True):
-                torch.testing.assert_close(route[member, task, row], torch.stack(rows), rtol=1e-10, atol=1e-12)
+                torch.testing.assert_close(
+                    route[member, task, row], torch.stack(rows), rtol=1e-10, atol=1e-12
+                )
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -129,7 +146,9 @@ def test_baselines_equal_plain_layers_on_a_one_hot_task(kind, norm):
                 hidden = linear(layer, member, torch.relu(standard(hidden, norm)))
             hidden = torch.relu(standard(hidden, norm))
             head, index = (net.head, member) if kind == "mlp" else (net.heads, member * 3 + task)
-            torch.testing.assert_close(out[member, task, row], linear(head, index, hidden), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                out[member, task, row], linear(head, index, hidden), rtol=1e-10, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -173,7 +192,8 @@ def test_tasks_are_told_apart(kind):
 def test_rows_of_routing_are_distributions(layers, modules, head, reads, seed):
     torch.manual_seed(seed)
     net = SoftModular(
-        4, 3, 2, 1, num_layers=layers, num_modules=modules, module_width=3, embedding_width=6, gating_width=5,
+        4, 3, 2, 1, num_layers=layers, num_modules=modules, module_width=3, embedding_width=6,
+        gating_width=5,
         head=head, routing_reads=reads,
     )  # fmt: skip
     for parameter in net.parameters():
@@ -195,7 +215,9 @@ def test_start_values_as_released():
     assert state.weight.abs().max() <= 1 / math.sqrt(400)
     assert state.weight.abs().max() > 0.99 / math.sqrt(400)
     assert (state.bias == 0.1).all()
-    assert net.first.weight.abs().max() <= 1 / math.sqrt(128)  # a module's own fan-out, not that of all side by side
+    assert net.first.weight.abs().max() <= 1 / math.sqrt(
+        128
+    )  # a module's own fan-out, not that of all side by side
     assert net.first.weight.abs().max() > 0.99 / math.sqrt(128)
     for layer in [head, *net.router.output]:
         assert 0.0029 < layer.weight.abs().max() <= 3e-3
@@ -224,12 +246,14 @@ def test_log_probability_equals_that_of_torch(mean, log_std, noise):
     )
     before = arguments[0] + arguments[1].exp() * arguments[2]
     torch.testing.assert_close(action, before.tanh())
-    expected = base.log_prob(before) - torch.distributions.transforms.TanhTransform().log_abs_det_jacobian(
-        before, before.tanh()
-    )
+    expected = base.log_prob(
+        before
+    ) - torch.distributions.transforms.TanhTransform().log_abs_det_jacobian(before, before.tanh())
     torch.testing.assert_close(log_prob, expected.sum(-1), rtol=1e-9, atol=1e-9)
     if abs(before.item()) < 6:
-        torch.testing.assert_close(log_prob, reference.log_prob(action).sum(-1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            log_prob, reference.log_prob(action).sum(-1), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_log_probability_stays_finite_where_tanh_saturates():

@@ -11,8 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.networks.kinds import FORMS, NORMED, SMALL
 
-READ = {  # ReLUs that read normalised rows, of all: the others are of routers, task embeddings and contexts
-    "soft_modular": (5, 10),  # f(s) twice, three weighted sums; the router's gating twice, and before each output
+# ReLUs that read normalised rows, of all: the others are of routers, task embeddings and contexts
+READ = {
+    "soft_modular": (
+        5,
+        10,
+    ),  # f(s) twice, three weighted sums; the router's gating twice, and before each output
     "hard_routing": (5, 10),
     "mlp": (2, 2),
     "multi_head": (2, 2),
@@ -51,7 +55,10 @@ def normalised_relus(name: str) -> tuple[int, int]:
         net(torch.randn(3, 20, 4, dtype=torch.float64))
     means = [x.mean(-1).abs().max() for x in relus.read]
     variances = [x.var(-1, correction=0) for x in relus.read]
-    normal = [mean < 1e-6 and (var - 1).abs().max() < 0.02 for mean, var in zip(means, variances, strict=True)]
+    normal = [
+        mean < 1e-6 and (var - 1).abs().max() < 0.02
+        for mean, var in zip(means, variances, strict=True)
+    ]
     return sum(map(bool, normal)), len(normal)
 
 
@@ -68,5 +75,9 @@ def test_without_the_option_nothing_is_normalised(kind: str):
 
 @pytest.mark.parametrize("kind", sorted(NORMED.values()))
 def test_normalisation_adds_no_weights(kind: str):
-    plain, normed = (FORMS[name](4, 3, 3, **SMALL[name]).state_dict() for name in (kind, f"{kind}_normed"))
-    assert {name: x.shape for name, x in plain.items()} == {name: x.shape for name, x in normed.items()}
+    plain, normed = (
+        FORMS[name](4, 3, 3, **SMALL[name]).state_dict() for name in (kind, f"{kind}_normed")
+    )
+    assert {name: x.shape for name, x in plain.items()} == {
+        name: x.shape for name, x in normed.items()
+    }

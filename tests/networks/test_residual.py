@@ -1,4 +1,6 @@
-"""The residual network against a loop over members and tasks in plain tensors, and its start values."""
+"""The residual network against a loop over members and tasks in plain tensors, and its start
+values.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,13 @@ def test_it_equals_a_loop_over_members_and_tasks(num_blocks: int, tasks: list[in
     named = range(TASKS) if tasks is None else tasks
     x = torch.randn(len(named), ROWS, IN, dtype=torch.float64)
     ours = net(x, index)
-    theirs = torch.stack([torch.stack([naive(net, m, x[i], task) for i, task in enumerate(named)]) for m in range(2)])
+    theirs = torch.stack(
+        [torch.stack([naive(net, m, x[i], task) for i, task in enumerate(named)]) for m in range(2)]
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-    gradients = [torch.autograd.grad(out.square().sum(), [*net.parameters()]) for out in (ours, theirs)]
+    gradients = [
+        torch.autograd.grad(out.square().sum(), [*net.parameters()]) for out in (ours, theirs)
+    ]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
@@ -53,7 +59,11 @@ def test_weights_start_orthogonal_and_biases_at_zero():
     assert [tuple(layer.weight.shape) for layer in (net.first, *inner, net.head)] == [
         (2, 71, 128), *[(2, 128, 128)] * 4, (2, 128, 101),
     ]  # fmt: skip
-    for layer, gain in [(net.first, math.sqrt(2)), *((layer, math.sqrt(2)) for layer in inner), (net.head, 0.1)]:
+    for layer, gain in [
+        (net.first, math.sqrt(2)),
+        *((layer, math.sqrt(2)) for layer in inner),
+        (net.head, 0.1),
+    ]:
         weight = layer.weight
         square = weight @ weight.mT if weight.shape[1] <= weight.shape[2] else weight.mT @ weight
         expected = gain**2 * torch.eye(square.shape[-1]).expand_as(square)

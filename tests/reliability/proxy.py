@@ -1,4 +1,6 @@
-"""A TCP proxy that stands before a server and gets in its way on demand; both listen on 127.0.0.1."""
+"""A TCP proxy that stands before a server and gets in its way on demand; both listen on
+127.0.0.1.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ Mode = Literal["pass", "refuse", "silent", "mute", "slow"]
 
 
 class Proxy:
-    """Carries what comes in at `port` to a server's port, and the answers back, as the mode says that holds just then.
+    """Carries what comes in at `port` to a server's port, and the answers back, as the mode says
+    that holds just then.
 
     - pass: as if it were not there
     - refuse: nobody listens, and open connections are cut
@@ -92,7 +95,11 @@ class Proxy:
         self._spoilt -= pair
 
     async def _carry(
-        self, source: StreamReader, sink: StreamWriter, pair: set[StreamWriter], lost_when: tuple[Mode, ...]
+        self,
+        source: StreamReader,
+        sink: StreamWriter,
+        pair: set[StreamWriter],
+        lost_when: tuple[Mode, ...],
     ) -> None:
         """One way of a connection, until that ends."""
         try:

@@ -1,8 +1,10 @@
-"""The table of promises: every test marked `bar(number)` is an attempt at one, every `control(number)` breaks one.
+"""The table of promises: every test marked `bar(number)` is an attempt at one, every
+`control(number)` breaks one.
 
-`make test-reliability` runs them all, the minutes-long ones too: first those that may run side by side, then those that
-look at the clock (`timed`), one by one. Each run of pytest adds its outcomes to a file (`--outcomes FILE`), and
-`python -m tests.reliability.table OUTCOMES TABLE` makes the table of it.
+`make test-reliability` runs them all, the minutes-long ones too: first those that may run side by
+side, then those that look at the clock (`timed`), one by one. Each run of pytest adds its outcomes
+to a file (`--outcomes FILE`), and `python -m tests.reliability.table OUTCOMES TABLE` makes the
+table of it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ BARS = {
     5: "a damaged checkpoint is detected and the one before it used, with one warning",
     6: "killed at every point of a save: a valid checkpoint exists; nothing is written elsewhere",
     7: "disk full, file-size limit, folder gone: loud, exit 4 after three, the old one intact",
-    8: "a checkpoint after a session's first writes only what is new, pauses at most 1 s, adds at most 10 % memory",
+    8: (
+        "a checkpoint after a session's first writes only what is new, pauses at most 1 s, adds at"
+        " most 10 % memory"
+    ),
     9: "SIGTERM, SIGUSR1: saved, exit 143, a second one is safe, one requeue",
     10: "Ctrl-C: exit 130, few lines, no orphans, KILLED",
     11: "a worker dies: seen, named, replaced up to 3 times; the same run",
@@ -49,27 +54,38 @@ Outcomes = dict[int, list[Any]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--outcomes", help="add what became of attempts and controls to this file of JSON lines")
+    parser.addoption(
+        "--outcomes", help="add what became of attempts and controls to this file of JSON lines"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
     report = yield
     report.marks = [
-        (mark.name, number) for mark in item.iter_markers() if mark.name in ("bar", "control") for number in mark.args
+        (mark.name, number)
+        for mark in item.iter_markers()
+        if mark.name in ("bar", "control")
+        for number in mark.args
     ]
     return report
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     path = config.getoption("--outcomes", None)
-    if path and not hasattr(config, "workerinput"):  # of a process of pytest-xdist, whose reports come here too
+    if path and not hasattr(
+        config, "workerinput"
+    ):  # of a process of pytest-xdist, whose reports come here too
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         reports = [
-            report for kind in ("passed", "failed", "skipped", "error") for report in terminalreporter.getreports(kind)
+            report
+            for kind in ("passed", "failed", "skipped", "error")
+            for report in terminalreporter.getreports(kind)
         ]
         with Path(path).open("a") as file:
-            file.writelines(json.dumps(outcome) + "\n" for outcome in map(outcome_of, reports) if outcome)
+            file.writelines(
+                json.dumps(outcome) + "\n" for outcome in map(outcome_of, reports) if outcome
+            )
 
 
 def outcome_of(report: Any) -> dict[str, Any] | None:
@@ -78,7 +94,13 @@ def outcome_of(report: Any) -> dict[str, Any] | None:
     if not marks or (report.when != "call" and report.outcome == "passed"):
         return None
     told = [f"{name}: {value}" for name, value in report.user_properties]
-    return {"test": report.nodeid, "marks": marks, "outcome": report.outcome, "told": told, "took": report.duration}
+    return {
+        "test": report.nodeid,
+        "marks": marks,
+        "outcome": report.outcome,
+        "told": told,
+        "took": report.duration,
+    }
 
 
 def main() -> None:
@@ -100,10 +122,20 @@ def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
             tried[kind, number][outcome["outcome"]] += 1
             told[number] += outcome["told"]
     yield "# The 24 promises, tried\n"
-    yield "Written by `make test-reliability`. An attempt is a test with its own runs or data; many try more than once,"
-    yield "which the last column tells. A control breaks what keeps the promise, and sees the same check fail.\n"
-    yield f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, " + ", ".join(
-        f"{package} {version(package)}" for package in ("torch", "mujoco", "metaworld", "mlflow")
+    yield (
+        "Written by `make test-reliability`. An attempt is a test with its own runs or data; many"
+        " try more than once,"
+    )
+    yield (
+        "which the last column tells. A control breaks what keeps the promise, and sees the same"
+        " check fail.\n"
+    )
+    yield (
+        f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        + ", ".join(
+            f"{package} {version(package)}"
+            for package in ("torch", "mujoco", "metaworld", "mlflow")
+        )
     )
     yield "\n| | promise | attempts | held | controls, seen failing | what was tried or measured |"
     yield "|---|---|---|---|---|---|"
@@ -111,7 +143,10 @@ def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
         bar, control = tried["bar", number], tried["control", number]
         held = "yes" if bar["passed"] == bar.total() else f"**{bar['passed']} of {bar.total()}**"
         seen = f"{control['passed']} of {control.total()}" if control else "-"
-        yield f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} | {'; '.join(told[number])} |"
+        yield (
+            f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} |"
+            f" {'; '.join(told[number])} |"
+        )
 
 
 if __name__ == "__main__":

@@ -36,15 +36,23 @@ OFTEN = ("run.save_every=30", "run.eval_every=600")
 def trained(
     here: Path, *words: str, fault: str = "", limit: int = 0, script: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The command, or a script that patches it, to its end; where there is a `limit`, no file may grow beyond it."""
+    """The command, or a script that patches it, to its end; where there is a `limit`, no file may
+    grow beyond it.
+    """
 
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    line = [sys.executable, *(["-c", script] if script else ["-m", "softmod.train"]), *SMALL, *words]
+    line = [
+        sys.executable,
+        *(["-c", script] if script else ["-m", "softmod.train"]),
+        *SMALL,
+        *words,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_FAULT": fault}
     return subprocess.run(
-        line, cwd=here, env=environment, preexec_fn=bounded if limit else None, capture_output=True, text=True,
+        line, cwd=here, env=environment, preexec_fn=bounded if limit else None, capture_output=True,
+        text=True,
         timeout=240, check=False,
     )  # fmt: skip
 
@@ -70,17 +78,23 @@ def told(folder: Path) -> tuple[Path | None, list[str]]:
             found = newest(folder)
         except CheckpointError:
             found = None
-    return found[0] if found else None, [call.args[0] % call.args[1:] for call in warn.call_args_list]
+    return found[0] if found else None, [
+        call.args[0] % call.args[1:] for call in warn.call_args_list
+    ]
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, by its hash."""
-    return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a run that was killed at 360 of its 600 steps; its last two checkpoints are whole."""
+    """A working folder with a run that was killed at 360 of its 600 steps; its last two checkpoints
+    are whole.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("stopped"))
         patch.setattr("sys.argv", ["softmod-train"])
@@ -95,12 +109,14 @@ def stopped(stopped_run: Path, here: Path) -> Path:
     return only(here)
 
 
-# --- 5: damage --------------------------------------------------------------------------------------------------------
+# --- 5: damage ------------------------------------------------------------------------------------
 
 
 def files_of(checkpoint: Path) -> list[Path]:
     """All that it consists of: its own files, and the pieces of the replay that it refers to."""
-    return sorted(checkpoint.iterdir()) + [checkpoint.parents[1] / name for name in sorted(shared(checkpoint))]
+    return sorted(checkpoint.iterdir()) + [
+        checkpoint.parents[1] / name for name in sorted(shared(checkpoint))
+    ]
 
 
 def flips(files: list[Path], draws: random.Random) -> Iterator[tuple[Path, bytes | None]]:
@@ -144,19 +160,25 @@ def test_every_damage_is_detected_before_anything_changes(stopped, record_proper
         assert place == (None if both else before), path
         assert len(warned) == 1 + both, warned
         assert all(
-            str(stopped) in line and ": " in line.removeprefix("damaged checkpoint passed over: ") for line in warned
+            str(stopped) in line and ": " in line.removeprefix("damaged checkpoint passed over: ")
+            for line in warned
         )
         assert path.name == "manifest.json" or all(path.name in line for line in warned), warned
         assert contents(stopped) == tree
         path.write_bytes(whole)
     assert told(stopped) == (last, [])
-    record_property("tried", f"{tried} damages to {len(files)} files, {len(needed)} of them shared by both checkpoints")
+    record_property(
+        "tried",
+        f"{tried} damages to {len(files)} files, {len(needed)} of them shared by both checkpoints",
+    )
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(5)
 @pytest.mark.parametrize("what", ["a bit", "a piece cut short", "no manifest"])
-def test_a_run_goes_on_from_the_one_before_to_the_same_end(stopped, here, undisturbed, what, record_property):
+def test_a_run_goes_on_from_the_one_before_to_the_same_end(
+    stopped, here, undisturbed, what, record_property
+):
     before, last = all_in(stopped)
     (piece,) = set(shared(last)) - set(shared(before))
     agent = (last / "agent.safetensors").read_bytes()
@@ -175,7 +197,9 @@ def test_a_run_goes_on_from_the_one_before_to_the_same_end(stopped, here, undist
 @pytest.mark.reliability
 @pytest.mark.bar(5)
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_with_nothing_valid_a_run_does_not_start_from_scratch(stopped, here, resume, record_property):
+def test_with_nothing_valid_a_run_does_not_start_from_scratch(
+    stopped, here, resume, record_property
+):
     piece = stopped / sorted(shared(all_in(stopped)[0]))[0]
     damage(piece, piece.read_bytes()[:-1])
     tree = contents(here)
@@ -184,7 +208,9 @@ def test_with_nothing_valid_a_run_does_not_start_from_scratch(stopped, here, res
     assert "none of 2 checkpoints is valid" in ended.stderr.splitlines()[-1]
     assert ended.stderr.count(piece.name) == 2
     assert contents(here) == tree
-    record_property("tried", f"a piece of both damaged, run.resume={resume}: code 3, nothing changed")
+    record_property(
+        "tried", f"a piece of both damaged, run.resume={resume}: code 3, nothing changed"
+    )
 
 
 @pytest.mark.control(5)
@@ -200,11 +226,13 @@ def test_seen_failing_without_hashes_a_flipped_bit_goes_unnoticed(stopped, monke
     assert (last, []) in answers
 
 
-# --- 6: kills within a save -------------------------------------------------------------------------------------------
+# --- 6: kills within a save -----------------------------------------------------------------------
 
 KILLS = [  # in this order on one run: before any save is complete, then after
-    "archive.written:1", "archive.renamed:1", "checkpoint.arrays:1", "checkpoint.arrays:4", "checkpoint.written:1",
-    "checkpoint.renamed:1", "checkpoint.pruned:1", "archive.written:1", "archive.renamed:1", "checkpoint.arrays:2",
+    "archive.written:1", "archive.renamed:1", "checkpoint.arrays:1", "checkpoint.arrays:4",
+    "checkpoint.written:1",
+    "checkpoint.renamed:1", "checkpoint.pruned:1", "archive.written:1", "archive.renamed:1",
+    "checkpoint.arrays:2",
     "checkpoint.written:1", "checkpoint.renamed:1", "checkpoint.aside:1", "checkpoint.pruned:2",
 ]  # fmt: skip
 
@@ -225,7 +253,9 @@ def test_killed_at_every_point_of_a_save(here, undisturbed, record_property):
     assert hashes(only(here)) == undisturbed[0]
     assert leftovers(only(here)) == []
     record_property(
-        "tried", f"{len(KILLS)} kills by the command line, at {len({k[:-2] for k in KILLS})} points of a save"
+        "tried",
+        f"{len(KILLS)} kills by the command line, at {len({k[:-2] for k in KILLS})} points of a"
+        " save",
     )
 
 
@@ -249,7 +279,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     """What is asked of the disk from now on."""
     made: list[tuple[str, Path]] = []
 
-    def watch(owner: Any, name: str, place: Any = lambda *arguments: Path(arguments[0]).absolute()) -> None:
+    def watch(
+        owner: Any, name: str, place: Any = lambda *arguments: Path(arguments[0]).absolute()
+    ) -> None:
         original = getattr(owner, name)
 
         def watched(*arguments, **options):
@@ -270,13 +302,23 @@ def test_the_order_of_a_save(here, calls, record_property):
     """Written beside, flushed, renamed, the folder flushed; only then is anything older removed."""
     assert run() == 0
     folder = only(here)
-    saves = [at for at, (name, path) in enumerate(calls) if name == "rename" and path.name.startswith("step_")]
+    saves = [
+        at
+        for at, (name, path) in enumerate(calls)
+        if name == "rename" and path.name.startswith("step_")
+    ]
     assert len(saves) == 8  # the last two at the end, before and after the evaluation
     begin = 0
     for number, at in enumerate(saves):
         done, place = calls[begin:at], calls[at][1]
         beside = place.with_name(f".{place.name}.part")
-        names = ["agent.safetensors", "episodes.safetensors", "facts.json", "manifest.json", "optimizers.safetensors"]
+        names = [
+            "agent.safetensors",
+            "episodes.safetensors",
+            "facts.json",
+            "manifest.json",
+            "optimizers.safetensors",
+        ]
         assert {("fsync", beside)} | {("fsync", beside / name) for name in names} <= set(done)
         pieces = [path for name, path in done if name == "rename" and path.parent.name == "replay"]
         assert len(pieces) == (number < 7)  # an evaluation adds nothing to the replay
@@ -284,10 +326,18 @@ def test_the_order_of_a_save(here, calls, record_property):
             written = done.index(("fsync", piece.with_name(f".{piece.name}.part")))
             assert written < done.index(("rename", piece)) < done.index(("fsync", piece.parent))
         removed = [path for name, path in done if name in ("rmtree", "unlink") and path.exists()]
-        assert not [path for path in removed if path.name.startswith("step_") or path.parent.name == "replay"]
+        assert not [
+            path
+            for path in removed
+            if path.name.startswith("step_") or path.parent.name == "replay"
+        ]
         after = calls[at + 1 :]
         flushed = after.index(("fsync", place.parent))
-        pruned = [i for i, (name, path) in enumerate(after) if name == "rmtree" and path.name.startswith("step_")]
+        pruned = [
+            i
+            for i, (name, path) in enumerate(after)
+            if name == "rmtree" and path.name.startswith("step_")
+        ]
         assert number in (0, 1, 7) or flushed < pruned[0]  # the last one replaces the one before
         begin = at
     assert sorted(path.name for path in (folder / "checkpoints").iterdir())[0] == "best"
@@ -297,14 +347,18 @@ def test_the_order_of_a_save(here, calls, record_property):
 @pytest.mark.reliability
 @pytest.mark.bar(6)
 def test_a_save_writes_nothing_elsewhere(here, monkeypatch, record_property):
-    """The first session leaves what libraries keep for themselves; the second one, with five saves, adds nothing."""
+    """The first session leaves what libraries keep for themselves; the second one, with five saves,
+    adds nothing.
+    """
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         (here / name).mkdir()
         monkeypatch.setenv(name, str(here / name))
     assert trained(here, "run.steps_per_task=60").returncode == 0
 
     def elsewhere() -> dict[str, str]:
-        return {name: hashed for name, hashed in contents(here).items() if not name.startswith("runs/")}
+        return {
+            name: hashed for name, hashed in contents(here).items() if not name.startswith("runs/")
+        }
 
     before, cached = elsewhere(), contents(Path(os.environ["SOFTMOD_CACHE"]))
     assert trained(here).returncode == 0
@@ -313,7 +367,9 @@ def test_a_save_writes_nothing_elsewhere(here, monkeypatch, record_property):
         "checkpoints",
         "replay",
     }
-    record_property("tried", "working, home, cache and temporary folders equal before and after five saves")
+    record_property(
+        "tried", "working, home, cache and temporary folders equal before and after five saves"
+    )
 
 
 @pytest.mark.control(6)
@@ -330,12 +386,16 @@ def test_seen_failing_pruned_before_it_is_written(here, monkeypatch):
     assert told(only(here))[0] is None
 
 
-# --- 7: disks that refuse ---------------------------------------------------------------------------------------------
+# --- 7: disks that refuse -------------------------------------------------------------------------
 
 
 def loud(ended: subprocess.CompletedProcess[str]) -> bool:
     """Told at each of three attempts, the last of which ended the run, without a traceback."""
-    refused = [line for line in ended.stderr.splitlines() if "could not be written" in line or "is gone" in line]
+    refused = [
+        line
+        for line in ended.stderr.splitlines()
+        if "could not be written" in line or "is gone" in line
+    ]
     last = ended.stderr.splitlines()[-1:] == refused[-1:]
     return ended.returncode == 4 and len(refused) == 3 and last and "Traceback" not in ended.stderr
 
@@ -354,19 +414,29 @@ def test_a_limit_on_the_size_of_files(stopped, here, undisturbed, record_propert
     assert {name for name in before if before[name] != after[name]} <= {"metrics", "state"}
     assert trained(here).returncode == 0
     again = hashes(stopped)
-    assert {name for name in again if again[name] != undisturbed[0][name]} <= {"metrics", "state"}  # logged more often
-    record_property("tried", f"files of at most {size - 1} bytes: told three times, code 4, then on to the same end")
+    assert {name for name in again if again[name] != undisturbed[0][name]} <= {
+        "metrics",
+        "state",
+    }  # logged more often
+    record_property(
+        "tried",
+        f"files of at most {size - 1} bytes: told three times, code 4, then on to the same end",
+    )
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(7)
 def test_a_limit_from_the_beginning_and_evaluations_first(here, record_property):
-    """The weights of the best evaluation are too large as well: that is told, and is not yet the end."""
+    """The weights of the best evaluation are too large as well: that is told, and is not yet the
+    end.
+    """
     ended = trained(here, "run.eval_every=60", "run.save_every=600", limit=15_000)
     assert loud(ended), ended.stderr
     assert all_in(only(here)) == []
     assert trained(here).returncode == 0
-    record_property("tried", "no file above 15,000 bytes, evaluations before saves: code 4 at the third")
+    record_property(
+        "tried", "no file above 15,000 bytes, evaluations before saves: code 4 at the third"
+    )
 
 
 @pytest.mark.reliability
@@ -389,7 +459,9 @@ def test_the_folder_is_removed_in_the_middle_of_a_run(here, record_property):
     out, err = process.communicate(timeout=120)
     assert loud(subprocess.CompletedProcess(line, process.returncode, out, err)), err
     assert not folder.exists()
-    record_property("tried", "the run's folder removed in the middle: told three times, code 4, not made again")
+    record_property(
+        "tried", "the run's folder removed in the middle: told three times, code 4, not made again"
+    )
 
 
 @pytest.mark.bar(7)
@@ -413,7 +485,16 @@ def test_what_is_removed_between_two_saves(here, monkeypatch, caplog, capsys, lo
         assert told(only(here)) == (all_in(only(here))[-1], [])
     else:
         assert code == 4
-        assert len([r for r in caplog.records if "the next attempt is at the next checkpoint" in r.message]) == 2
+        assert (
+            len(
+                [
+                    r
+                    for r in caplog.records
+                    if "the next attempt is at the next checkpoint" in r.message
+                ]
+            )
+            == 2
+        )
         assert "Traceback" not in capsys.readouterr().err
 
 

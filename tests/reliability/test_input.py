@@ -1,4 +1,6 @@
-"""Bars 21 and 22 in full: faulty command lines and hostile files are answered in a line, and nothing else happens."""
+"""Bars 21 and 22 in full: faulty command lines and hostile files are answered in a line, and
+nothing else happens.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,10 @@ __all__ = ["here", "stopped", "stopped_run", "undisturbed"]
 
 ROOT = Path(__file__).parents[2]
 
-# --- 21: faulty command lines -----------------------------------------------------------------------------------------
+# --- 21: faulty command lines ---------------------------------------------------------------------
 
-FAULTY = {  # and what the answer has to name: key and value, what is allowed, the nearest valid name
+# and what the answer has to name: key and value, what is allowed, the nearest valid name
+FAULTY = {
     "algoritm.discount=0.9": "algoritm.discount=0.9 | did you mean algorithm.discount",
     "run.batch_pertask=3": "run.batch_pertask=3 | did you mean run.batch_per_task",
     "run.eval_evry=3": "run.eval_evry=3 | did you mean run.eval_every",
@@ -43,7 +46,9 @@ FAULTY = {  # and what the answer has to name: key and value, what is allowed, t
     "actor.modul_width=8": "actor.modul_width=8 | did you mean actor.module_width",
     "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | optimizer.actor has | lr",
     "experimnt=toy": "experimnt=toy | did you mean experiment",
-    "experiment=quikstart": "experiment=quikstart | paper_mt10, paper_mt50, quickstart | did you mean quickstart",
+    "experiment=quikstart": (
+        "experiment=quikstart | paper_mt10, paper_mt50, quickstart | did you mean quickstart"
+    ),
     "env=mt500": "env=mt500 | mt10, mt25 | did you mean mt50",
     "model=mt_sack": "model=mt_sack | mt_sac | did you mean mt_sac",
     "network@actor=soft_modula": "network@actor=soft_modula | did you mean soft_modular",
@@ -53,7 +58,9 @@ FAULTY = {  # and what the answer has to name: key and value, what is allowed, t
     "algorithm.discount=1.5": "algorithm.discount=1.5 | in [0, 1]",
     "algorithm.discount=high": "algorithm.discount=high | must be a number",
     "algorithm.target_smoothing=0": "algorithm.target_smoothing=0 | in (0, 1]",
-    "algorithm.task_weights=papr": "algorithm.task_weights=papr | released, paper, none | did you mean paper",
+    "algorithm.task_weights=papr": (
+        "algorithm.task_weights=papr | released, paper, none | did you mean paper"
+    ),
     "optimizer.actor.lr=-0.1": "optimizer.actor.lr=-0.1 | above 0",
     "optimizer.critic.lr=inf": "optimizer.critic.lr=inf | finite",
     "optimizer.critic.betas=[0.9,1.5]": "optimizer.critic.betas=[0.9, 1.5] | two numbers in [0, 1)",
@@ -140,11 +147,18 @@ def test_faulty_command_lines(here, capsys, record_property):
     [
         ("actor.module_width=16", "actor.module_width=16 | has 8"),
         ("seed=3", "seed=3 | has 0"),
-        ("env.tasks=[toy-reach,toy-touch]", "env.tasks=['toy-reach', 'toy-touch'] | 'toy-opposite'"),
+        (
+            "env.tasks=[toy-reach,toy-touch]",
+            "env.tasks=['toy-reach', 'toy-touch'] | 'toy-opposite'",
+        ),
     ],
 )
 def test_a_run_cannot_go_on_as_another(stopped, here, capsys, line, names, record_property):
-    answer = refused(f"run.resume=must {line}", f"{names} | {stopped.relative_to(here)} | run.resume=must", capsys)
+    answer = refused(
+        f"run.resume=must {line}",
+        f"{names} | {stopped.relative_to(here)} | run.resume=must",
+        capsys,
+    )
     record_property("answered", answer)
 
 
@@ -162,7 +176,8 @@ def test_a_run_folder_in_use(stopped, here, capsys, record_property):
 
 
 TEN = [
-    "algoritm.discount=0.9", "seed=abc", "algorithm.discount=1.5", "optimizer.actor.lr=-0.1", "env.tasks=[toy-rech]",
+    "algoritm.discount=0.9", "seed=abc", "algorithm.discount=1.5", "optimizer.actor.lr=-0.1",
+    "env.tasks=[toy-rech]",
     "run.batch_per_task=20000", "env.horizon=501", "model=mt_sack", "run.resume=mustt", "--resum",
 ]  # fmt: skip
 
@@ -182,7 +197,9 @@ def test_ten_of_them_by_the_command_line(here, record_property):
         assert ended.stdout == ""
     assert os.listdir(here) == []
     assert slowest < 5.0
-    record_property("measured", f"ten by the command line, the slowest answer after {slowest:.1f} s")
+    record_property(
+        "measured", f"ten by the command line, the slowest answer after {slowest:.1f} s"
+    )
 
 
 @pytest.mark.control(21)
@@ -190,10 +207,12 @@ def test_seen_failing_a_check_that_is_switched_off(here, capsys, monkeypatch):
     refused("algorithm.discount=1.5", FAULTY["algorithm.discount=1.5"], capsys)
     monkeypatch.setattr(rules, "check_range", lambda *_, **__: None)
     with pytest.raises(AssertionError):
-        refused("algorithm.discount=1.5 run.steps_per_task=20", FAULTY["algorithm.discount=1.5"], capsys)
+        refused(
+            "algorithm.discount=1.5 run.steps_per_task=20", FAULTY["algorithm.discount=1.5"], capsys
+        )
 
 
-# --- 22: hostile files ------------------------------------------------------------------------------------------------
+# --- 22: hostile files ----------------------------------------------------------------------------
 
 
 class Code:
@@ -232,7 +251,9 @@ def of_objects(canary: Path) -> bytes:
 
 def sign(checkpoint: Path, **more: Any) -> None:
     """Make the manifest say of the files what they are now."""
-    files = {path.name: digest(path) for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    files = {
+        path.name: digest(path) for path in checkpoint.iterdir() if path.name != "manifest.json"
+    }
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"files": files} | more))
 
@@ -278,7 +299,9 @@ def target(part: str, path: str, allow: list[str], **options: Any) -> Callable[[
     """A part of the configuration in a checkpoint's facts that names another class."""
 
     def change(values: dict[str, Any], canary: Path) -> None:
-        told = {key: value.format(canary=canary, folder=canary.parent) for key, value in options.items()}
+        told = {
+            key: value.format(canary=canary, folder=canary.parent) for key, value in options.items()
+        }
         values["config"][part] = {"_target_": path} | told
         values["config"]["allow"] = allow
 
@@ -332,7 +355,8 @@ def write(name: str, content: bytes) -> Callable[[Path, Path], None]:
 DEEP = 100_000 * b"["
 LINES = [
     DEEP, b"[1]", b'{"kind":"metrics","time":1,"step":3,"values":{"x":1%s}}' % (400 * b"0"),
-    b'{"kind":"session","time":1,"run_id":"a","schema":"b"}', b'{"kind":"metrics","time":1,"step":"x","values":{}}',
+    b'{"kind":"session","time":1,"run_id":"a","schema":"b"}',
+    b'{"kind":"metrics","time":1,"step":"x","values":{}}',
     b'{"kind":"artifact","time":1,"path":"../../../secret","under":""}',
     b'{"kind":"artifact","time":1,"path":"config.yaml","under":"../../../outside"}',
 ]  # fmt: skip
@@ -371,29 +395,45 @@ def repeat_it(folder: Path) -> int:
 
 def upload_it(folder: Path) -> int:
     return subprocess.run(
-        [sys.executable, "-m", "softmod.upload", str(folder)], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+        [sys.executable, "-m", "softmod.upload", str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
     ).returncode
 
 
 ALL = (train_it, load_it, evaluate_it, state_of_it)
 READING = (load_it, evaluate_it)
 HOSTILE: dict[str, tuple[Callable[[Path, Path], None], dict[Callable[[Path], int], int]]] = {
-    "a pickle as agent.safetensors": (put("agent.safetensors", pickled), dict.fromkeys((*ALL, repeat_it), 3)),
-    "torch.save as agent.safetensors": (put("agent.safetensors", saved_by_torch), dict.fromkeys(ALL, 3)),
-    "a zip as optimizers.safetensors": (put("optimizers.safetensors", zipped), {train_it: 3, state_of_it: 3}),
-    "object arrays as episodes.safetensors": (put("episodes.safetensors", of_objects), {train_it: 3, state_of_it: 3}),
-    "a huge header": (put("agent.safetensors", lambda _: 8 * b"\xff" + b"{}"), dict.fromkeys(ALL, 3)),
+    "a pickle as agent.safetensors": (
+        put("agent.safetensors", pickled), dict.fromkeys((*ALL, repeat_it), 3),
+    ),
+    "torch.save as agent.safetensors": (
+        put("agent.safetensors", saved_by_torch), dict.fromkeys(ALL, 3),
+    ),
+    "a zip as optimizers.safetensors": (
+        put("optimizers.safetensors", zipped), {train_it: 3, state_of_it: 3},
+    ),
+    "object arrays as episodes.safetensors": (
+        put("episodes.safetensors", of_objects), {train_it: 3, state_of_it: 3},
+    ),
+    "a huge header": (
+        put("agent.safetensors", lambda _: 8 * b"\xff" + b"{}"), dict.fromkeys(ALL, 3),
+    ),
     "agent.pt in the place of agent.safetensors": (renamed, dict.fromkeys(ALL, 3)),
     "a pickle as manifest.json": (put("manifest.json", pickled), dict.fromkeys(ALL, 3)),
     "a pickle as facts.json": (put("facts.json", pickled), dict.fromkeys((*ALL, repeat_it), 3)),
     "deep JSON as manifest.json": (put("manifest.json", lambda _: DEEP), dict.fromkeys(ALL, 3)),
     "deep JSON as facts.json": (put("facts.json", lambda _: DEEP), dict.fromkeys(ALL, 3)),
     "a list as facts.json": (put("facts.json", lambda _: b"[]"), dict.fromkeys(ALL, 3)),
-    "facts without counters": (facts(lambda values, _: values.pop("counters", None)), {train_it: 3, state_of_it: 3}),
-    "facts with a million threads": (facts(lambda values, _: values.update(threads=10**6)), {train_it: 3}),
-    "os.system as env": (target("env", "os.system", ["os"], command="touch {canary}"), dict.fromkeys(READING, 2)),
+    "facts without counters": (facts(lambda values, _: values.pop("counters", None)), {train_it: 3,
+                state_of_it: 3}),
+    "facts with a million threads": (facts(lambda values, _: values.update(threads=10**6)),
+                                     {train_it: 3}),
+    "os.system as env": (target("env", "os.system", ["os"], command="touch {canary}"),
+                         dict.fromkeys(READING, 2)),
     "subprocess.Popen as env": (
-        target("env", "subprocess.Popen", ["subprocess"], args="{canary}", executable="/usr/bin/touch"),
+        target("env", "subprocess.Popen", ["subprocess"], args="{canary}",
+               executable="/usr/bin/touch"),
         dict.fromkeys(READING, 2),
     ),
     "subprocess.Popen as actor": (
@@ -401,11 +441,14 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], dict[Callable[[Path], int
         dict.fromkeys((*READING, repeat_it), 2),
     ),
     "softmod's own journal as env": (
-        target("env", "softmod.tracking.Journal", [], folder="{folder}/outside"), dict.fromkeys(READING, 2)
+        target("env", "softmod.tracking.Journal", [], folder="{folder}/outside"),
+        dict.fromkeys(READING, 2)
     ),
-    "a path out of the checkpoint": (manifest(files={"../../../../../secret": "0"}), dict.fromkeys(ALL, 3)),
+    "a path out of the checkpoint": (manifest(files={"../../../../../secret": "0"}),
+                                     dict.fromkeys(ALL, 3)),
     "a path from the root": (manifest(files={"/etc/passwd": "0"}), dict.fromkeys(ALL, 3)),
-    "a piece out of the run": (manifest(shared={"replay/../../../../secret": "0"}), dict.fromkeys(ALL, 3)),
+    "a piece out of the run": (manifest(shared={"replay/../../../../secret": "0"}),
+                               dict.fromkeys(ALL, 3)),
     "a file that is a link": (
         link("checkpoints/best/agent.safetensors"), {train_it: 2, repeat_it: 3}
     ),
@@ -418,7 +461,8 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], dict[Callable[[Path], int
     "a run's folder that is a link": (moved, {train_it: 2}),
     "a hostile journal": (journal(*LINES), {train_it: 0, state_of_it: 0, upload_it: 1}),
     "a journal from the future": (
-        write("journal.jsonl", b'{"kind":"header","time":1,"schema":2,"run_id":"a"}\n'), {train_it: 2, upload_it: 2}
+        write("journal.jsonl", b'{"kind":"header","time":1,"schema":2,"run_id":"a"}\n'),
+        {train_it: 2, upload_it: 2}
     ),
     "a result that is no JSON": (write("result.json", b"{"), {train_it: 0}),
     "a result that is a list": (write("result.json", b"[1]"), {train_it: 0}),
@@ -433,7 +477,11 @@ STORE = ("mlflow.db", "mlflow.db.lock", "mlartifacts")
 def outside(here: Path, folder: Path) -> dict[str, str]:
     """Everything but the run's folder and MLflow's store."""
     run = str(folder.relative_to(here))
-    return {name: hashed for name, hashed in contents(here).items() if not name.startswith((run, *STORE))}
+    return {
+        name: hashed
+        for name, hashed in contents(here).items()
+        if not name.startswith((run, *STORE))
+    }
 
 
 @pytest.mark.reliability
@@ -455,13 +503,18 @@ def test_hostile_files(stopped, here, name, undisturbed, capfd, record_property)
         assert outside(here, stopped) == before
         assert not canary.exists()
         if read is train_it and not code:
-            same = {name for name, hashed in hashes(stopped).items() if hashed == undisturbed[0][name]}
+            same = {
+                name for name, hashed in hashes(stopped).items() if hashed == undisturbed[0][name]
+            }
             assert same >= set(undisturbed[0]) - {"metrics", "state"}
-    record_property("tried", f"{name} ({', '.join(read.__name__.removesuffix('_it') for read in readers)})")
+    record_property(
+        "tried", f"{name} ({', '.join(read.__name__.removesuffix('_it') for read in readers)})"
+    )
 
 
 CONF = {  # files of a folder that `--config-dir` names, and what selects them
-    "a tag of Python's": ("run/evil.yaml", "steps_per_task: !!python/object/apply:os.system ['touch {canary}']"),
+    "a tag of Python's": ("run/evil.yaml",
+                          "steps_per_task: !!python/object/apply:os.system ['touch {canary}']"),
     "another tag": ("run/evil.yaml", "!!python/object/new:os.system ['touch {canary}']"),
     "os.system as a target": ("env/evil.yaml", "_target_: os.system\ncommand: touch {canary}"),
     "Popen as a target": (
@@ -482,7 +535,8 @@ CONF = {  # files of a folder that `--config-dir` names, and what selects them
         "# @package _global_\nhydra:\n  job_logging:\n    version: 1\n    handlers:\n      x:\n"
         "        class: subprocess.Popen\n        args: [touch, '{canary}']",
     ),
-    "a variable": ("experiment/evil.yaml", "# @package _global_\nhydra:\n  job:\n    env_set:\n      PYTHONPATH: evil"),
+    "a variable": ("experiment/evil.yaml",
+                   "# @package _global_\nhydra:\n  job:\n    env_set:\n      PYTHONPATH: evil"),
     "deep YAML": ("run/evil.yaml", 3000 * "["),
 }  # fmt: skip
 
@@ -497,7 +551,11 @@ def test_hostile_configurations(here, name, capfd, record_property):
     path.write_text(text.format(canary=canary))
     before = contents(here)
     for more in ([], ["-m"]):
-        words = [f"{path.parent.name}=evil", *more] if path.parent.name != "experiment" else ["experiment=evil", *more]
+        words = (
+            [f"{path.parent.name}=evil", *more]
+            if path.parent.name != "experiment"
+            else ["experiment=evil", *more]
+        )
         assert train.run([*SMALL[1:], "--config-dir", "theirs", *words]) == ConfigError.exit_code
         one_line(capfd.readouterr().err)
         assert contents(here) == before
@@ -506,7 +564,9 @@ def test_hostile_configurations(here, name, capfd, record_property):
 
 @pytest.mark.reliability
 @pytest.mark.bar(22)
-@pytest.mark.parametrize("line", ["env._target_=os.system", "actor._target_=softmod.tracking.Journal"])
+@pytest.mark.parametrize(
+    "line", ["env._target_=os.system", "actor._target_=softmod.tracking.Journal"]
+)
 def test_hostile_overrides(here, line, capsys, record_property):
     record_property("answered", refused(line, line, capsys))
 
@@ -523,7 +583,9 @@ def test_hostile_goals_in_the_cache(here, monkeypatch, caplog, record_property):
         assert goals.benchmark_goals("mt10", 0).keys() == {"reach-v3"}
     assert caplog.text.count("cannot be read") == 4
     assert sorted(path.name for path in here.iterdir()) == [goals.cache_path("mt10", 0).name]
-    record_property("tried", "object arrays, a pickle, a zip in the place of cached goals: drawn again")
+    record_property(
+        "tried", "object arrays, a pickle, a zip in the place of cached goals: drawn again"
+    )
 
 
 @pytest.mark.control(22)
@@ -531,7 +593,9 @@ def test_hostile_goals_in_the_cache(here, monkeypatch, caplog, record_property):
 def test_seen_failing_a_reader_that_unpickles(here, content):
     (here / "agent.safetensors").write_bytes(content(here / "canary"))
     with suppress(Exception):
-        torch.load(io.BytesIO((here / "agent.safetensors").read_bytes()), weights_only=False)  # its name is refused
+        torch.load(
+            io.BytesIO((here / "agent.safetensors").read_bytes()), weights_only=False
+        )  # its name is refused
     with suppress(Exception), (here / "agent.safetensors").open("rb") as file:
         pickle.load(file)
     assert (here / "canary").exists()

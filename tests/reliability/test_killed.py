@@ -1,7 +1,9 @@
-"""Bars 3, 4 and 6: killed at any moment, also within a save, a run goes on to the same end; each metric comes once.
+"""Bars 3, 4 and 6: killed at any moment, also within a save, a run goes on to the same end; each
+metric comes once.
 
-The quick form dies within this process, at every point of a save. The full form (`make test-reliability`) kills
-processes started by the command line, also at random moments, on Meta-World too.
+The quick form dies within this process, at every point of a save. The full form (`make
+test-reliability`) kills processes started by the command line, also at random moments, on
+Meta-World too.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from tests.command.test_train import SMALL, here, only, run
 
 __all__ = ["here"]
 
-POINTS = {  # and their turns: a save writes five groups of arrays, and one of the best weights writes one
+# and their turns: a save writes five groups of arrays, and one of the best weights writes one
+POINTS = {
     "archive.written": (1, 3),
     "archive.renamed": (1, 4),
     "checkpoint.arrays": (1, 3, 7, 14),
@@ -42,7 +45,10 @@ POINTS = {  # and their turns: a save writes five groups of arrays, and one of t
     "checkpoint.renamed": (1, 3, 5),
     "checkpoint.pruned": (1, 3),
 }
-QUICK = ("checkpoint.renamed", "archive.renamed")  # points whose every turn is tried in the quick tests
+QUICK = (
+    "checkpoint.renamed",
+    "archive.renamed",
+)  # points whose every turn is tried in the quick tests
 MOMENTS = [
     pytest.param(point, turn, marks=[pytest.mark.reliability] * (turn > 1 and point not in QUICK))
     for point, turns in POINTS.items()
@@ -61,7 +67,11 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".uploaded", ".uploading")]
+    return [
+        path.name
+        for path in folder.rglob(".*")
+        if path.name not in (".lock", ".uploaded", ".uploading")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +120,9 @@ def test_killed_within_the_last_evaluation(here, monkeypatch, undisturbed):
         patch.setattr(Workers, "evaluate", killed)
         with pytest.raises(Killed):
             run()
-    monkeypatch.setattr(MTSAC, "learn", lambda *args, **words: (made.append(1), learn(*args, **words))[1])
+    monkeypatch.setattr(
+        MTSAC, "learn", lambda *args, **words: (made.append(1), learn(*args, **words))[1]
+    )
     assert run() == 0
     assert made == []
     assert (hashes(only(here)), results(only(here))) == undisturbed
@@ -134,7 +146,9 @@ def test_killed_after_the_last_evaluation_where_the_clock_ended_the_run(here):
     before = results(folder)
     assert run(*words) == 0
     assert results(folder) == before
-    assert json.loads((folder / "result.json").read_text())["env_steps"] == max(step for _, step in before)
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == max(
+        step for _, step in before
+    )
     assert run("run.max_minutes=5") == 0  # goes on when given more
     assert json.loads((folder / "result.json").read_text())["env_steps"] == 600
 
@@ -156,12 +170,18 @@ def test_no_result_is_told_that_the_disk_does_not_hold(here, monkeypatch):
 @pytest.mark.control(3)
 @pytest.mark.control(4)
 def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, undisturbed):
-    """A save whose replay is older than its model, as if the two were written at different moments."""
+    """A save whose replay is older than its model, as if the two were written at
+    different moments.
+    """
     from softmod.archive import Archive
 
     save = Archive.save
-    monkeypatch.setattr(Archive, "save", lambda self: dict(list(save(self).items())[:-1]) or save(self))
-    if run("run.steps_per_task=60") == 4:  # the piece that nobody named was pruned, and missed at the next save
+    monkeypatch.setattr(
+        Archive, "save", lambda self: dict(list(save(self).items())[:-1]) or save(self)
+    )
+    if (
+        run("run.steps_per_task=60") == 4
+    ):  # the piece that nobody named was pruned, and missed at the next save
         return
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -169,12 +189,15 @@ def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, 
     assert run() == 3 or hashes(only(here)) != undisturbed[0]
 
 
-# --- the full form ----------------------------------------------------------------------------------------------------
+# --- the full form --------------------------------------------------------------------------------
 
 METAWORLD = [
-    "experiment=quickstart", "env.tasks=[reach-v3,push-v3]", "env.horizon=50", "run.max_minutes=null",
-    "run.steps_per_task=2500", "run.warmup_per_task=100", "run.batch_per_task=16", "run.round_steps=10",
-    "run.update_ratio=0.25", "run.eval_every=1000", "run.eval_goals=2", "run.final_eval_goals=2", "run.save_every=200",
+    "experiment=quickstart", "env.tasks=[reach-v3,push-v3]", "env.horizon=50",
+    "run.max_minutes=null",
+    "run.steps_per_task=2500", "run.warmup_per_task=100", "run.batch_per_task=16",
+    "run.round_steps=10",
+    "run.update_ratio=0.25", "run.eval_every=1000", "run.eval_goals=2", "run.final_eval_goals=2",
+    "run.save_every=200",
     "run.log_every=100",
     "workers.processes=1", "fabric.threads=1",
 ]  # fmt: skip
@@ -192,10 +215,17 @@ CASES = {
 
 
 def command(folder: Path, line: list[str], fault: str = "") -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOFTMOD_FAULT": fault}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "SOFTMOD_FAULT": fault,
+    }
     log = (folder / "log").open("ab")
     return subprocess.Popen(
-        [sys.executable, "-m", "softmod.train", *line], cwd=folder, env=environment, stdout=log, stderr=log
+        [sys.executable, "-m", "softmod.train", *line],
+        cwd=folder,
+        env=environment,
+        stdout=log,
+        stderr=log,
     )
 
 
@@ -212,7 +242,9 @@ def gone(pids: list[int]) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is such a process that has not ended; one that nobody has asked for its code yet has."""
+    """Whether there is such a process that has not ended; one that nobody has asked for its code
+    yet has.
+    """
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -223,14 +255,21 @@ def runs(pid: int) -> bool:
 @pytest.mark.reliability
 @pytest.mark.parametrize("case", list(CASES))
 def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
-    """At random moments and at points of a save, each time from the beginning of the same run's next session."""
-    line = [word for word in CASES[case] if word != "tracking=journal"] + ["tracking.drain_seconds=30"]
+    """At random moments and at points of a save, each time from the beginning of the same run's
+    next session.
+    """
+    line = [word for word in CASES[case] if word != "tracking=journal"] + [
+        "tracking.drain_seconds=30"
+    ]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     expected = finish(tmp_path / "whole", line)
     draws = random.Random(0)
     moments = (
-        [f"{point}:1" for point in POINTS] + ["upload.batch:1", "upload.batch:2"] + ["start-up"] * 3 + ["training"] * 9
+        [f"{point}:1" for point in POINTS]
+        + ["upload.batch:1", "upload.batch:2"]
+        + ["start-up"] * 3
+        + ["training"] * 9
     )
     draws.shuffle(moments)
     killed = Counter[str]()
@@ -238,18 +277,27 @@ def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
         begun = metrics_lines(tmp_path / "killed")
         process = command(tmp_path / "killed", line, moment if ":" in moment else "")
         if not moment.startswith(("checkpoint", "archive")):
-            while moment != "start-up" and process.poll() is None and metrics_lines(tmp_path / "killed") == begun:
+            while (
+                moment != "start-up"
+                and process.poll() is None
+                and metrics_lines(tmp_path / "killed") == begun
+            ):
                 time.sleep(0.02)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(draws.uniform(0.0, 5.0 if moment == "start-up" else 1.0))
             if process.poll() is None:
-                family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+                family = [
+                    child.pid for child in psutil.Process(process.pid).children(recursive=True)
+                ]
                 os.kill(process.pid, signal.SIGKILL)
                 assert gone(family)
         killed[moment.partition(".")[0]] += process.wait(120) == -signal.SIGKILL
     hashed = finish(tmp_path / "killed", line)
     assert killed.total() == len(moments), killed
-    record_property("tried", f"{case}: kill -9 " + ", ".join(f"{count} x {what}" for what, count in killed.items()))
+    record_property(
+        "tried",
+        f"{case}: kill -9 " + ", ".join(f"{count} x {what}" for what, count in killed.items()),
+    )
     assert hashed == expected
     folder = next((tmp_path / "killed").glob("runs/*/seed_0"))
     assert leftovers(folder) == []
@@ -258,7 +306,10 @@ def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
 
 def metrics_lines(root: Path) -> int:
     """How many lines of metrics the journals there have."""
-    return sum(path.read_text().count('"kind":"metrics"') for path in root.glob("runs/*/seed_0/journal.jsonl"))
+    return sum(
+        path.read_text().count('"kind":"metrics"')
+        for path in root.glob("runs/*/seed_0/journal.jsonl")
+    )
 
 
 def mlflow_holds_each_metric_once(root: Path, folder: Path) -> bool:

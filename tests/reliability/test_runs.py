@@ -1,4 +1,6 @@
-"""Bars 1, 2, 9, 11 to 13 and 24 in full: whole runs by the command line, stopped, killed, or left alone for long."""
+"""Bars 1, 2, 9, 11 to 13 and 24 in full: whole runs by the command line, stopped, killed, or left
+alone for long.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,14 @@ from tests.reliability.test_killed import CASES, METAWORLD, command, finish, gon
 from tests.workers.test_workers import plan, rounds, same, weights
 
 pytestmark = pytest.mark.reliability
-TOY = [word for word in CASES["toy"] if not word.startswith(("tracking", "workers"))] + ["tracking=journal"]
+TOY = [word for word in CASES["toy"] if not word.startswith(("tracking", "workers"))] + [
+    "tracking=journal"
+]
 QUIET = [*METAWORLD, "tracking=journal"]
-ONCE = ["allow=[tests]", "env._target_=tests.faulty.Once"]  # an environment that fails once in a whole run
+ONCE = [
+    "allow=[tests]",
+    "env._target_=tests.faulty.Once",
+]  # an environment that fails once in a whole run
 
 
 def folder_of(root: Path, name: str) -> Path:
@@ -39,10 +46,15 @@ def run_of(folder: Path) -> Path:
 
 def sessions(folder: Path) -> int:
     """How often a process has taken over the run."""
-    return sum(path.read_text().count('"kind":"session"') for path in folder.glob("runs/*/seed_0/journal.jsonl"))
+    return sum(
+        path.read_text().count('"kind":"session"')
+        for path in folder.glob("runs/*/seed_0/journal.jsonl")
+    )
 
 
-def wait_for_step(folder: Path, process: subprocess.Popen[bytes], earlier: int = 0, seconds: float = 60.0) -> None:
+def wait_for_step(
+    folder: Path, process: subprocess.Popen[bytes], earlier: int = 0, seconds: float = 60.0
+) -> None:
     """Until the run has taken over, after so many earlier ones, and its journal has metrics."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -52,7 +64,7 @@ def wait_for_step(folder: Path, process: subprocess.Popen[bytes], earlier: int =
         time.sleep(0.02)
 
 
-# --- 1: equal runs ----------------------------------------------------------------------------------------------------
+# --- 1: equal runs --------------------------------------------------------------------------------
 
 
 @pytest.mark.bar(1)
@@ -62,18 +74,21 @@ def test_two_runs_with_one_configuration_have_equal_hashes(case, tmp_path, recor
     tried = []
     for processes in (0, 1, 2):
         words = [*line, f"workers.processes={processes}"]
-        one, other = (finish(folder_of(tmp_path, f"{name}{processes}"), words) for name in ("one", "other"))
+        one, other = (
+            finish(folder_of(tmp_path, f"{name}{processes}"), words) for name in ("one", "other")
+        )
         assert one == other
         tried.append(one)
     seed = finish(folder_of(tmp_path, "seed"), [*line, "workers.processes=1", "seed=1"], seed=1)
     assert seed["state"] != tried[1]["state"]
     equal = len({hashed["state"] for hashed in tried})
     record_property(
-        "tried", f"{case}: 2 runs each with 0, 1, 2 workers ({equal} different hashes), one of another seed"
+        "tried",
+        f"{case}: 2 runs each with 0, 1, 2 workers ({equal} different hashes), one of another seed",
     )
 
 
-# --- 2 and 9: told to stop --------------------------------------------------------------------------------------------
+# --- 2 and 9: told to stop ------------------------------------------------------------------------
 
 
 @pytest.mark.bar(2)
@@ -104,7 +119,10 @@ def test_stopped_at_random_moments(case, tmp_path, record_property):
     assert set(codes) <= {0, 143}
     assert finish(folder, line) == expected
     assert leftovers(run_of(folder)) == []
-    record_property("tried", f"{case}: {codes.count(143)} sessions stopped, the slowest in {slowest:.1f} s, equal hash")
+    record_property(
+        "tried",
+        f"{case}: {codes.count(143)} sessions stopped, the slowest in {slowest:.1f} s, equal hash",
+    )
 
 
 @pytest.mark.bar(9)
@@ -148,10 +166,12 @@ def script(folder: Path, code: str, line: list[str]) -> subprocess.Popen[bytes]:
     """The command with something patched."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     log = (folder / "log").open("ab")
-    return subprocess.Popen([sys.executable, "-c", code, *line], cwd=folder, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *line], cwd=folder, env=environment, stdout=log, stderr=log
+    )
 
 
-# --- 11 and 12: workers -----------------------------------------------------------------------------------------------
+# --- 11 and 12: workers ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +181,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.bar(11)
 @pytest.mark.parametrize("fault", ["build", "raise-307", "die-307", "hang-307"])
-def test_a_worker_that_fails_is_replaced_and_the_run_is_the_same(fault, tmp_path, undisturbed, record_property):
+def test_a_worker_that_fails_is_replaced_and_the_run_is_the_same(
+    fault, tmp_path, undisturbed, record_property
+):
     line = [*TOY, "workers.processes=3", *ONCE, f"env.name={fault}"]
-    assert finish(tmp_path, [*line, "workers.timeout=4" if "hang" in fault else "workers.timeout=60"]) == undisturbed
+    assert (
+        finish(tmp_path, [*line, "workers.timeout=4" if "hang" in fault else "workers.timeout=60"])
+        == undisturbed
+    )
     told = (tmp_path / "log").read_text()
     assert "worker of toy-opposite (seed 0)" in told
     assert "a new one takes over (1 of 3)" in told
@@ -240,7 +265,9 @@ def test_a_stopped_worker_is_replaced_at_its_time_out(tmp_path, undisturbed, rec
 
 
 def stale_and_due(workers: Workers) -> tuple[np.ndarray, np.ndarray]:
-    """Ask a worker for two rounds, forget the first, and take what it answers; and what it should have answered."""
+    """Ask a worker for two rounds, forget the first, and take what it answers; and what it should
+    have answered.
+    """
     workers.start(weights(), 10)
     for share in workers.shares:
         share.ask("collect", 10)  # the first answer lies in the pipe when this one is waited for
@@ -268,7 +295,7 @@ def test_replies_without_numbers_are_stale(monkeypatch):
     assert np.abs(given - due).max() > 1e-2
 
 
-# --- 13: the learner is killed ----------------------------------------------------------------------------------------
+# --- 13: the learner is killed --------------------------------------------------------------------
 
 
 def killed_learner(folder: Path, line: list[str], seconds: float) -> list[int]:
@@ -296,12 +323,20 @@ def test_nothing_outlives_a_killed_learner(tmp_path, record_property):
     assert slowest < 2.0
     assert set(os.listdir("/dev/shm")) == before
     assert families >= 30
-    record_property("tried", f"10 learners killed, {families} descendants gone within {slowest:.1f} s")
+    record_property(
+        "tried", f"10 learners killed, {families} descendants gone within {slowest:.1f} s"
+    )
 
 
 @pytest.mark.control(13)
 def test_a_worker_that_does_not_look_outlives_it(tmp_path):
-    line = [*TOY, "workers.processes=3", "allow=[tests]", "env._target_=tests.faulty.Orphan", "env.name=hang-307"]
+    line = [
+        *TOY,
+        "workers.processes=3",
+        "allow=[tests]",
+        "env._target_=tests.faulty.Orphan",
+        "env.name=hang-307",
+    ]
     family = killed_learner(tmp_path, line, 2.0)
     try:
         assert not gone(family)
@@ -311,17 +346,22 @@ def test_a_worker_that_does_not_look_outlives_it(tmp_path):
                 os.kill(pid, signal.SIGKILL)
 
 
-# --- 24: for long -----------------------------------------------------------------------------------------------------
+# --- 24: for long ---------------------------------------------------------------------------------
 
 
 def watched(folder: Path, line: list[str]) -> list[tuple[int, float, int, int, int]]:
-    """Of a whole run: at some moments its env steps, and of all its processes MiB, files, threads, their number."""
+    """Of a whole run: at some moments its env steps, and of all its processes MiB, files, threads,
+    their number.
+    """
     process, seen = command(folder, line), []
     while process.poll() is None:
         journals = "".join(path.read_text() for path in folder.glob("runs/*/seed_0/journal.jsonl"))
         steps = max(map(int, re.findall(r'"step":\s*(\d+)', journals)), default=0)
         try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            family = [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
             memory = sum(member.memory_full_info().uss for member in family) / 2**20
             files, threads = sum(m.num_fds() for m in family), sum(m.num_threads() for m in family)
             seen.append((steps, memory, files, threads, len(family)))
@@ -341,7 +381,8 @@ def slope(seen: list[tuple[int, float, int, int, int]]) -> float:
 
 LONG = [
     *SMALL[:1], "tracking=journal", "fabric.threads=1", "workers.processes=1", *SMALL[4:],
-    "run.steps_per_task=33400", "run.update_ratio=0.6", "run.save_every=2000", "run.eval_every=10000",
+    "run.steps_per_task=33400", "run.update_ratio=0.6", "run.save_every=2000",
+    "run.eval_every=10000",
     "run.log_every=600", "run.replay_per_task=2000",
 ]  # fmt: skip
 
@@ -355,13 +396,22 @@ def test_a_long_run_stays_as_it_is(tmp_path, record_property):
     assert growth < 1.0
     for i, what in ((2, "files"), (3, "threads"), (4, "processes")):
         counts = [entry[i] for entry in late]
-        assert max(counts) - min(counts) <= (2 if what == "files" else 0), what  # a checkpoint is being written
+        assert max(counts) - min(counts) <= (2 if what == "files" else 0), (
+            what
+        )  # a checkpoint is being written
     record_property(
-        "tried", f"{seen[-1][0]:,} env steps: {growth:+.2f} MiB per 10,000, {late[-1][3]} threads throughout"
+        "tried",
+        f"{seen[-1][0]:,} env steps: {growth:+.2f} MiB per 10,000, {late[-1][3]} threads"
+        " throughout",
     )
 
 
 @pytest.mark.control(24)
 def test_a_leak_is_seen(tmp_path):
-    leaky = ["allow=[tests]", "env._target_=tests.faulty.Leaky", "run.steps_per_task=8000", "run.update_ratio=0.1"]
+    leaky = [
+        "allow=[tests]",
+        "env._target_=tests.faulty.Leaky",
+        "run.steps_per_task=8000",
+        "run.update_ratio=0.1",
+    ]
     assert slope(watched(tmp_path, [*LONG, *leaky])) > 1.0

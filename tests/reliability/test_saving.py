@@ -1,4 +1,6 @@
-"""Bars 8 and 16 in full: what a save costs with a million transitions and more, and the replay against a list."""
+"""Bars 8 and 16 in full: what a save costs with a million transitions and more, and the replay
+against a list.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from tests.test_replay import agree
 
 ROOT = Path(__file__).parents[2]
 
-# --- 8: what a save costs ---------------------------------------------------------------------------------------------
+# --- 8: what a save costs -------------------------------------------------------------------------
 
 MEASURE = """
 import json, sys
@@ -41,7 +43,9 @@ def measured(rows: int, new: int, script: str = MEASURE) -> dict[str, float]:
     """What `costs` says in a process of its own, where nothing but the saver takes memory."""
     line = [sys.executable, "-c", script, str(rows), str(new)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    ended = subprocess.run(
+        line, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
@@ -69,7 +73,10 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
     replay, clock, suite = Replay(spec, rows), Clock(), Toy(["toy-reach"])
     fill(replay, rows)
     agent.learn(replay, 1)
-    with tempfile.TemporaryDirectory() as name, Workers(Plan(suite, networks(cfg, suite.spec)[0], 0), 0) as workers:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Workers(Plan(suite, networks(cfg, suite.spec)[0], 0), 0) as workers,
+    ):
         saver = Saver(Path(name), agent, optimizers, replay, workers, {})
         log = Log(Journal(Path(name)), spec, Progress(0), False)
 
@@ -102,13 +109,19 @@ def fill(replay: Replay, rows: int) -> None:
 
 
 def cost(run: Path, save: Callable[[], Path], turn: str) -> tuple[dict[str, float], Path]:
-    """What a save writes, how long it takes, and by what share of it the process grows meanwhile."""
+    """What a save writes, how long it takes, and by what share of it the process grows
+    meanwhile.
+    """
     there = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     resident, began = memory("VmRSS"), time.perf_counter()
     place = save()
     seconds, grown = time.perf_counter() - began, memory("VmHWM") / resident - 1.0
-    new = [path for path in run.rglob("*") if path.is_file() and path.stat().st_mtime_ns != there.get(path)]
+    new = [
+        path
+        for path in run.rglob("*")
+        if path.is_file() and path.stat().st_mtime_ns != there.get(path)
+    ]
     written = sum(path.stat().st_size for path in new)
     return {f"{turn} bytes": written, f"{turn} seconds": seconds, f"{turn} memory": grown}, place
 
@@ -119,14 +132,22 @@ def memory(name: str) -> float:
 
 
 def in_words(told: dict[str, float]) -> str:
-    units = {"bytes": lambda value: f"{value / 1e6:.1f} MB", "seconds": lambda value: f"{value:.2f} s"}
+    units = {
+        "bytes": lambda value: f"{value / 1e6:.1f} MB",
+        "seconds": lambda value: f"{value:.2f} s",
+    }
     share = "{:+.1%}".format
-    return ", ".join(f"{name} {units.get(name.split()[1], share)(value)}" for name, value in told.items())
+    return ", ".join(
+        f"{name} {units.get(name.split()[1], share)(value)}" for name, value in told.items()
+    )
 
 
 def frugal(told: dict[str, float]) -> bool:
     """Whether a save writes no more than it has to."""
-    return max(told["second bytes"], told["third bytes"]) <= 3.0 * told["delta bytes"] + told["model bytes"]
+    return (
+        max(told["second bytes"], told["third bytes"])
+        <= 3.0 * told["delta bytes"] + told["model bytes"]
+    )
 
 
 @pytest.mark.timed
@@ -136,7 +157,10 @@ def frugal(told: dict[str, float]) -> bool:
 def test_what_a_save_costs(transitions, record_property):
     """The first one, which has everything to write, is told and not judged."""
     room = 3 * 400 * transitions
-    if shutil.disk_usage(tempfile.gettempdir()).free < room or psutil.virtual_memory().available < room:
+    if (
+        shutil.disk_usage(tempfile.gettempdir()).free < room
+        or psutil.virtual_memory().available < room
+    ):
         pytest.skip(f"{room / 1e9:.0f} GB of memory and disk are needed")
     told = measured(transitions // 10, 10_000)
     record_property("measured", f"{transitions:,} transitions: {in_words(told)}")
@@ -157,7 +181,7 @@ def test_seen_failing_everything_is_written_each_time():
     assert not frugal(measured(10_000, 1000, WASTEFUL))
 
 
-# --- 16: the replay against a list ------------------------------------------------------------------------------------
+# --- 16: the replay against a list ----------------------------------------------------------------
 
 
 def unwritten(capacity: int, copies: int) -> Replay:
@@ -211,7 +235,9 @@ def test_the_replay_is_a_list_of_each_task(record_property):
     def examples(capacity: int, copies: int, events: list[Any]) -> None:
         tried["examples"] += 1
         tried["reloads"] += events.count("reload")
-        tried["wrapped around"] += copies * sum(event for event in events if event != "reload") > capacity
+        tried["wrapped around"] += (
+            copies * sum(event for event in events if event != "reload") > capacity
+        )
         follow(capacity, copies, events)
 
     examples()

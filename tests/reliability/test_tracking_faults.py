@@ -1,7 +1,7 @@
 """Bars 10, 18, 19, 20 and 23 in full: Ctrl-C, servers and databases that fail, statuses, passwords.
 
-The command runs in processes of its own, with sqlite files and a real `mlflow server` behind a proxy. What MLflow holds
-is compared with the run's journal, entry by entry.
+The command runs in processes of its own, with sqlite files and a real `mlflow server` behind a
+proxy. What MLflow holds is compared with the run's journal, entry by entry.
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ def start(
     line = [sys.executable, "-c", script] if script else command("softmod.train")
     with (here / "stdout").open("ab") as out, (here / "stderr").open("ab") as err:
         return subprocess.Popen(
-            [*line, *BRIEF, *overrides], cwd=here, env=environment, stdout=out, stderr=err, process_group=0, **options
+            [*line, *BRIEF, *overrides],
+            cwd=here,
+            env=environment,
+            stdout=out,
+            stderr=err,
+            process_group=0,
+            **options,
         )
 
 
@@ -79,10 +85,14 @@ def journal_of(here: Path) -> str:
 
 def upload(folder: Path, here: Path, environment: Environment) -> subprocess.CompletedProcess[str]:
     line = command("softmod.upload", str(folder))
-    return subprocess.run(line, cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        line, cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 120.0
+) -> None:
     """Until it holds, which must be before the process ends."""
     end = time.monotonic() + seconds
     while not condition():
@@ -92,7 +102,9 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], 
 
 
 def differences(folder: Path, database: Path) -> list[str]:
-    """What MLflow holds otherwise than the run's journal: metrics (each step once), params, artifacts, the status."""
+    """What MLflow holds otherwise than the run's journal: metrics (each step once), params,
+    artifacts, the status.
+    """
     client, record = store.connect(f"sqlite:///{database}"), Record.read(folder)
     found = [
         run
@@ -104,12 +116,20 @@ def differences(folder: Path, database: Path) -> list[str]:
         return [f"{len(found)} runs"]
     (run,) = found
     wrong = [] if run.info.status == record.status else [f"status {run.info.status}"]
-    params = {name: value if isinstance(value, str) else json.dumps(value) for name, value in record.params.items()}
+    params = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in record.params.items()
+    }
     wrong += [name for name, _ in sorted(params.items() ^ run.data.params.items())]
     for name in sorted(set(record.values) | set(run.data.metrics)):
-        sent = Counter((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+        sent = Counter(
+            (metric.step, metric.value)
+            for metric in client.get_metric_history(run.info.run_id, name)
+        )
         wrong += [name] if sent != Counter(record.history(name)) else []
-    return wrong + [path for path in artifacts(folder) if not (place_of(run, database) / path).exists()]
+    return wrong + [
+        path for path in artifacts(folder) if not (place_of(run, database) / path).exists()
+    ]
 
 
 def artifacts(folder: Path) -> list[str]:
@@ -126,10 +146,20 @@ def place_of(run: Any, database: Path) -> Path:
     return Path(uri.removeprefix("file://")) if uri.startswith("file:") else served
 
 
-# --- 10: Ctrl-C -------------------------------------------------------------------------------------------------------
+# --- 10: Ctrl-C -----------------------------------------------------------------------------------
 
-BEGUN = ["workers.processes=2", "run.steps_per_task=100000", "run.eval_every=100000000", "run.save_every=100000000"]
-ENDLESS = ["env.horizon=500", "run.eval_goals=50", "run.eval_every=30", "run.log_every=30"]  # evaluations
+BEGUN = [
+    "workers.processes=2",
+    "run.steps_per_task=100000",
+    "run.eval_every=100000000",
+    "run.save_every=100000000",
+]
+ENDLESS = [
+    "env.horizon=500",
+    "run.eval_goals=50",
+    "run.eval_every=30",
+    "run.log_every=30",
+]  # evaluations
 MOMENTS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "imports": (BEGUN, lambda here: True),
     "start-up": (BEGUN, lambda here: list(here.glob(f"runs/*/seed_0/{ABOUT}"))),
@@ -139,7 +169,10 @@ MOMENTS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     ),
     "training": (BEGUN, lambda here: "critic_loss" in journal_of(here) and uploading(here)),
     "evaluation": ([*BEGUN, *ENDLESS], lambda here: uploading(here) and within_evaluation(here)),
-    "drain": ([*BEGUN, "run.max_minutes=0.15"], lambda here: "FINISHED" in journal_of(here) and uploading(here)),
+    "drain": (
+        [*BEGUN, "run.max_minutes=0.15"],
+        lambda here: "FINISHED" in journal_of(here) and uploading(here),
+    ),
 }
 DELAYS = {"imports": 1.0, "start-up": 0.7}  # seconds after which the moment has come
 
@@ -169,11 +202,19 @@ def left_over(here: Path, patience: float = 2.0) -> list[str]:
 
 
 def working_in(here: Path) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cwd", "cmdline"]) if process.info["cwd"] == str(here)]
+    return [
+        process
+        for process in psutil.process_iter(["cwd", "cmdline"])
+        if process.info["cwd"] == str(here)
+    ]
 
 
-def interrupt(here: Path, environment: Environment, moment: str, script: str = "") -> tuple[float, list[str]]:
-    """Start a run, send it and its processes Ctrl-C at a moment; how long it took to end, what was wrong with that."""
+def interrupt(
+    here: Path, environment: Environment, moment: str, script: str = ""
+) -> tuple[float, list[str]]:
+    """Start a run, send it and its processes Ctrl-C at a moment; how long it took to end, what was
+    wrong with that.
+    """
     overrides, due = MOMENTS[moment]
     process = start(here, environment, *overrides, script=script)
     wait_for(lambda: due(here), process)
@@ -216,10 +257,12 @@ train.main()
 @pytest.mark.reliability
 @pytest.mark.control(10)
 def test_seen_failing_ctrl_c_without_its_handler(here: Path, environment: Environment) -> None:
-    assert {"traceback", f"exit code {-signal.SIGINT}"} <= set(interrupt(here, environment, "training", UNHANDLED)[1])
+    assert {"traceback", f"exit code {-signal.SIGINT}"} <= set(
+        interrupt(here, environment, "training", UNHANDLED)[1]
+    )
 
 
-# --- 18: a server that is away, killed, silent or slow ----------------------------------------------------------------
+# --- 18: a server that is away, killed, silent or slow --------------------------------------------
 
 
 class Server:
@@ -231,7 +274,9 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        line = command("mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
+        line = command(
+            "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"
+        )
         line += ["--backend-store-uri", f"sqlite:///{self.database}"]
         line += ["--artifacts-destination", (self.folder / "artifacts").as_uri()]
         with (self.folder / "log").open("ab") as log:
@@ -254,7 +299,9 @@ class Server:
 
     def answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1.0) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/health", timeout=1.0
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -281,8 +328,10 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 STEADY = [
-    "workers=inline", "run.steps_per_task=100000000", "run.eval_every=100000000", "run.save_every=100000000",
-    "run.log_every=75", "env.horizon=50", "run.round_steps=25", "run.batch_per_task=64", "tracking.drain_seconds=8",
+    "workers=inline", "run.steps_per_task=100000000", "run.eval_every=100000000",
+    "run.save_every=100000000",
+    "run.log_every=75", "env.horizon=50", "run.round_steps=25", "run.batch_per_task=64",
+    "tracking.drain_seconds=8",
 ]  # fmt: skip
 HEALTHY: list[tuple[float, str]] = []
 FAULTS = {  # what happens, how many seconds after the first round; at 0 before the start
@@ -296,7 +345,12 @@ CHUNK_DELAY = 0.3  # seconds
 
 
 def train_beside(
-    here: Path, environment: Environment, proxy: Proxy, server: Server, events: list[tuple[float, str]], minutes: float
+    here: Path,
+    environment: Environment,
+    proxy: Proxy,
+    server: Server,
+    events: list[tuple[float, str]],
+    minutes: float,
 ) -> Path:
     """Train for some minutes, while things happen to the server; the run's folder."""
 
@@ -324,7 +378,9 @@ def train_beside(
 
 
 def rounds(folder: Path, needed: str = "time/env_steps_per_second") -> list[tuple[float, int]]:
-    """When, in seconds, which environment steps of training were in the journal, where they have this metric."""
+    """When, in seconds, which environment steps of training were in the journal, where they have
+    this metric.
+    """
     entries = map(json.loads, (folder / JOURNAL).read_text().splitlines())
     metrics = [entry for entry in entries if entry["kind"] == "metrics"]
     return [(m["time"] / 1000, m["step"]) for m in metrics if needed in m["values"]]
@@ -350,17 +406,26 @@ def longest_pause(folder: Path) -> float:
 @pytest.mark.bar(18)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_server_that_fails(
-    fault: str, tmp_path: Path, environment: Environment, server: Server, proxy: Proxy, record_property: Any
+    fault: str,
+    tmp_path: Path,
+    environment: Environment,
+    server: Server,
+    proxy: Proxy,
+    record_property: Any,
 ) -> None:
-    """Training goes on as beside a healthy one, and everything arrives, some of it later by the command.
+    """Training goes on as beside a healthy one, and everything arrives, some of it later by the
+    command.
 
-    What is measured is measured once more where something else on the machine may have come between.
+    What is measured is measured once more where something else on the machine may have come
+    between.
     """
     events = FAULTS[fault]
     minutes = max(0.2, (events[-1][0] + 5.0) / 60.0)
     ratio, pause, later = 0.0, math.inf, False
     for turn in range(2):
-        healthy = train_beside(tmp_path / f"healthy{turn}", environment, proxy, server, HEALTHY, 0.2)
+        healthy = train_beside(
+            tmp_path / f"healthy{turn}", environment, proxy, server, HEALTHY, 0.2
+        )
         taken = proxy.taken
         here = tmp_path / f"faulty{turn}"
         folder = train_beside(here, environment, proxy, server, events, minutes)
@@ -376,7 +441,10 @@ def test_a_server_that_fails(
         assert differences(healthy, server.database) == []
         if ratio >= 0.95 and pause < 0.5:
             break
-    record_property("tried", f"{fault}: {ratio:.2f} of the speed, longest pause {pause:.2f} s" + ", sent later" * later)
+    record_property(
+        "tried",
+        f"{fault}: {ratio:.2f} of the speed, longest pause {pause:.2f} s" + ", sent later" * later,
+    )
     assert later or fault != "never answering"
     assert pause < 0.5
     assert ratio > 0.8
@@ -399,9 +467,14 @@ train.main()
 
 @pytest.mark.reliability
 @pytest.mark.control(18)
-def test_seen_failing_sending_from_the_loop(here: Path, environment: Environment, proxy: Proxy) -> None:
+def test_seen_failing_sending_from_the_loop(
+    here: Path, environment: Environment, proxy: Proxy
+) -> None:
     proxy.switch("silent")
-    impatient = environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    impatient = environment | {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
     script = WAITING.replace("URI", repr(f"http://127.0.0.1:{proxy.port}"))
     line = [*STEADY, "tracking=journal", "run.max_minutes=0.15"]
     assert start(here, impatient, *line, script=script).wait(120) == 0, told(here)
@@ -410,7 +483,9 @@ def test_seen_failing_sending_from_the_loop(here: Path, environment: Environment
 
 @pytest.mark.control(18)
 @pytest.mark.parametrize("kind", ["params", "metrics", "status"])
-def test_seen_failing_a_line_that_gets_lost(kind: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seen_failing_a_line_that_gets_lost(
+    kind: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with closing(Journal(Path("runs/toy/seed_0"))) as journal:
@@ -432,18 +507,22 @@ def test_seen_failing_a_line_that_gets_lost(kind: str, here: Path, monkeypatch: 
     assert len(lost) == 1
 
 
-# --- 19: sqlite files -------------------------------------------------------------------------------------------------
+# --- 19: sqlite files -----------------------------------------------------------------------------
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(19)
-def test_six_jobs_at_once_on_a_new_database(tmp_path: Path, environment: Environment, record_property: Any) -> None:
+def test_six_jobs_at_once_on_a_new_database(
+    tmp_path: Path, environment: Environment, record_property: Any
+) -> None:
     uri = f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
     folders = [tmp_path / str(seed) for seed in range(6)]
     for folder in folders:
         folder.mkdir()
     jobs = [
-        start(folder, environment, "workers=inline", uri, f"seed={seed}", "tracking.drain_seconds=60")
+        start(
+            folder, environment, "workers=inline", uri, f"seed={seed}", "tracking.drain_seconds=60"
+        )
         for seed, folder in enumerate(folders)
     ]
     assert [job.wait(240) for job in jobs] == [0] * 6
@@ -455,7 +534,9 @@ def test_six_jobs_at_once_on_a_new_database(tmp_path: Path, environment: Environ
     for seed, folder in enumerate(folders):
         assert differences(run_of(folder, seed), tmp_path / "mlflow.db") == []
     metrics = sum(
-        len(steps) for seed, folder in enumerate(folders) for steps in Record.read(run_of(folder, seed)).values.values()
+        len(steps)
+        for seed, folder in enumerate(folders)
+        for steps in Record.read(run_of(folder, seed)).values.values()
     )
     record_property("tried", f"6 jobs at once, {metrics} values of metrics")
 
@@ -495,7 +576,10 @@ def train_with_a_spoilt_database(
     code = start(here, environment, *line, script=script, preexec_fn=obey_modes).wait(120)
     wrong = [f"exit code {code}"] if code else []
     folder = run_of(here)
-    hint = f"not everything was uploaded; this finishes it: python -m softmod.upload {folder.relative_to(here)}\n"
+    hint = (
+        "not everything was uploaded; this finishes it: python -m softmod.upload"
+        f" {folder.relative_to(here)}\n"
+    )
     wrong += [] if told(here).count(hint) == 1 else ["no hint"]
     wrong += ["traceback"] if "Traceback" in told(here) else []
     if lock is None:
@@ -530,11 +614,15 @@ train.main()
 
 @pytest.mark.reliability
 @pytest.mark.control(19)
-def test_seen_failing_a_database_that_training_needs(tmp_path: Path, database: Path, environment: Environment) -> None:
-    assert "exit code 1" in train_with_a_spoilt_database(tmp_path, environment, "corrupt", database, CARELESS)
+def test_seen_failing_a_database_that_training_needs(
+    tmp_path: Path, database: Path, environment: Environment
+) -> None:
+    assert "exit code 1" in train_with_a_spoilt_database(
+        tmp_path, environment, "corrupt", database, CARELESS
+    )
 
 
-# --- 20: statuses -----------------------------------------------------------------------------------------------------
+# --- 20: statuses ---------------------------------------------------------------------------------
 
 FAILING = ["allow=[tests]", "env._target_=tests.faulty.Faulty", "env.name=raise-25"]
 
@@ -545,14 +633,20 @@ def mlflow_runs(here: Path, experiment: str = "toy") -> list[Any]:
 
 
 def status_of(here: Path, seed: int = 0, experiment: str = "toy") -> str:
-    (status,) = [run.info.status for run in mlflow_runs(here, experiment) if run.data.params["seed"] == str(seed)]
+    (status,) = [
+        run.info.status
+        for run in mlflow_runs(here, experiment)
+        if run.data.params["seed"] == str(seed)
+    ]
     return str(status)
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(20)
 def test_statuses_are_true(here: Path, environment: Environment, record_property: Any) -> None:
-    """Of a run that finishes, one that fails, one that is stopped, one that is killed, and the same gone on with."""
+    """Of a run that finishes, one that fails, one that is stopped, one that is killed, and the same
+    gone on with.
+    """
     line = ["workers.processes=1", "run.steps_per_task=100000", "run.replay_per_task=100000"]
     assert start(here, environment, "workers=inline", "seed=0").wait(120) == 0
     assert start(here, environment, "workers=inline", *FAILING).wait(120) == 5
@@ -562,7 +656,9 @@ def test_statuses_are_true(here: Path, environment: Environment, record_property
         (2, signal.SIGKILL, -signal.SIGKILL, "FAILED"),
     ):
         process = start(here, environment, *line, f"seed={seed}")
-        wait_for(lambda seed=seed: uploading(here, seed) and len(checkpoints(here, seed)) > 1, process)
+        wait_for(
+            lambda seed=seed: uploading(here, seed) and len(checkpoints(here, seed)) > 1, process
+        )
         process.send_signal(number)
         assert process.wait(60) == code
         assert left_over(here, patience=10.0) == []
@@ -589,20 +685,30 @@ def sweep_with_a_failing_job(here: Path, environment: Environment, script: str =
     code = start(here, environment, *line, script=script).wait(120)
     wrong = [f"exit code {code}"] if code != 5 else []
     about = [
-        line for line in told(here).splitlines() if line.startswith("softmod: RuntimeError: the simulation broke [")
+        line
+        for line in told(here).splitlines()
+        if line.startswith("softmod: RuntimeError: the simulation broke [")
     ]
-    wrong += ["not named"] if len(about) != 1 or "env._target_=tests.faulty.Faulty" not in about[0] else []
+    wrong += (
+        ["not named"]
+        if len(about) != 1 or "env._target_=tests.faulty.Faulty" not in about[0]
+        else []
+    )
     runs = mlflow_runs(here, "raise-25")
     (parent,) = [run for run in runs if store.SWEEP_TAG in run.data.tags]
     children = [run for run in runs if run.data.tags.get(store.PARENT_TAG) == parent.info.run_id]
     ended = {run.data.params["env._target_"]: run.info.status for run in children}
     right = {"tests.faulty.Faulty": "FAILED", "softmod.envs.toy.Toy": "FINISHED"}
-    return wrong + ([] if ended == right and len(children) == len(runs) - 1 == 2 else [f"statuses {ended}"])
+    return wrong + (
+        [] if ended == right and len(children) == len(runs) - 1 == 2 else [f"statuses {ended}"]
+    )
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(20)
-def test_a_sweep_with_a_failing_job(here: Path, environment: Environment, record_property: Any) -> None:
+def test_a_sweep_with_a_failing_job(
+    here: Path, environment: Environment, record_property: Any
+) -> None:
     assert sweep_with_a_failing_job(here, environment) == [], told(here)
     record_property("tried", "a sweep of a failing job and one that finishes")
 
@@ -610,7 +716,9 @@ def test_a_sweep_with_a_failing_job(here: Path, environment: Environment, record
 WITHOUT_FAILURES = """
 from softmod import tracking, train
 status = tracking.Journal.status
-tracking.Journal.status = lambda journal, word: status(journal, "FINISHED" if word == "FAILED" else word)
+def ends_well(journal, word):
+    status(journal, "FINISHED" if word == "FAILED" else word)
+tracking.Journal.status = ends_well
 train.main()
 """
 
@@ -622,14 +730,18 @@ def test_seen_failing_a_status_that_is_not_true(here: Path, environment: Environ
     assert wrong.startswith("statuses")
 
 
-# --- 23: who can see what ---------------------------------------------------------------------------------------------
+# --- 23: who can see what -------------------------------------------------------------------------
 
 
 def addresses(process: psutil.Process) -> set[tuple[str, int]]:
     """What a process and those below it listen at."""
     family = [process, *process.children(recursive=True)]
     connections = [found for member in family for found in member.net_connections("inet")]
-    return {tuple(found.laddr) for found in connections if found.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)}
+    return {
+        tuple(found.laddr)
+        for found in connections
+        if found.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+    }
 
 
 @pytest.mark.reliability
@@ -638,9 +750,20 @@ def test_the_dashboard_listens_on_this_machine_only(
     tmp_path: Path, environment: Environment, record_property: Any
 ) -> None:
     port = free_port()
-    line = ["make", "-f", str(ROOT / "Makefile"), "-o", "setup", "ui", f"PORT={port}", f"RUN={sys.executable} -m"]
+    line = [
+        "make",
+        "-f",
+        str(ROOT / "Makefile"),
+        "-o",
+        "setup",
+        "ui",
+        f"PORT={port}",
+        f"RUN={sys.executable} -m",
+    ]
     with (tmp_path / "log").open("ab") as log:
-        process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=log, stderr=log, process_group=0)
+        process = subprocess.Popen(
+            line, cwd=tmp_path, env=environment, stdout=log, stderr=log, process_group=0
+        )
     try:
         top = psutil.Process(process.pid)
         wait_for(lambda: ("127.0.0.1", port) in addresses(top), process)
@@ -672,16 +795,27 @@ def telling(*folders: Path) -> list[str]:
     """Files in which the password is."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5
-    return [path.name for path in files if any(text in path.read_bytes() for text in (PASSWORD.encode(), ENCODED))]
+    return [
+        path.name
+        for path in files
+        if any(text in path.read_bytes() for text in (PASSWORD.encode(), ENCODED))
+    ]
 
 
 @pytest.mark.reliability
 @pytest.mark.bar(23)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_password_is_nowhere(
-    way: str, tmp_path: Path, environment: Environment, server: Server, proxy: Proxy, record_property: Any
+    way: str,
+    tmp_path: Path,
+    environment: Environment,
+    server: Server,
+    proxy: Proxy,
+    record_property: Any,
 ) -> None:
-    """Neither in what a run writes, checkpoints and logs included, nor in what the server has, nor printed."""
+    """Neither in what a run writes, checkpoints and logs included, nor in what the server has, nor
+    printed.
+    """
     uri = f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}"
     line, code = WAYS[way]
     if way == "the environment":
@@ -690,7 +824,10 @@ def test_a_password_is_nowhere(
         line = [*line, f"tracking.uri={uri}"]
     proxy.switch("refuse")  # the uploader has something to complain of
     process = start(tmp_path, environment, *line)
-    wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("runs/*/seed_0/upload.log")), process)
+    wait_for(
+        lambda: any(path.stat().st_size for path in tmp_path.glob("runs/*/seed_0/upload.log")),
+        process,
+    )
     proxy.switch("pass")
     assert process.wait(120) == code, told(tmp_path)
     assert differences(run_of(tmp_path), server.database) == []
@@ -699,7 +836,9 @@ def test_a_password_is_nowhere(
 
 
 @pytest.mark.bar(23)
-def test_a_faulty_command_line_does_not_repeat_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_faulty_command_line_does_not_repeat_a_password(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     uri = f"tracking.uri=http://me:{PASSWORD}@127.0.0.1:1"
     for line in ([uri, "run.save_every=0"], [f"x{uri}"], [f"{uri},sqlite:///x"], [uri, "env=[]"]):
         assert train.run(["experiment=toy", *line]) == 2
@@ -717,7 +856,9 @@ train.main()
 
 @pytest.mark.reliability
 @pytest.mark.control(23)
-def test_seen_failing_passwords_that_are_not_struck_out(tmp_path: Path, environment: Environment) -> None:
+def test_seen_failing_passwords_that_are_not_struck_out(
+    tmp_path: Path, environment: Environment
+) -> None:
     line = ["tracking=journal", "workers=inline", f"tracking.uri=http://me:{PASSWORD}@127.0.0.1:1"]
     assert start(tmp_path, environment, *line, script=UNSTRUCK).wait(120) == 0, told(tmp_path)
     assert {"config.yaml", JOURNAL, "facts.json"} == set(telling(tmp_path))

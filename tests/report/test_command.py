@@ -30,10 +30,16 @@ __all__ = ["here"]
         (["runs=[nowhere]"], 2, "nowhere"),
         (["checkpoint=nowhere"], 3, "nowhere"),
         (["sweep=no such sweep"], 2, "sweep=no such sweep: there is no MLflow store at"),
-        (["sweep=any", "uri=sqlite:////proc/version"], 2, "sweep=any: sqlite:////proc/version cannot be read"),
+        (
+            ["sweep=any", "uri=sqlite:////proc/version"],
+            2,
+            "sweep=any: sqlite:////proc/version cannot be read",
+        ),
     ],
 )
-def test_a_faulty_line_gets_one_line(here: Path, capsys, arguments: list[str], code: int, answer: str):
+def test_a_faulty_line_gets_one_line(
+    here: Path, capsys, arguments: list[str], code: int, answer: str
+):
     assert run(arguments) == code
     told = capsys.readouterr().err
     assert answer in told
@@ -42,11 +48,18 @@ def test_a_faulty_line_gets_one_line(here: Path, capsys, arguments: list[str], c
 
 
 def test_a_policy_that_does_not_route_and_a_run_that_is_not_over(here: Path, capsys):
-    assert train([*(word for word in SMALL if word[:5] not in ("actor", "criti")), "model=mt_sac_small"]) == 0
+    assert (
+        train(
+            [*(word for word in SMALL if word[:5] not in ("actor", "criti")), "model=mt_sac_small"]
+        )
+        == 0
+    )
     (folder,) = here.glob("runs/*/seed_0")
     assert run([f"checkpoint={folder}"]) == 2
     assert "its network does not route" in capsys.readouterr().err
-    (folder / "journal.jsonl").write_text((folder / "journal.jsonl").read_text().replace("FINISHED", "KILLED"))
+    (folder / "journal.jsonl").write_text(
+        (folder / "journal.jsonl").read_text().replace("FINISHED", "KILLED")
+    )
     assert run(["runs=[runs]"]) == 2
     assert "finished" in capsys.readouterr().err
     assert not (here / "report").exists()
@@ -59,7 +72,9 @@ def test_tasks_share_what_their_routes_have_in_common():
         return Rollouts("t", [np.tile(np.array([first, second]), (5, 1, 1))], 1, 1)
 
     rollouts = [task([1, 0], [1, 0]), task([1, 0], [0, 1]), task([0, 1], [0, 1])]
-    np.testing.assert_allclose(routing.similarity(rollouts), [[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]])
+    np.testing.assert_allclose(
+        routing.similarity(rollouts), [[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]]
+    )
     assert rollouts[0].vectors().shape == (5, 4)
 
 
@@ -87,7 +102,9 @@ class Env:
 
 def test_routes_move_beside_the_robot_until_a_moment_after_success(tmp_path: Path):
     env = Env()
-    suite = SimpleNamespace(make=lambda task, render: env, spec=SimpleNamespace(horizon=500), goals=lambda task: [0])
+    suite = SimpleNamespace(
+        make=lambda task, render: env, spec=SimpleNamespace(horizon=500), goals=lambda task: [0]
+    )
     routes = [np.array([[[[0.9, 0.1], [0.5, 0.5]]]])[0], np.array([[[[1.0, 0.0]]]])[0]]
     policy: Any = SimpleNamespace(
         suite=suite, tasks=["reach-v3"], routing=lambda obs, task: [layer[0] for layer in routes],

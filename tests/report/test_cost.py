@@ -13,7 +13,9 @@ SPEC = EnvSpec(("toy-reach", "toy-opposite", "toy-touch"), 9, 2, 50)
 
 
 def of(*overrides: str) -> cost.Cost:
-    return cost.of(typed(compose(["experiment=toy", "fabric=cpu", "run.batch_per_task=4", *overrides])), SPEC)
+    return cost.of(
+        typed(compose(["experiment=toy", "fabric=cpu", "run.batch_per_task=4", *overrides])), SPEC
+    )
 
 
 @pytest.mark.parametrize("model", [name for name in options("model") if not name.endswith("_wide")])

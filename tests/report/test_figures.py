@@ -34,7 +34,11 @@ def test_a_model_looks_the_same_everywhere():
 
 
 def test_up_to_seven_have_a_colour_each_whatever_they_are():
-    labels = [f"{name} task_weights={how}" for name in ("mt_mh_sac_small", "soft_modular_small") for how in "abc"]
+    labels = [
+        f"{name} task_weights={how}"
+        for name in ("mt_mh_sac_small", "soft_modular_small")
+        for how in "abc"
+    ]
     made = looks(groups(*labels, "a model of one's own"))
     assert len({color for color, _, _ in made.values()}) == 7
 
@@ -61,11 +65,14 @@ def test_a_long_table_is_folded(rows: int, tmp_path: Path):
     assert ("<details>" in page.write().read_text()) == (rows > LONG)
 
 
-# --- nothing is cut off -----------------------------------------------------------------------------------------------
+# --- nothing is cut off ---------------------------------------------------------------------------
 
 
-SHIPPED = "soft_modular_small state_in_routing=False task_weights=released"  # as long as shipped sweeps make them
-SEARCHED = "soft_modular_small num_modules=4 optimizer.actor.lr=0.00023746273847263 discount=0.98123456789"
+# as long as shipped sweeps make them
+SHIPPED = "soft_modular_small state_in_routing=False task_weights=released"
+SEARCHED = (
+    "soft_modular_small num_modules=4 optimizer.actor.lr=0.00023746273847263 discount=0.98123456789"
+)
 UNBROKEN = "a_model_of_ones_own_" * 6
 
 
@@ -99,7 +106,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return told
 
 
-@pytest.mark.parametrize(("name", "count"), [("a", 1), (SHIPPED, 2), (SHIPPED, 8), (SEARCHED, 20), (UNBROKEN, 2)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("a", 1), (SHIPPED, 2), (SHIPPED, 8), (SEARCHED, 20), (UNBROKEN, 2)]
+)
 def test_nothing_is_cut_off(name: str, count: int, drawn, tmp_path: Path):
     found = comparison(name, count)
     figures.intervals(found, tmp_path / "intervals.png")
@@ -108,14 +117,20 @@ def test_nothing_is_cut_off(name: str, count: int, drawn, tmp_path: Path):
     figures.learning_curves(found, tmp_path / "curves.png")
     for count in (1, 2, 4):
         names = {routing_entropy(layer): f"layer {layer}" for layer in range(1, count + 1)}
-        assert figures.metric_curves(found, lambda _, told=names: told, "entropy", tmp_path / f"entropy_{count}.png")
-    figures.capacity(found, {g.label: 10**n for n, g in enumerate(found.groups, 3)}, tmp_path / "capacity.png")
+        assert figures.metric_curves(
+            found, lambda _, told=names: told, "entropy", tmp_path / f"entropy_{count}.png"
+        )
+    figures.capacity(
+        found, {g.label: 10**n for n, g in enumerate(found.groups, 3)}, tmp_path / "capacity.png"
+    )
     assert len(drawn) == 7 + (len(found.groups) > 1)  # capacity needs sizes that differ
     assert {name: round(beyond, 2) for name, beyond in drawn if beyond > 0.04} == {}
 
 
 def test_seen_failing_a_label_that_is_longer_than_its_figure(drawn, tmp_path: Path):
-    figures.matrix(np.ones((2, 2)), "ab", "ab", "a title " * 20, tmp_path / "long.png", 0, 1, "viridis")
+    figures.matrix(
+        np.ones((2, 2)), "ab", "ab", "a title " * 20, tmp_path / "long.png", 0, 1, "viridis"
+    )
     assert drawn[0][1] > 1
 
 

@@ -1,4 +1,6 @@
-"""Results as data: what is saved of runs says the same in a report, and the README says what the data say."""
+"""Results as data: what is saved of runs says the same in a report, and the README says what the
+data say.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_unfinished_runs_and_two_of_a_seed_are_no_results(here):
     assert not (here / "results").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "curves": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "curves": 3}']
+)
 def test_a_damaged_file_is_named(here, content, capsys):
     path = here / "results" / "toy" / "seed_0.json"
     path.parent.mkdir(parents=True)
@@ -75,7 +79,9 @@ def comparison(folder: Path) -> Comparison:
 def test_the_readmes_tables_are_those_of_the_results(folder: Path):
     readme = (ROOT / "README.md").read_text()
     for line in tables.readme(comparison(folder)).as_markdown().splitlines():
-        assert line in readme, f"results/{folder.name}: python -m softmod.report results=[results/{folder.name}]"
+        assert line in readme, (
+            f"results/{folder.name}: python -m softmod.report results=[results/{folder.name}]"
+        )
 
 
 @pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)

@@ -18,8 +18,10 @@ from softmod.report.runs import Run, comparisons, from_folders
 from softmod.report.tables import task_sets
 
 BASE: dict[str, Any] = {
-    "seed": 0, "name": "toy-a", "model": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark", "env.goal_seed": 0,
-    "env.reward": "v2", "env.horizon": 50, "run.eval_goals": 10, "run.final_eval_goals": 50, "run.batch_per_task": 64,
+    "seed": 0, "name": "toy-a", "model": "a", "env.tasks": ["x", "y"], "env.goals": "benchmark",
+    "env.goal_seed": 0,
+    "env.reward": "v2", "env.horizon": 50, "run.eval_goals": 10, "run.final_eval_goals": 50,
+    "run.batch_per_task": 64,
     "actor._target_": "m.A", "critic._target_": "m.A", "actor.width": 8, "critic.width": 8,
     "algorithm.task_weights": "none", "run.steps_per_task": 1000, "workers.processes": 2,
 }  # fmt: skip
@@ -37,14 +39,17 @@ def run(status: str = "FINISHED", success: tuple[float, float] = (1.0, 0.5), **c
 
 
 def test_seeds_of_one_model_are_one_group():
-    (comparison,) = comparisons([run(), run(seed=1, workers__processes=0, name="b"), run(model="b", actor__width=9)])
+    (comparison,) = comparisons(
+        [run(), run(seed=1, workers__processes=0, name="b"), run(model="b", actor__width=9)]
+    )
     assert [(group.label, len(group.runs)) for group in comparison.groups] == [("a", 2), ("b", 1)]
     np.testing.assert_array_equal(comparison.groups[0].scores(), [[1.0, 0.5], [1.0, 0.5]])
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"env__reward": "v1"}, {"env__horizon": 100}, {"env__goals": "fixed"}, {"run__final_eval_goals": 10},
+    [{"env__reward": "v1"}, {"env__horizon": 100}, {"env__goals": "fixed"},
+     {"run__final_eval_goals": 10},
      {"run__eval_goals": 7}, {"env__tasks": ["x"]}, {"env__goal_seed": 1}],
     ids=str,
 )  # fmt: skip
@@ -72,7 +77,12 @@ def test_what_differs_within_a_model_stands_in_the_label():
 
 
 def test_of_changes_made_one_at_a_time_a_label_tells_its_own():
-    changed = [run(), run(actor__width=9, critic__width=9), run(algorithm__clip_norm=0.0), run(run__batch_per_task=32)]
+    changed = [
+        run(),
+        run(actor__width=9, critic__width=9),
+        run(algorithm__clip_norm=0.0),
+        run(run__batch_per_task=32),
+    ]
     for one in changed[:2] + changed[3:]:
         one.config["algorithm.clip_norm"] = 1.0
     (comparison,) = comparisons(changed)
@@ -91,13 +101,17 @@ def test_networks_of_one_shape_are_told_apart_by_their_class():
     assert [group.label for group in comparison.groups] == ["a actor=C", "a critic=A", "a critic=B"]
 
 
-@pytest.mark.parametrize("changes", [{"fabric__precision": "tf32"}, {"workers__copies": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"fabric__precision": "tf32"}, {"workers__copies": 2}], ids=str
+)
 def test_what_changes_results_makes_another_group(changes: dict[str, Any]):
     (comparison,) = comparisons([run(), run(seed=1, **changes)])
     assert [len(group.runs) for group in comparison.groups] == [1, 1]
 
 
-@pytest.mark.parametrize("changes", [{"fabric__accelerator": "cuda"}, {"run__save_every": 7}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"fabric__accelerator": "cuda"}, {"run__save_every": 7}], ids=str
+)
 def test_what_does_not_is_the_same_group(changes: dict[str, Any]):
     (comparison,) = comparisons([run(), run(seed=1, **changes)])
     assert [len(group.runs) for group in comparison.groups] == [2]
@@ -114,18 +128,25 @@ def test_nothing_disappears_without_a_word():
 
 def test_runs_of_unlike_machines_are_told():
     """They are of one model, but their times are not."""
-    alike, other = [run(), run(seed=1, workers__timeout=9, fabric__threads=1)], run(seed=2, fabric__accelerator="cuda")
+    alike, other = (
+        [run(), run(seed=1, workers__timeout=9, fabric__threads=1)],
+        run(seed=2, fabric__accelerator="cuda"),
+    )
     other.tags = {"machine.processor": "another"}
     (same,), (mixed,) = comparisons(alike), comparisons([*alike, other])
     assert machines_line(same) is None
-    assert machines_line(mixed) == (
-        "Times and rates do not compare: the runs differ in fabric.accelerator (cuda, not told); "
+    assert (
+        machines_line(mixed)
+        == "Times and rates do not compare: the runs differ in fabric.accelerator (cuda, not"
+        " told); "
         "machine.processor (another, not told)."
     )
 
 
 def test_fixed_goals_are_one_however_many_are_asked_for():
-    (fixed,) = comparisons([run(env__goals="fixed"), run(env__goals="fixed", seed=1, run__eval_goals=1)])
+    (fixed,) = comparisons(
+        [run(env__goals="fixed"), run(env__goals="fixed", seed=1, run__eval_goals=1)]
+    )
     (others,) = comparisons([run()])
     assert "on the way: 1; in the last one: 1." in protocol_line(fixed)
     assert "on the way: 10; in the last one: 50." in protocol_line(others)
@@ -135,12 +156,17 @@ def test_seeds_of_unequal_length_are_told():
     longer = run(seed=1)
     longer.values = {name: values | {400: 0.5} for name, values in longer.values.items()}
     (comparison,) = comparisons([run(), longer])
-    assert unequal_line(comparison.groups[0]) == "a: its seeds trained between 200 and 400 environment steps."
+    assert (
+        unequal_line(comparison.groups[0])
+        == "a: its seeds trained between 200 and 400 environment steps."
+    )
     assert unequal_line(comparisons([run(), run(seed=1)])[0].groups[0]) is None
 
 
 def test_a_task_is_followed_from_set_to_set(tmp_path: Path):
-    found = comparisons([run(), run(seed=1, success=(0.0, 0.5)), run(env__tasks=["x"], success=(0.75, 0.0))])
+    found = comparisons(
+        [run(), run(seed=1, success=(0.0, 0.5)), run(env__tasks=["x"], success=(0.75, 0.0))]
+    )
     assert only_tasks_differ(found)
     table = task_sets(found)
     assert table.columns[2:] == ["x", "y"]
@@ -171,7 +197,12 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
     lines = [
         {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},
         {"kind": "params", "time": 1, "values": BASE},
-        {"kind": "metrics", "time": 2, "step": 200, "values": {"eval/success_rate/x": 1.0, "eval/success_rate/y": 0.0}},
+        {
+            "kind": "metrics",
+            "time": 2,
+            "step": 200,
+            "values": {"eval/success_rate/x": 1.0, "eval/success_rate/y": 0.0},
+        },
         {"kind": "status", "time": 3, "status": "FINISHED"},
     ]
     (place / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -183,7 +214,10 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
 def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
     """They call the model a method."""
     old = {"method" if key == "model" else key: value for key, value in BASE.items()}
-    lines = [{"kind": "header", "time": 1, "schema": 1, "run_id": "r"}, {"kind": "params", "time": 1, "values": old}]
+    lines = [
+        {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},
+        {"kind": "params", "time": 1, "values": old},
+    ]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (found,) = from_folders([str(tmp_path)])
     assert found.config == BASE

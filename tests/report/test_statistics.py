@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from softmod.report.statistics import by_seed, improvement, interval, iqm, mean, resampled, steps_to_reach
+from softmod.report.statistics import (
+    by_seed,
+    improvement,
+    interval,
+    iqm,
+    mean,
+    resampled,
+    steps_to_reach,
+)
 
-scores = arrays(np.float64, st.tuples(st.integers(2, 7), st.integers(1, 6)), elements=st.floats(0, 1))
+scores = arrays(
+    np.float64, st.tuples(st.integers(2, 7), st.integers(1, 6)), elements=st.floats(0, 1)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -26,7 +36,9 @@ def test_iqm_is_the_trimmed_mean_of_scipy(values: np.ndarray):
 def test_iqm_of_known_numbers():
     assert iqm(np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [100.0]])) == 3.5
     assert iqm(np.array([[0.0, 10.0], [4.0, 6.0]])) == 5.0  # all values together, not per task
-    assert iqm(by_seed(np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))) == 0.5  # three seeds: nothing is cut
+    assert (
+        iqm(by_seed(np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))) == 0.5
+    )  # three seeds: nothing is cut
 
 
 def test_reductions_take_many_resamples_at_once():
@@ -49,7 +61,11 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     values = np.random.default_rng(1).normal(0.6, 0.1, (10, 1))
     ours = interval(mean, values, resamples=20_000)
     theirs = scipy.stats.bootstrap(
-        (values[:, 0],), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+        (values[:, 0],),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(2),
     ).confidence_interval
     assert ours.value == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
@@ -63,11 +79,15 @@ def test_the_stratified_interval_is_that_of_a_loop():
         sample = [[values[rng.integers(6), task] for task in range(4)] for _ in range(6)]
         drawn.append(scipy.stats.trim_mean(np.array(sample), 0.25, axis=None))
     ours = interval(iqm, values, resamples=8_000)
-    assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))), abs=0.02)
+    assert (ours.low, ours.high) == pytest.approx(
+        tuple(np.percentile(drawn, (2.5, 97.5))), abs=0.02
+    )
 
 
 def test_an_interval_covers_as_often_as_it_says():
-    """Of 200 made-up experiments with 20 seeds, the 95 % interval holds the true mean in about 95 %."""
+    """Of 200 made-up experiments with 20 seeds, the 95 % interval holds the true mean in about 95
+    %.
+    """
     rng = np.random.default_rng(5)
     held = 0
     for _ in range(200):
@@ -97,7 +117,9 @@ def test_a_single_seed_on_either_side_leaves_no_interval():
 
 
 def test_improvement_of_known_numbers():
-    better = improvement(np.array([[0.9, 0.2], [1.0, 0.3]]), np.array([[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]]))
+    better = improvement(
+        np.array([[0.9, 0.2], [1.0, 0.3]]), np.array([[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]])
+    )
     assert better.value == pytest.approx((1.0 + (0.5 + 1.0 + 0.5) / 6) / 2)
     assert better.low <= better.value <= better.high
     assert improvement(np.ones((3, 2)), np.zeros((3, 2))) == (1.0, 1.0, 1.0)

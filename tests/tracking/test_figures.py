@@ -16,7 +16,9 @@ from softmod.tracking import Journal
 def test_success_figure(tmp_path: Path, tasks: int) -> None:
     journal = Journal(tmp_path)
     for step in range(0, 1000, 100):
-        values = {tracking.success_rate(f"task-{i}-v3"): min(1.0, step * i / 10_000) for i in range(tasks)}
+        values = {
+            tracking.success_rate(f"task-{i}-v3"): min(1.0, step * i / 10_000) for i in range(tasks)
+        }
         journal.metrics(values | {tracking.SUCCESS_MEAN: step / 1000} if tasks else {}, step)
     success_figure(journal, tmp_path / "success.png")
     journal.close()

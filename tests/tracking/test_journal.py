@@ -41,11 +41,16 @@ def raw(folder: Path) -> list[dict]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (folder / JOURNAL).read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in (folder / JOURNAL).read_text().splitlines()
+    ]
 
 
 def test_round_trip(journal: Journal, folder: Path) -> None:
-    journal.params({"env": {"name": "toy", "tasks": ("a", "b")}, "lr": 3e-4, "none": None, "limit": math.inf})
+    journal.params(
+        {"env": {"name": "toy", "tasks": ("a", "b")}, "lr": 3e-4, "none": None, "limit": math.inf}
+    )
     journal.tags({"softmod.name": "toy"})
     journal.metrics({"x": 0.1 + 0.2, "y": math.nan, "up": math.inf, "down": -math.inf}, step=10)
     journal.metrics({"x": 2}, step=5)
@@ -56,14 +61,26 @@ def test_round_trip(journal: Journal, folder: Path) -> None:
     ]  # fmt: skip
     record = Record.read(folder)
     assert record == journal.record or math.isnan(record.values["y"].pop(10))
-    assert record.params == {"env.name": "toy", "env.tasks": ["a", "b"], "lr": 3e-4, "none": None, "limit": "inf"}
+    assert record.params == {
+        "env.name": "toy",
+        "env.tasks": ["a", "b"],
+        "lr": 3e-4,
+        "none": None,
+        "limit": "inf",
+    }
     assert record.history("x") == [(5, 2.0), (10, 0.1 + 0.2)]
     assert (record.values["up"][10], record.values["down"][10]) == (math.inf, -math.inf)
-    assert (record.run_id, record.status, record.tags) == (journal.run_id, "FINISHED", {"softmod.name": "toy"})
+    assert (record.run_id, record.status, record.tags) == (
+        journal.run_id,
+        "FINISHED",
+        {"softmod.name": "toy"},
+    )
     assert len(record.run_id) == 32
 
 
-def test_a_resumed_run_keeps_its_identity_and_writes_only_what_is_new(journal: Journal, folder: Path) -> None:
+def test_a_resumed_run_keeps_its_identity_and_writes_only_what_is_new(
+    journal: Journal, folder: Path
+) -> None:
     journal.params({"steps": 100, "lr": 1.0})
     journal.tags({"a": "1"})
     journal.metrics({"x": 1.0, "n": math.nan}, step=1)
@@ -82,18 +99,24 @@ def test_a_resumed_run_keeps_its_identity_and_writes_only_what_is_new(journal: J
     assert resumed.run_id == journal.run_id == raw(folder)[0]["run_id"]
 
 
-def test_a_value_that_differs_is_told_once_per_name(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_value_that_differs_is_told_once_per_name(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
     journal.metrics({"loss": 1.0, "same": 1.0, "time/rate": 1.0, "system/memory_gib": 1.0}, step=1)
     journal.metrics({"loss": 1.0}, step=2)
     for step in (1, 2):
-        journal.metrics({"loss": 1.0000001, "same": 1.0, "time/rate": 9.0, "system/memory_gib": 9.0}, step=step)
+        journal.metrics(
+            {"loss": 1.0000001, "same": 1.0, "time/rate": 9.0, "system/memory_gib": 9.0}, step=step
+        )
     assert [record.args[0] for record in caplog.records] == ["loss"]  # type: ignore[index]
     assert journal.history("loss") == [(1, 1.0), (2, 1.0)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 1_000_000])
 def test_a_torn_last_line_is_tolerated(journal: Journal, folder: Path, cut: int) -> None:
-    """Without its newline alone the line still counts; torn within, it is as if it had not been written."""
+    """Without its newline alone the line still counts; torn within, it is as if it had not been
+    written.
+    """
     journal.metrics({"x": 1.0}, step=1)
     journal.metrics({"x": 2.0}, step=2)
     journal.close()
@@ -122,7 +145,14 @@ def test_a_torn_header_makes_a_new_run(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["[]", '{"kind":"metrics"}', '{"kind":"metrics","time":1,"step":9,"values":{"x":"boo"}}', '"x"', "\x00\xff", "{}"],
+    [
+        "[]",
+        '{"kind":"metrics"}',
+        '{"kind":"metrics","time":1,"step":9,"values":{"x":"boo"}}',
+        '"x"',
+        "\x00\xff",
+        "{}",
+    ],
 )
 def test_damaged_lines_are_passed_over(journal: Journal, folder: Path, damage: str) -> None:
     journal.metrics({"x": 1.0}, step=1)
@@ -145,7 +175,9 @@ def test_a_journal_of_a_newer_version_is_refused(folder: Path) -> None:
 
 def test_one_process_per_folder(journal: Journal, folder: Path) -> None:
     code = f"import pathlib, softmod.tracking as t; t.Journal(pathlib.Path({str(folder)!r}))"
-    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert f"{folder}: run folder in use by process {os.getpid()}" in second.stderr
     assert tracking.in_use(folder)
     journal.close()
@@ -156,7 +188,10 @@ def test_one_process_per_folder(journal: Journal, folder: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_and_ends_the_run_at_the_third_time(
-    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    journal: Journal,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write = os.write
 
@@ -205,7 +240,10 @@ def test_an_artifact_lies_in_the_run_folder(journal: Journal, folder: Path, tmp_
         ("postgresql://me:hunter2@host:5432/db", "postgresql://***@host:5432/db"),
         ("tracking.uri=https://me:hun@ter/2@host/x", "tracking.uri=https://***@host/x"),
         ("https://hunter2@host", "https://***@host"),
-        ("postgresql://host/db?user=me&password=hunter2&ssl=1", "postgresql://host/db?user=me&password=***&ssl=1"),
+        (
+            "postgresql://host/db?user=me&password=hunter2&ssl=1",
+            "postgresql://host/db?user=me&password=***&ssl=1",
+        ),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
@@ -219,7 +257,13 @@ def test_passwords_are_struck_out(journal: Journal, folder: Path, text: str, cle
 
 def test_what_it_tells_of_the_machine() -> None:
     tags = tracking.environment_tags()
-    assert {"version.python", "version.torch", "version.metaworld", "version.mujoco", "version.mlflow"} <= tags.keys()
+    assert {
+        "version.python",
+        "version.torch",
+        "version.metaworld",
+        "version.mujoco",
+        "version.mlflow",
+    } <= tags.keys()
     if "softmod.commit" in tags:
         assert len(tags["softmod.commit"]) == 40
         assert tags["softmod.dirty"] in ("true", "false")

@@ -1,4 +1,6 @@
-"""From journal to MLflow, with a real store on sqlite and the uploader as the process that it is."""
+"""From journal to MLflow, with a real store on sqlite and the uploader as the process
+that it is.
+"""
 
 from __future__ import annotations
 
@@ -103,12 +105,19 @@ def reported() -> Run:
 
 @pytest.mark.bar(20)
 def test_a_run_and_its_resumption(journal: Journal) -> None:
-    """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the same one."""
+    """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the
+    same one.
+    """
     folder = journal.folder
     (folder / "checkpoint").mkdir()
     for name in ("config.yaml", "checkpoint/actor"):
         (folder / name).write_text(name)
-    journal.params({"run": {"steps": 10, "lr": 3e-4, "tasks": ["a", "b"], "long": "x" * 7000}, "no/such//..key?": None})
+    journal.params(
+        {
+            "run": {"steps": 10, "lr": 3e-4, "tasks": ["a", "b"], "long": "x" * 7000},
+            "no/such//..key?": None,
+        }
+    )
     journal.tags({"softmod.name": "toy"})
     journal.artifact(folder / "config.yaml")
     journal.artifact(folder / "checkpoint", under="best")
@@ -116,7 +125,9 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     journal.status("RUNNING")
     uploader = start_uploader(folder, TrackingConfig(), about(sweep=SWEEP))
     for step in range(10):
-        journal.metrics({"train/loss": 0.1 * step, "eval/odd": (math.nan, math.inf, -math.inf)[step % 3]}, step)
+        journal.metrics(
+            {"train/loss": 0.1 * step, "eval/odd": (math.nan, math.inf, -math.inf)[step % 3]}, step
+        )
     wait_for((folder / CURSOR).exists)
     assert only_run().info.status == "RUNNING"
     journal.status("KILLED")
@@ -182,11 +193,17 @@ def test_routes_become_images_with_a_slider(journal: Journal) -> None:
 
 @pytest.mark.bar(18)
 def test_nothing_is_sent_twice(journal: Journal) -> None:
-    """Neither without the cursor, nor where a process died between sending and noting it, nor with other times."""
+    """Neither without the cursor, nor where a process died between sending and noting it, nor with
+    other times.
+    """
     folder = journal.folder
-    journal.params({"env": {"name": "toy"}})  # only journalled so far: the experiment is the task set's
+    journal.params(
+        {"env": {"name": "toy"}}
+    )  # only journalled so far: the experiment is the task set's
     for step in range(30):
-        journal.metrics({f"train/{i}": math.nan if i == 7 else float(step * i) for i in range(100)}, step)
+        journal.metrics(
+            {f"train/{i}": math.nan if i == 7 else float(step * i) for i in range(100)}, step
+        )
     journal.status("FINISHED")
     sender = Sender(folder)
     sender.send()
@@ -201,7 +218,9 @@ def test_nothing_is_sent_twice(journal: Journal) -> None:
     assert lost.metrics_sent == 0
     (folder / CURSOR).unlink()
     lines = (folder / JOURNAL).read_text()
-    (folder / JOURNAL).write_text(lines.replace('"time":1', '"time":2'))  # MLflow would take them for new ones
+    (folder / JOURNAL).write_text(
+        lines.replace('"time":1', '"time":2')
+    )  # MLflow would take them for new ones
     lost = Sender(folder)
     lost.send()
     assert_equal(only_run(), journal.record)
@@ -240,7 +259,8 @@ from softmod.tracking import Journal
 from softmod.uploader import CURSOR, start_uploader
 journal = Journal(Path("runs/toy/seed_0"))
 journal.status("RUNNING")
-uploader = start_uploader(journal.folder, TrackingConfig(), {"experiment": "toy", "run_name": "toy", "sweep": None})
+about = {"experiment": "toy", "run_name": "toy", "sweep": None}
+uploader = start_uploader(journal.folder, TrackingConfig(), about)
 while not (journal.folder / CURSOR).exists():
     time.sleep(0.02)
 journal.metrics({"x": 1.0}, 1)
@@ -252,7 +272,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.bar(20)
 def test_training_is_killed(here: Path) -> None:
     """The uploader says so in MLflow and is gone in seconds; the resumed run takes it back."""
-    killed = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60
+    )
     ended = time.monotonic()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     wait_for(lambda: not alive(int(killed.stdout)))
@@ -290,7 +312,10 @@ def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
     other = Journal(Path("runs/toy/seed_1"))
     away = TrackingConfig(uri="http://me:hunter2@127.0.0.1:9")
     hanging = TrackingConfig(uri=f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}")
-    uploaders = [start_uploader(folder, away, about()), start_uploader(other.folder, hanging, about())]
+    uploaders = [
+        start_uploader(folder, away, about()),
+        start_uploader(other.folder, hanging, about()),
+    ]
     end, slowest, step = time.monotonic() + 4.0, 0.0, 0
     while time.monotonic() < end:
         step, before = step + 1, time.monotonic()
@@ -298,7 +323,9 @@ def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
         slowest = max(slowest, time.monotonic() - before)
         time.sleep(0.01)
     assert slowest < 0.5
-    wait_for(lambda: "trying again" in (folder / LOG).read_text(), 60)  # it starts slowly where others compute
+    wait_for(
+        lambda: "trying again" in (folder / LOG).read_text(), 60
+    )  # it starts slowly where others compute
     for uploader in uploaders:
         before = time.monotonic()
         assert not uploader.close(1.0)
@@ -317,20 +344,29 @@ def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
     unknown = upload(folder)
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (2, 1)
     assert "set MLFLOW_TRACKING_URI to http://***@127.0.0.1:9" in unknown.stderr
-    written = [path.read_text() for path in folder.iterdir()] + [once.stdout, once.stderr, unknown.stderr]
+    written = [path.read_text() for path in folder.iterdir()] + [
+        once.stdout,
+        once.stderr,
+        unknown.stderr,
+    ]
     assert len(written) > 7
     assert not any("hunter2" in text for text in written)
 
 
 def test_no_journal(tmp_path: Path) -> None:
     wrong = upload(tmp_path / "no run")
-    assert (wrong.returncode, wrong.stderr) == (2, f"{tmp_path / 'no run'}: holds no journal of a run\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        f"{tmp_path / 'no run'}: holds no journal of a run\n",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.bar(19)
 def test_two_at_once_on_a_new_store(here: Path) -> None:
-    """One experiment, one parent, two children; and the store is whole though one that made it was killed."""
+    """One experiment, one parent, two children; and the store is whole though one that made it was
+    killed.
+    """
     Path("mlflow.db").unlink()
     Path("mlflow.db.new").write_bytes(b"half of a database")
     journals = [Journal(Path(f"runs/toy/seed_{seed}")) for seed in range(2)]
@@ -355,12 +391,17 @@ def test_two_at_once_on_a_new_store(here: Path) -> None:
 
 @pytest.mark.bar(18)
 def test_doubles_and_deleted_ones(here: Path) -> None:
-    """All agree on the first; late doubles go; what was deleted comes back rather than starting anew."""
+    """All agree on the first; late doubles go; what was deleted comes back rather than starting
+    anew.
+    """
     mlflow = client()
     experiment = store.ensure_experiment(mlflow, "toy", store.artifact_root(store.store_uri(None)))
     assert store.ensure_experiment(mlflow, "toy") == experiment
     run, new = store.ensure_run(mlflow, experiment, "a", started=1000, name="r")
-    assert (store.ensure_run(mlflow, experiment, "a", started=1000, name="r"), new) == ((run, False), True)
+    assert (store.ensure_run(mlflow, experiment, "a", started=1000, name="r"), new) == (
+        (run, False),
+        True,
+    )
     late = mlflow.create_run(experiment, start_time=2000, tags={store.RUN_TAG: "a"}).info.run_id
     assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
     assert len(runs()) == 2
@@ -371,7 +412,9 @@ def test_doubles_and_deleted_ones(here: Path) -> None:
     assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
 
 
-@pytest.mark.parametrize("name", ["eval/success_rate/reach-v3", "a//b", "../x", "/x/", "a?b=[1]", "x" * 300, "..", "ä"])
+@pytest.mark.parametrize(
+    "name", ["eval/success_rate/reach-v3", "a//b", "../x", "/x/", "a?b=[1]", "x" * 300, "..", "ä"]
+)
 def test_names_become_acceptable(name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name
 

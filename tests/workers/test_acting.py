@@ -30,7 +30,11 @@ def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) ->
     """A policy; as the `recipe` has it, it normalises observations and squashes its log std."""
     torch.manual_seed(0)
     network = form(OBS, 2 * ACTION, TASKS, **options)
-    net = (Actor(network, "tanh", normalize_obs=True) if recipe else Actor(network)).eval().requires_grad_(False)
+    net = (
+        (Actor(network, "tanh", normalize_obs=True) if recipe else Actor(network))
+        .eval()
+        .requires_grad_(False)
+    )
     for parameter in net.parameters():  # away from the small start values, so that an error shows
         parameter.add_(torch.randn_like(parameter) * 0.3)
     if net.normalizer is not None:
@@ -38,13 +42,27 @@ def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) ->
     return net
 
 
-SMALL = {"num_layers": 3, "num_modules": 3, "module_width": 8, "embedding_width": 12, "gating_width": 8}
+SMALL = {
+    "num_layers": 3,
+    "num_modules": 3,
+    "module_width": 8,
+    "embedding_width": 12,
+    "gating_width": 8,
+}
 ACTORS = {
     "soft_modular": lambda: actor(SoftModular, **SMALL),
-    "before_sum": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"),
+    "before_sum": lambda: actor(
+        SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"
+    ),
     "recipe": lambda: actor(SoftModular, recipe=True, **SMALL),
-    "before_sum_normed": lambda: actor(SoftModular, **SMALL, relu="before_sum", head="sum", norm="layer"),
-} | {name: partial(actor, form, **SIZES[name]) for name, form in FORMS.items() if name != "soft_modular"}
+    "before_sum_normed": lambda: actor(
+        SoftModular, **SMALL, relu="before_sum", head="sum", norm="layer"
+    ),
+} | {
+    name: partial(actor, form, **SIZES[name])
+    for name, form in FORMS.items()
+    if name != "soft_modular"
+}
 
 
 class Counter(TorchDispatchMode):
@@ -65,13 +83,17 @@ def inputs(tasks: int, copies: int, *widths: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", list(ACTORS))
-@pytest.mark.parametrize(("tasks", "copies"), [([1], 1), ([0, 2, 3], 1), ([3, 1], 5), ([0, 1, 2, 3], 8)])
+@pytest.mark.parametrize(
+    ("tasks", "copies"), [([1], 1), ([0, 2, 3], 1), ([3, 1], 5), ([0, 1, 2, 3], 8)]
+)
 def test_actions_are_those_of_pytorch_and_cost_it_nothing(
     name: str, tasks: list[int], copies: int, wide: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(acting, "wide_products", lambda: wide)
     net, index = ACTORS[name](), torch.tensor(tasks)
-    act = Recorded(lambda obs, noise: actions(net, obs, index, noise), inputs(len(tasks), copies, OBS, ACTION))
+    act = Recorded(
+        lambda obs, noise: actions(net, obs, index, noise), inputs(len(tasks), copies, OBS, ACTION)
+    )
     draws = np.random.default_rng(1)
     for _ in range(3):
         for array in act.inputs:
@@ -101,7 +123,9 @@ class Unusual(Network):
         super().__init__(OBS, 2 * ACTION, TASKS, 1)
         self.norm, self.linear = nn.LayerNorm(OBS), nn.Linear(OBS, 2 * ACTION)
 
-    def forward(self, x: Float[Tensor, "task batch in_dim"], tasks: Any = None) -> Float[Tensor, "stack task batch o"]:
+    def forward(
+        self, x: Float[Tensor, "task batch in_dim"], tasks: Any = None
+    ) -> Float[Tensor, "stack task batch o"]:
         hidden = nn.functional.gelu(self.norm(x))
         hidden = hidden + hidden.max(-1, keepdim=True).values
         hidden[..., 0] = hidden[..., 1] * 2
@@ -112,8 +136,14 @@ class Unusual(Network):
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
     """Over one axis and several, of memory in another order too, and far from zero."""
-    weights = torch.randn(2, *axes, generator=torch.Generator().manual_seed(0)).unbind() if affine else (None, None)
-    act = Recorded(lambda x: layer_norm(x.transpose(1, 2) + 3.0, axes, *weights), [torch.zeros(2, 6, 5)])
+    weights = (
+        torch.randn(2, *axes, generator=torch.Generator().manual_seed(0)).unbind()
+        if affine
+        else (None, None)
+    )
+    act = Recorded(
+        lambda x: layer_norm(x.transpose(1, 2) + 3.0, axes, *weights), [torch.zeros(2, 6, 5)]
+    )
     act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)
     with Counter() as counter:
         ours = act().copy()
@@ -124,7 +154,9 @@ def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
 def test_lengths_are_those_of_pytorch(order: float):
     act = Recorded(lambda x: torch.nn.functional.normalize(x, order, -1), [torch.zeros(2, 6, 5)])
-    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal((2, 5, 5))  # one of each has no length
+    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal(
+        (2, 5, 5)
+    )  # one of each has no length
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
@@ -176,7 +208,10 @@ def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Ar
     """Some rows of the same input times the same `[500, 300]`."""
     monkeypatch.setattr(acting, "wide_products", lambda: wide)
     draws = np.random.default_rng(0)
-    a, b = draws.standard_normal((1, 12, 500), np.float32), draws.standard_normal((1, 500, 300), np.float32)
+    a, b = (
+        draws.standard_normal((1, 12, 500), np.float32),
+        draws.standard_normal((1, 500, 300), np.float32),
+    )
     out = np.empty((1, rows, 300), np.float32)
     for call in acting._product(out, a[:, :rows], b):
         call()
@@ -185,8 +220,12 @@ def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Ar
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_a_products_rows_do_not_depend_on_their_company(wide: bool, monkeypatch: pytest.MonkeyPatch):
-    if wide and not acting.wide_products():  # other kernels give other results; there, wide is not chosen
+def test_a_products_rows_do_not_depend_on_their_company(
+    wide: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if (
+        wide and not acting.wide_products()
+    ):  # other kernels give other results; there, wide is not chosen
         product(1, wide, monkeypatch)
         product(12, wide, monkeypatch)
         return

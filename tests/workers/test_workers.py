@@ -1,4 +1,6 @@
-"""Workers: the same rollouts for any number of processes, episodes that resume, failures that are named."""
+"""Workers: the same rollouts for any number of processes, episodes that resume, failures that are
+named.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,11 @@ def same(first, second, exact=True) -> None:
     for name in ("obs", "action", "reward", "next_obs", "begins"):
         a, b = getattr(first, name), getattr(second, name)
         assert a.shape == b.shape
-        np.testing.assert_array_equal(a, b) if exact else np.testing.assert_allclose(a, b, atol=1e-4)
+        (
+            np.testing.assert_array_equal(a, b)
+            if exact
+            else np.testing.assert_allclose(a, b, atol=1e-4)
+        )
     assert [e[:3] for e in first.episodes] == [e[:3] for e in second.episodes]
 
 
@@ -79,11 +85,15 @@ def test_shapes_and_the_order_of_steps(inline):
     assert first.reward.shape == (3, 2, 10)
     assert first.env_steps == 60
     np.testing.assert_array_equal(first.obs[:, :, 1:], first.next_obs[:, :, :-1])
-    np.testing.assert_array_equal(second.obs[:, :, 0], first.next_obs[:, :, -1])  # an episode goes on
+    np.testing.assert_array_equal(
+        second.obs[:, :, 0], first.next_obs[:, :, -1]
+    )  # an episode goes on
     assert first.episodes == []
     assert [e[:3] for e in second.episodes] == [(t, c, 0) for t in range(3) for c in range(2)]
     returns = first.reward.sum(-1) + second.reward.sum(-1)
-    np.testing.assert_allclose([e.episode_return for e in second.episodes], returns.reshape(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        [e.episode_return for e in second.episodes], returns.reshape(-1), rtol=1e-5
+    )
 
 
 def test_where_episodes_begin_and_what_they_bring(inline):
@@ -133,7 +143,9 @@ def test_uniform_actions_are_uniform_and_the_same_for_any_number_of_processes(pr
     counts = np.histogram(action, bins=10, range=(-1, 1))[0] / action.size
     np.testing.assert_allclose(counts, 0.1, atol=0.03)  # 1,800 numbers: four standard deviations
     noise = generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32)
-    np.testing.assert_allclose(action[0, 0, :20], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
+    np.testing.assert_allclose(
+        action[0, 0, :20], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6
+    )
 
 
 def test_a_plan_with_pink_noise_explores_by_it():
@@ -141,7 +153,9 @@ def test_a_plan_with_pink_noise_explores_by_it():
         workers.start(weights(), 20, uniform=True)
         action = workers.finish().action
     noise = pink(generator(0, Purpose.EXPLORATION, 0, 0, 0).standard_normal((20, 2), np.float32))
-    np.testing.assert_allclose(action[0, 0], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6)
+    np.testing.assert_allclose(
+        action[0, 0], [[erf(x / 2**0.5) for x in row] for row in noise], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,9 +191,21 @@ def test_seeds_differ(inline):
 
 
 def test_tasks_are_shared_out_evenly_and_once():
-    for tasks, copies, processes in [(10, 1, 3), (3, 4, 5), (1, 8, 3), (2, 1, 7), (50, 1, 15), (4, 2, 4)]:
+    for tasks, copies, processes in [
+        (10, 1, 3),
+        (3, 4, 5),
+        (1, 8, 3),
+        (2, 1, 7),
+        (50, 1, 15),
+        (4, 2, 4),
+    ]:
         shares = partition([1.0] * tasks, copies, processes)
-        held = [(task, copy) for share_tasks, share_copies in shares for task in share_tasks for copy in share_copies]
+        held = [
+            (task, copy)
+            for share_tasks, share_copies in shares
+            for task in share_tasks
+            for copy in share_copies
+        ]
         assert sorted(held) == [(t, c) for t in range(tasks) for c in range(copies)]
         assert len(shares) <= processes
 
@@ -214,7 +240,10 @@ def test_a_state_that_does_not_repeat_is_refused():
         rounds(workers, 1)
         state = workers.state()
     state["obs"][1, 0, 0] += 1e-6
-    with Workers(plan(), 0) as workers, pytest.raises(WorkerError, match="toy-opposite: re-executing episode 0"):
+    with (
+        Workers(plan(), 0) as workers,
+        pytest.raises(WorkerError, match="toy-opposite: re-executing episode 0"),
+    ):
         workers.restore(state)
 
 
@@ -227,12 +256,16 @@ def test_evaluation_does_not_depend_on_who_does_it(processes):
         assert workers.evaluate(weights(), 7) == expected
         after = rounds(workers, 1)
     assert [score.task for score in expected] == TASKS
-    np.testing.assert_array_equal(before[0].next_obs[:, :, -1], after[0].obs[:, :, 0])  # training is not disturbed
+    np.testing.assert_array_equal(
+        before[0].next_obs[:, :, -1], after[0].obs[:, :, 0]
+    )  # training is not disturbed
 
 
 def test_evaluation_ends_an_episode_at_success():
     class Always(MLP):
-        """Moves towards the goal: the toy's observation names the point (0, 1) and the goal (6, 7)."""
+        """Moves towards the goal: the toy's observation names the point (0, 1) and the
+        goal (6, 7).
+        """
 
         def forward(self, x, tasks=None):
             towards = 5 * (x[..., 6:8] - x[..., :2])
@@ -254,15 +287,26 @@ def test_evaluation_ends_an_episode_at_success():
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("build", r"worker of toy-opposite \(seed 0\) could not start: RuntimeError: this environment cannot be built"),
+        (
+            "build",
+            (
+                r"worker of toy-opposite \(seed 0\) could not start: RuntimeError: this environment"
+                r" cannot be built"
+            ),
+        ),
         ("raise-7", r"worker of toy-opposite \(seed 0\): RuntimeError: the simulation broke"),
         ("die-7", r"worker of toy-opposite \(seed 0\) \(pid \d+\) died: exit code 9"),
-        ("hang-7", r"worker of toy-opposite \(seed 0\) did not answer within 8 s \(workers.timeout\)"),
+        (
+            "hang-7",
+            r"worker of toy-opposite \(seed 0\) did not answer within 8 s \(workers.timeout\)",
+        ),
     ],
 )
 def test_failures_are_named_and_leave_no_process(fault, told):
     suite = Faulty(TASKS, horizon=20, name=fault)
-    with Workers(plan(), 1):  # the process that they are forked from is there; it takes seconds to come
+    with Workers(
+        plan(), 1
+    ):  # the process that they are forked from is there; it takes seconds to come
         pass
     workers = Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0, restarts=0)
     began = time.monotonic()
@@ -275,7 +319,10 @@ def test_failures_are_named_and_leave_no_process(fault, told):
 def test_inline_failures_are_worker_errors_too():
     with pytest.raises(WorkerError, match="cannot be built"):
         Workers(plan(Faulty(TASKS, name="build")), 0)
-    with Workers(plan(Faulty(TASKS, name="raise-3")), 0) as workers, pytest.raises(WorkerError, match="broke"):
+    with (
+        Workers(plan(Faulty(TASKS, name="raise-3")), 0) as workers,
+        pytest.raises(WorkerError, match="broke"),
+    ):
         rounds(workers, 1)
 
 
@@ -291,7 +338,9 @@ def test_a_killed_worker_is_told_with_its_signal():
 @pytest.mark.bar(11)
 @pytest.mark.parametrize("fault", ["build", "raise-7", "die-27", "hang-7"])
 def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path, caplog):
-    """In the first round, or within the second episode; the processes that did not fail are not disturbed."""
+    """In the first round, or within the second episode; the processes that did not fail are not
+    disturbed.
+    """
     with Workers(plan(), 0) as workers:
         expected = rounds(workers, 5)
         score = workers.evaluate(weights(), 3)
@@ -325,7 +374,9 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
 @pytest.mark.parametrize("processes", [0, 3])
 @pytest.mark.parametrize("at", [1, 7, 20, 27])
 def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
-    """The step that broke is not in the rollout; the next episode begins in its place, and everything goes on."""
+    """The step that broke is not in the rollout; the next episode begins in its place, and
+    everything goes on.
+    """
     with Workers(plan(), 0) as workers:
         undisturbed = rounds(workers, 4)
     suite = Faulty(TASKS, horizon=20, name=f"physics-{at}")
@@ -336,15 +387,25 @@ def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
         after = rounds(workers, 2)
     broken, step = divmod(at - 1, 10)
     faults = [[tuple(fault) for fault in rollout.faults] for rollout in rollouts]
-    assert faults == [[(1, 0, (at - 1) // 20, step)] if number == broken else [] for number in range(4)]
+    assert faults == [
+        [(1, 0, (at - 1) // 20, step)] if number == broken else [] for number in range(4)
+    ]
     for number, (mine, theirs) in enumerate(zip(rollouts, undisturbed, strict=True)):
         for task in (0, 2):
             np.testing.assert_array_equal(mine.next_obs[task], theirs.next_obs[task])
         until = step if number == broken else 10 if number < broken else 0
         np.testing.assert_array_equal(mine.action[1, :, :until], theirs.action[1, :, :until])
-        assert all(np.isfinite(getattr(mine, name)).all() for name in ("obs", "action", "reward", "next_obs"))
+        assert all(
+            np.isfinite(getattr(mine, name)).all()
+            for name in ("obs", "action", "reward", "next_obs")
+        )
     if step:
-        assert np.abs(rollouts[broken].obs[1, 0, step] - rollouts[broken].next_obs[1, 0, step - 1]).max() > 1e-3
+        assert (
+            np.abs(
+                rollouts[broken].obs[1, 0, step] - rollouts[broken].next_obs[1, 0, step - 1]
+            ).max()
+            > 1e-3
+        )
     assert rollouts[broken].begins[1, 0, step]
     with Workers(plan(), processes) as workers:  # the episodes under way are known
         workers.restore(state)
@@ -381,7 +442,9 @@ def test_no_worker_outlives_a_killed_learner(tmp_path):
     script = Path(__file__).with_name("parent.py")
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
     assert all(psutil.pid_exists(pid) for pid in pids)
@@ -428,7 +491,10 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
         rollout = workers.finish()
         assert workers.state()["steps"].tolist() == [[6], [10]]
     assert [tuple(fault) for fault in rollout.faults] == [(0, 0, 0, 4)]
-    assert all(np.isfinite(getattr(rollout, name)).all() for name in ("obs", "action", "reward", "next_obs"))
+    assert all(
+        np.isfinite(getattr(rollout, name)).all()
+        for name in ("obs", "action", "reward", "next_obs")
+    )
     np.testing.assert_array_equal(rollout.obs[0, :, :4], expected.obs[0, :, :4])
     np.testing.assert_array_equal(rollout.next_obs[1], expected.next_obs[1])
 
@@ -440,7 +506,9 @@ def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
     ours, theirs = multiprocessing.Pipe()
     flat = np.concatenate([tensor.numpy().ravel() for tensor in weights().values()])
     arguments = (plan(), [0], [0], True, flat, theirs)
-    process = multiprocessing.get_context("forkserver").Process(target=serve, args=arguments, daemon=True)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=serve, args=arguments, daemon=True
+    )
     if not asked:
         ours.close()
     process.start()
@@ -453,7 +521,9 @@ def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
 
 
 def test_a_transfer_that_stops_half_way_is_a_worker_that_does_not_answer():
-    """Replies of many tasks are larger than a socket's buffer: a worker can be stopped within one."""
+    """Replies of many tasks are larger than a socket's buffer: a worker can be stopped
+    within one.
+    """
     share, (silent, _) = Process.__new__(Process), os.pipe()
     share.connection, theirs = multiprocessing.Pipe()
     share.names, share.timeout, share.process = "toy-reach", 0.3, SimpleNamespace(sentinel=silent)

@@ -12,7 +12,10 @@ SIGN = {"line-approach": 1.0, "line-avoid": -1.0}
 
 
 class Line:
-    """Knows the tasks and their goals; picklable, since workers get a copy. The arguments are the keys of `env`."""
+    """Knows the tasks and their goals; picklable, since workers get a copy.
+
+    The arguments are the keys of `env`.
+    """
 
     def __init__(
         self,
@@ -25,7 +28,9 @@ class Line:
         name: str,
         fast: bool,
     ) -> None:
-        self.spec = EnvSpec(tuple(tasks), obs_dim=2, action_dim=1, horizon=horizon, train_horizon=train_horizon)
+        self.spec = EnvSpec(
+            tuple(tasks), obs_dim=2, action_dim=1, horizon=horizon, train_horizon=train_horizon
+        )
         rng = np.random.default_rng(goal_seed)
         self._goals = rng.uniform(0.3, 0.9, (50, 1)) * rng.choice([-1, 1], (50, 1))
 
@@ -37,7 +42,10 @@ class Line:
 
 
 class LineEnv:
-    """One task's environment. A reset is a pure function of the goal; episodes end by the horizon alone."""
+    """One task's environment.
+
+    A reset is a pure function of the goal; episodes end by the horizon alone.
+    """
 
     def __init__(self, sign: float) -> None:
         self.sign, self.place, self.target = sign, 0.0, 0.0

@@ -10,19 +10,29 @@ from softmod.networks.stacked import StackedLinear
 
 
 class PerTask(Network):
-    """Two layers for each task. Each member of a stack has its own; options are the keys of `actor` and `critic`."""
+    """Two layers for each task.
 
-    def __init__(self, in_dim: int, out_dim: int, num_tasks: int, stack: int = 1, *, width: int = 32) -> None:
+    Each member of a stack has its own; options are the keys of `actor` and `critic`.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, num_tasks: int, stack: int = 1, *, width: int = 32
+    ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                [StackedLinear(num_tasks, in_dim, width, "torch"), StackedLinear(num_tasks, width, out_dim, "torch")]
+                [
+                    StackedLinear(num_tasks, in_dim, width, "torch"),
+                    StackedLinear(num_tasks, width, out_dim, "torch"),
+                ]
             )
             for _ in range(stack)
         )
 
     def forward(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """`[task, batch, in]` to `[stack, task, batch, out]`; `tasks` are the rows' indices, None for all in order."""
+        """`[task, batch, in]` to `[stack, task, batch, out]`; `tasks` are the rows' indices, None
+        for all in order.
+        """
         if tasks is not None:
             everyone = x.new_zeros(self.num_tasks, *x.shape[1:])
             return self(everyone.index_copy(0, tasks, x)).index_select(1, tasks)

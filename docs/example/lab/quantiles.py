@@ -1,4 +1,6 @@
-"""A value head of one's own: quantiles of the return, learned by quantile regression (QR-DQN, Dabney et al. 2018)."""
+"""A value head of one's own: quantiles of the return, learned by quantile regression (QR-DQN,
+Dabney et al. 2018).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from softmod.agent.value_heads import ValueHead
 
 
 class Quantiles(ValueHead):
-    """As many outputs as quantiles; the policy maximises their mean, of the critic that expects less."""
+    """As many outputs as quantiles; the policy maximises their mean, of the critic that expects
+    less.
+    """
 
     fractions: Tensor  # of the quantiles, the middles of equal parts of [0, 1]
 
@@ -30,7 +34,9 @@ class Quantiles(ValueHead):
         next_outputs: Float[Tensor, "critic task batch out"],
         next_entropy: Float[Tensor, "task batch"],
     ) -> Float[Tensor, "task batch out"]:
-        """Return the quantiles of the critic that expects less, moved by reward, discount and entropy."""
+        """Return the quantiles of the critic that expects less, moved by reward, discount and
+        entropy.
+        """
         outputs = next_outputs.float()
         least = outputs.mean(-1).argmin(0)[None, ..., None].expand(1, *outputs.shape[1:])
         quantiles = outputs.gather(0, least).squeeze(0)
