@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.updates import built
-from softmod.agent.cpu_graph import CpuGraph
-from softmod.agent.whole import Captured
+from softmod.capture.cpu_graph import CpuGraph
+from softmod.capture.update_graph import Captured
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 TRIES = (

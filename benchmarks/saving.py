@@ -8,18 +8,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from softmod import checkpoint
+from softmod.agent.replay import Replay, random_rollout
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.saver import Saver
 from softmod.clock import Clock
-from softmod.config import compose, typed
+from softmod.config.compose import compose, typed
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import Toy
-from softmod.log import Log
-from softmod.parts import make_agent, make_fabric, networks
-from softmod.progress import Progress
-from softmod.replay import Replay, random_rollout
-from softmod.saver import Saver
-from softmod.tracking import Journal
-from softmod.types import EnvSpec
+from softmod.experiment.build import make_agent, make_fabric, networks
+from softmod.spec import EnvSpec
+from softmod.tracking.console import Progress
+from softmod.tracking.journal import Journal
+from softmod.tracking.metrics import Log
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 

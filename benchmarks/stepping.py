@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pairing import Figure, Rate, alternate
-from softmod.config import compose, typed
+from softmod.config.compose import compose, typed
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.tasks import SETS
-from softmod.parts import networks
+from softmod.experiment.build import networks
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 

@@ -16,15 +16,15 @@ import torch
 from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
 from softmod.agent.mtsac import MTSAC
-from softmod.config import compose, options, typed
-from softmod.cpu import allow_onednn, fast_products
-from softmod.parts import choose, make_agent, make_fabric, networks, set_up
-from softmod.replay import Batch, Replay, random_rollout
+from softmod.agent.replay import Batch, Replay, random_rollout
+from softmod.config.compose import compose, options, typed
+from softmod.config.instantiate import build
+from softmod.config.schema import TrainConfig
+from softmod.experiment.build import choose, make_agent, make_fabric, networks, set_up
 from softmod.report import cost
 from softmod.report.cost import Cost
-from softmod.schema import TrainConfig
-from softmod.targets import build
-from softmod.types import EnvSpec
+from softmod.spec import EnvSpec
+from softmod.system.libraries import allow_onednn, fast_products
 
 PRODUCT = "plain matrix product"
 ONEDNN_PRODUCT = "the same by oneDNN"

@@ -51,7 +51,7 @@ def run_rate(experiment: str, steps_per_task: int, *more: str) -> float:
 
 
 def train(folder: str, experiment: str, steps_per_task: int, *more: str) -> int:
-    from softmod.config import compose
+    from softmod.config.compose import compose
 
     tasks = len(compose([f"experiment={experiment}"]).env.tasks)
     every = max(1, steps_per_task * tasks // 12)

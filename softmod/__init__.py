@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from softmod.policy import TrainedPolicy
+    from softmod.checkpoint.load import TrainedPolicy
 
 
 def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
@@ -16,6 +16,6 @@ def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
 
     `allow` names packages of your own that it may be built of.
     """
-    from softmod import policy  # torch is imported only by those who need it
+    from softmod.checkpoint import load as policy  # torch is imported only by those who need it
 
     return policy.load(path, allow)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from softmod.types import EnvSpec, Rollout
+from softmod.spec import EnvSpec, Rollout
 
 ENOUGH = 2  # evaluations in a row that have to agree that a run has solved its tasks
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softmod import config
+from softmod.config import compose as config
+from softmod.config.schema import EvaluateConfig
 from softmod.errors import ConfigError, SoftmodError
-from softmod.folder import refuse_links
-from softmod.schema import EvaluateConfig
+from softmod.experiment.folder import refuse_links
 from softmod.train import tell
 
 USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
@@ -57,10 +57,10 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         ConfigError: its classes are not allowed, or the output cannot be written.
         WorkerError: an environment failed, or nothing can be rendered here.
     """
-    from softmod import checkpoint
-    from softmod.policy import actor_of, find, suite_of
-    from softmod.progress import print_table
-    from softmod.types import mean_success
+    from softmod.checkpoint import files as checkpoint
+    from softmod.checkpoint.load import actor_of, find, suite_of
+    from softmod.spec import mean_success
+    from softmod.tracking.console import print_table
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
@@ -85,7 +85,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         (output / "evaluation.json").write_text(json.dumps(result, indent=1))
     print(f"written: {output / 'evaluation.json'}")
     if cfg.video:
-        from softmod.video import record
+        from softmod.report.video import record
 
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
             print(f"written: {path}")

@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from softmod import checkpoint
 from softmod.agent.mtsac import MTSAC
+from softmod.agent.replay import Batch
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.load import spec_of
+from softmod.config.schema import TrainConfig
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.parts import fused, make_agent, make_fabric, networks
-from softmod.policy import spec_of
-from softmod.replay import Batch
-from softmod.schema import TrainConfig
+from softmod.experiment.build import fused, make_agent, make_fabric, networks
 
 KIND = "fault"
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
-from softmod import config, signals
+from softmod.config import compose as config
 from softmod.errors import ConfigError, SoftmodError
-from softmod.tracking import without_passwords
+from softmod.system import signals
+from softmod.tracking.journal import without_passwords
 from softmod.train import MAIN, sweep_identity, tell, to_the_end
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ class Search:
 
     def success(self, cfg: Any, resolved: dict[str, Any], overrides: list[str]) -> float:
         """Train, with several seeds side by side if there are some; the mean success."""
-        from softmod.experiment import run_experiment, run_seeds
-        from softmod.types import mean_success
+        from softmod.experiment.run import run_experiment, run_seeds
+        from softmod.spec import mean_success
 
         if cfg.seeds is None:
             return mean_success(run_experiment(cfg, resolved, overrides, self.sweep))

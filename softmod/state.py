@@ -22,13 +22,13 @@ from typing import Any
 
 from safetensors import safe_open
 
-from softmod import checkpoint
-from softmod.archive import FOLDER, span
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.load import find
+from softmod.checkpoint.packing import pack, unpack
+from softmod.checkpoint.replay_files import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.packing import pack, unpack
-from softmod.policy import find
-from softmod.record import JOURNAL, lines
-from softmod.tracking import WALL_CLOCK
+from softmod.tracking.journal import WALL_CLOCK
+from softmod.tracking.record import JOURNAL, lines
 
 RAW = argparse.RawDescriptionHelpFormatter
 COMPONENTS = {  # of the agent's arrays, by how their names begin

@@ -20,10 +20,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from softmod import config, signals
+from softmod.config import compose as config
+from softmod.config.hydra_keys import check_hydra
 from softmod.errors import ConfigError, SoftmodError, near
-from softmod.guard import check_hydra
-from softmod.tracking import redacted, without_passwords
+from softmod.system import signals
+from softmod.tracking.journal import redacted, without_passwords
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
 MULTIRUN = "multirun.yaml"  # Hydra writes it, nobody reads it
@@ -57,7 +58,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
     `ends`: the process does so after this.
     """
     if {"-h", "--help"} & set(arguments):
-        from softmod import help
+        from softmod.config import help
 
         print(help.text())
         return 0
@@ -310,7 +311,7 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
     try:
         cfg = config.typed(composed)
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
-        from softmod.experiment import run_experiment, run_seeds
+        from softmod.experiment.run import run_experiment, run_seeds
 
         signals.leave_if_told()
         if cfg.seeds is None:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TextIO
 
 from softmod.errors import ConfigError
-from softmod.folder import refuse_links
-from softmod.mlflow_store import prepare_environment
-from softmod.record import JOURNAL
-from softmod.tracking import locked, redacted
-from softmod.uploader import Sender
+from softmod.experiment.folder import refuse_links
+from softmod.tracking.journal import locked, redacted
+from softmod.tracking.mlflow_store import prepare_environment
+from softmod.tracking.record import JOURNAL
+from softmod.tracking.uploader import Sender
 
 POLL = 0.5  # seconds
 FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0  # before another try

@@ -12,19 +12,9 @@ import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook(
-    ["softmod.networks", "softmod.agent", "softmod.replay"], "beartype.beartype"
+    ["softmod.networks", "softmod.agent", "softmod.agent.replay"], "beartype.beartype"
 ):
-    import softmod.agent.mtsac
-    import softmod.networks.experts
-    import softmod.networks.film
-    import softmod.networks.hard_routing
-    import softmod.networks.mixed_experts
-    import softmod.networks.multi_head
-    import softmod.networks.paco
-    import softmod.networks.policy
-    import softmod.networks.residual
-    import softmod.networks.single_task
-    import softmod.replay  # noqa: F401
+    pass
 
 
 from tests.reliability.table import (

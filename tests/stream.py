@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softmod.types import EnvSpec, Rollout
+from softmod.spec import EnvSpec, Rollout
 
 TASKS = ("a", "b", "c")
 WHOLE = EnvSpec(TASKS, 2, 1, 10)  # an observation is the state

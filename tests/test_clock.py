@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softmod.clock import Clock, Schedule
-from softmod.types import EnvSpec, Rollout
+from softmod.spec import EnvSpec, Rollout
 
 SPEC = EnvSpec(("a", "b"), 1, 1, 100)
 

@@ -2,7 +2,7 @@
 process.
 
 Each of them stays an agent of its own, with its own weights, statistics and random numbers. Only
-their updates are made together (`softmod.agent.batched`), each equal to what the agent would have
+their updates are made together (`softmod.capture.batched`), each equal to what the agent would have
 made by itself, up to rounding.
 """
 
@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from softmod.agent.batched import Axis, FlagError, Stacks
-from softmod.agent.cpu_graph import CpuGraph
 from softmod.agent.mtsac import MTSAC, Given, Metrics
-from softmod.agent.whole import Captured, cuda_graph, state_of
-from softmod.recording import NotRepeatableError, Operation, Recorder, place
-from softmod.replay import Replay
+from softmod.agent.replay import Replay
+from softmod.capture.batched import Axis, FlagError, Stacks
+from softmod.capture.cpu_graph import CpuGraph
+from softmod.capture.recorder import NotRepeatableError, Operation, Recorder, place
+from softmod.capture.update_graph import Captured, cuda_graph, state_of
 
 FUNCTIONS = {
     "whole": "update",

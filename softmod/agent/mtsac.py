@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from softmod import kernels
-from softmod.agent import conflicts, losses
-from softmod.agent.statistics import ReturnScale, RunningMoments, SuccessRates
+from softmod.agent import losses, surgery
+from softmod.agent.replay import Batch, Replay
+from softmod.agent.running import ReturnScale, RunningMoments, SuccessRates
 from softmod.agent.update import (
     Rollback,
     all_finite,
@@ -25,13 +26,12 @@ from softmod.agent.update import (
     step_if,
 )
 from softmod.agent.value_heads import Squared, ValueHead
-from softmod.agent.whole import Update
+from softmod.capture.update_graph import Update
+from softmod.networks.gaussian import Actor, squash
+from softmod.networks.gaussian import actions as policy_actions
 from softmod.networks.network import Network
-from softmod.networks.policy import Actor, squash
-from softmod.networks.policy import actions as policy_actions
-from softmod.randomness import Purpose, torch_generator
-from softmod.replay import Batch, Replay
-from softmod.types import EnvSpec, Rollout
+from softmod.seeding import Purpose, torch_generator
+from softmod.spec import EnvSpec, Rollout
 
 Metrics = dict[str, Tensor]
 Given = tuple[
@@ -427,7 +427,7 @@ class MTSAC(L.LightningModule):
 
     def _critic_loss(
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
-    ) -> conflicts.Loss:
+    ) -> surgery.Loss:
         """The critics' losses `[critic]` as a function of the tasks that count."""
         with torch.no_grad():
             next_action, next_log_prob = squash(
@@ -454,7 +454,7 @@ class MTSAC(L.LightningModule):
         temperature: Tensor,
         weight: Tensor,
         log_probs: list[Tensor],
-    ) -> conflicts.Loss:
+    ) -> surgery.Loss:
         """The policy's loss as a function of the tasks that count, whose log-probabilities it adds
         to `log_probs`.
         """
@@ -474,7 +474,7 @@ class MTSAC(L.LightningModule):
         return None if tasks == ALL else self.indices[tasks]
 
     def _gradient(
-        self, loss: conflicts.Loss, network: Network, order: Tensor
+        self, loss: surgery.Loss, network: Network, order: Tensor
     ) -> tuple[Tensor, Tensor]:
         """A loss, and its gradient on a network's parameters, clipped per member; its norms before,
         per member.
@@ -489,8 +489,8 @@ class MTSAC(L.LightningModule):
                 value.sum() * self.spec.num_tasks if network.independent else value.sum()
             )
         else:
-            values, gradients = conflicts.task_gradients(loss, network, self.spec.num_tasks)
-            conflicts.set_gradient(network, conflicts.pcgrad(gradients, order))
+            values, gradients = surgery.task_gradients(loss, network, self.spec.num_tasks)
+            surgery.set_gradient(network, surgery.pcgrad(gradients, order))
             value = values.mean(0)
         return value.detach(), clip_stacked(
             list(network.parameters()), network.members, self.clip_norm
@@ -594,7 +594,7 @@ class MTSAC(L.LightningModule):
 
     def gradient_agreement(self) -> Metrics:
         """Measure how the tasks' gradients agree on the last batch, of "actor" and "critic"
-        (softmod.agent.conflicts).
+        (softmod.agent.surgery).
 
         Nothing for a single task, and for networks whose tasks share nothing.
         """
@@ -612,10 +612,10 @@ class MTSAC(L.LightningModule):
             }
             told: Metrics = {}
             for name, (loss, network) in of.items():
-                _, gradients = conflicts.task_gradients(loss, network, self.spec.num_tasks)
+                _, gradients = surgery.task_gradients(loss, network, self.spec.num_tasks)
                 told |= {
                     f"gradients/{key}/{name}": value
-                    for key, value in conflicts.agreement(conflicts.cosines(gradients)).items()
+                    for key, value in surgery.agreement(surgery.cosines(gradients)).items()
                 }
         return told
 

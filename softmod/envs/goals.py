@@ -22,8 +22,8 @@ import numpy as np
 
 from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
-from softmod.machine import cache_folder
-from softmod.types import Goal
+from softmod.spec import Goal
+from softmod.system.hardware import cache_folder
 
 NUM_GOALS = 50
 SECONDS_PER_TASK = 0.2  # roughly, on a 2.3 GHz core; only for the message

@@ -28,7 +28,7 @@ from softmod.envs.tasks import (
     never_succeeds,
 )
 from softmod.errors import PhysicsError, WorkerError
-from softmod.types import EnvSpec, Floats, Goal
+from softmod.spec import EnvSpec, Floats, Goal
 
 __all__ = ["MetaWorld", "MetaWorldEnv", "never_succeeds"]
 

@@ -3,8 +3,8 @@ success.
 
 What all tasks share (the step, the observation, look-ups by name, the contact test, the caging
 reward) is written anew in `FastSawyer`. What is a task's own (where its objects are, its reward) is
-Meta-World's code as it is, but calls the stand-ins of `softmod.envs.scalars`. Nothing of Meta-World
-is patched. Imports metaworld and mujoco.
+Meta-World's code as it is, but calls the stand-ins of `softmod.envs.metaworld_scalars`. Nothing of
+Meta-World is patched. Imports metaworld and mujoco.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metaworld.utils.reward_utils import hamacher_product
 from mujoco import mj_forward, mj_getState, mj_setState, mj_stateSize, mj_step, mjtState
 from numpy.typing import NDArray
 
-from softmod.envs.scalars import STAND_INS, Pairs, tolerance
+from softmod.envs.metaworld_scalars import STAND_INS, Pairs, tolerance
 
 Doubles = NDArray[np.float64]
 

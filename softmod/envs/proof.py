@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from softmod.envs.goals import draw, environment_classes
 from softmod.envs.tasks import MT50, REWARDS, SETS, check_tasks
 from softmod.errors import SoftmodError
-from softmod.types import Goal
+from softmod.spec import Goal
 
 Policy = Callable[[NDArray[np.float64]], NDArray[Any]]
 POLICIES = ("random", "scripted")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from softmod.envs.tasks import GOALS, REWARDS, TOY_TASKS, check_choice, check_horizon, check_tasks
 from softmod.errors import ConfigError, PhysicsError, WorkerError
-from softmod.types import EnvSpec, Floats, Goal
+from softmod.spec import EnvSpec, Floats, Goal
 
 NUM_GOALS = 50
 SPEED = 0.1  # of the square's half side, per step at full action

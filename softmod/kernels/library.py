@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkstemp
 
 from softmod.errors import SoftmodError
-from softmod.machine import cache_folder, processor
+from softmod.system.hardware import cache_folder, processor
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from softmod.config.instantiate import build
+from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
-from softmod.networks.policy import Actor
-from softmod.targets import build
-from softmod.types import EnvSpec
+from softmod.spec import EnvSpec
 
 
 def build_actor(

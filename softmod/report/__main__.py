@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from softmod import config
+from softmod.config import compose as config
+from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError, SoftmodError
-from softmod.schema import ReportConfig
 from softmod.train import tell
 
 QUOTES = "\"'"

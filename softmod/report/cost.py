@@ -13,14 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from softmod.agent.replay import Batch
+from softmod.config.instantiate import build
+from softmod.config.schema import TrainConfig
 from softmod.errors import SoftmodError
-from softmod.parts import make_agent, networks
-from softmod.replay import Batch
+from softmod.experiment.build import make_agent, networks
 from softmod.replay_fault import configuration
 from softmod.report.runs import Run
-from softmod.schema import TrainConfig
-from softmod.targets import build
-from softmod.types import EnvSpec, TaskSuite
+from softmod.spec import EnvSpec, TaskSuite
 
 logger = logging.getLogger(__name__)
 

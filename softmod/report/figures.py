@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from softmod.figures import PALETTE, STYLES
+from softmod.report.intervals import by_seed, improvement, interval, iqm
 from softmod.report.runs import Comparison, Curve, Group
-from softmod.report.statistics import by_seed, improvement, interval, iqm
 from softmod.report.tables import Table
+from softmod.tracking.figures import PALETTE, STYLES
 
 MODELS = (  # a row has a line style, a column a colour: relatives share it
     "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task",

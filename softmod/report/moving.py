@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from softmod.checkpoint.load import TrainedPolicy
 from softmod.errors import WorkerError
-from softmod.figures import PALETTE, Image
-from softmod.policy import TrainedPolicy
 from softmod.report.figures import name_of
 from softmod.report.routing import Layer, draw_graph
-from softmod.video import AFTER_SUCCESS, EVERY, FRAMES_PER_SECOND
+from softmod.report.video import AFTER_SUCCESS, EVERY, FRAMES_PER_SECOND
+from softmod.tracking.figures import PALETTE, Image
 
 INCHES = 4.8  # of the graph, at 100 dots
 

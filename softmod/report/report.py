@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from softmod import checkpoint
+from softmod.checkpoint import files as checkpoint
+from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError
-from softmod.mlflow_store import prepare_environment, store_uri
 from softmod.report import cost, figures, results, routing, tables
 from softmod.report.page import Page, budget_line, machines_line, protocol_line, unequal_line
 from softmod.report.runs import (
@@ -23,8 +23,8 @@ from softmod.report.runs import (
     from_folders,
     from_mlflow,
 )
-from softmod.schema import ReportConfig
-from softmod.tracking import routing_entropy
+from softmod.tracking.journal import routing_entropy
+from softmod.tracking.mlflow_store import prepare_environment, store_uri
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 MOST_LAYERS = 8
@@ -74,7 +74,7 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         ConfigError: its network does not route, its classes are not allowed, or the output cannot
             be written.
     """
-    from softmod.policy import load
+    from softmod.checkpoint.load import load
 
     policy = load(path, cfg.allow)
     rollouts = routing.roll_out(policy, cfg.episodes)

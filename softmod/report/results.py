@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from softmod import checkpoint
+from softmod.checkpoint import files as checkpoint
 from softmod.errors import CheckpointError, ConfigError
 from softmod.report.runs import FINISHED, Run, renamed
-from softmod.tracking import (
+from softmod.tracking.journal import (
     ENV_STEPS_PER_SECOND,
     SUCCESS_MEAN,
     TRAINING_SECONDS,

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from softmod.figures import PALETTE
-from softmod.policy import TrainedPolicy
+from softmod.checkpoint.load import TrainedPolicy
 from softmod.report.figures import matrix, name_of, save, sheet
+from softmod.tracking.figures import PALETTE
 
 Layer = NDArray[np.float64]  # [target, source], or [step, target, source]
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softmod.config import NOT_RESULTS
+from softmod.config.compose import NOT_RESULTS
 from softmod.errors import ConfigError
-from softmod.record import JOURNAL, Record
-from softmod.tracking import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
+from softmod.tracking.journal import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
+from softmod.tracking.record import JOURNAL, Record
 
 PROTOCOL = {  # what makes success rates comparable, as people call it
     "env._target_": "environments",
@@ -166,7 +166,7 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
     Raises:
         ConfigError: the store cannot be read, there is no such sweep, or it has no runs.
     """
-    from softmod.mlflow_store import MEMBER_TAG, PARENT_TAG, SWEEP_TAG, database
+    from softmod.tracking.mlflow_store import MEMBER_TAG, PARENT_TAG, SWEEP_TAG, database
 
     path = database(uri)
     if path is not None and not path.exists():  # MLflow would make one
@@ -214,7 +214,7 @@ def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
 
 
 def _from_mlflow(client: Any, run: Any) -> Run:
-    from softmod.mlflow_store import CHANGED
+    from softmod.tracking.mlflow_store import CHANGED
 
     latest = {
         key.removeprefix(CHANGED): value

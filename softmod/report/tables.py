@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from softmod.report.runs import Comparison, Group
-from softmod.report.statistics import (
+from softmod.report.intervals import (
     Interval,
     by_seed,
     improvement,
@@ -22,7 +21,8 @@ from softmod.report.statistics import (
     mean,
     steps_to_reach,
 )
-from softmod.tracking import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
+from softmod.report.runs import Comparison, Group
+from softmod.tracking.journal import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
 
 Cell = str | int | float | Interval | None
 Cost = Callable[

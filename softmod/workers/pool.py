@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from softmod import signals
 from softmod.errors import PhysicsError, WorkerError
-from softmod.types import EnvSpec, Floats, Rollout, TaskScore
-from softmod.workers.share import GOODBYE, Inline, Share, share_of, shared_weights
+from softmod.spec import EnvSpec, Floats, Rollout, TaskScore
+from softmod.system import signals
+from softmod.workers.process import GOODBYE, Inline, Share, share_of, shared_weights
 from softmod.workers.worker import Plan, State
 
 RESTARTS, WINDOW = 3, 300.0  # how many processes may be replaced in so many seconds

@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from softmod import signals
+from softmod.capture.numpy_graph import Repeated, repeated
 from softmod.errors import PhysicsError, SoftmodError, WorkerError
-from softmod.networks.policy import Actor, actions
-from softmod.randomness import Purpose, generator, pink
-from softmod.types import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
-from softmod.workers.acting import Repeated, repeated
+from softmod.networks.gaussian import Actor, actions
+from softmod.seeding import Purpose, generator, pink
+from softmod.spec import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
+from softmod.system import signals
 
 State = dict[str, NDArray[Any]]
 MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics

@@ -12,7 +12,7 @@ import torch
 
 from softmod.agent import losses
 from softmod.agent.update import clip_stacked
-from softmod.networks.policy import split, squash
+from softmod.networks.gaussian import split, squash
 from tests.released import build, golden, sizes
 
 

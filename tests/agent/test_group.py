@@ -8,16 +8,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from softmod.agent import batched
 from softmod.agent.group import Group
 from softmod.agent.mtsac import MTSAC, Metrics
+from softmod.agent.replay import Batch, Replay, random_rollout
+from softmod.capture import batched
 from softmod.networks.mlp import MLP
 from softmod.networks.residual import Residual
 from softmod.networks.soft_modular import SoftModular
-from softmod.replay import Batch, Replay, random_rollout
-from softmod.types import Episode
+from softmod.spec import Episode
 from tests.agent.test_mtsac import everything
-from tests.agent.test_whole import NORM, RECIPE, SPEC, make
+from tests.capture.test_update_graph import NORM, RECIPE, SPEC, make
 from tests.networks.kinds import KINDS
 
 Breaks = Callable[[int, int], bool]  # whether an agent's update is not finite, by their numbers

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
-from softmod.networks import policy
+from softmod.agent.replay import Batch, Replay, random_rollout
+from softmod.networks import gaussian as policy
+from softmod.networks.gaussian import Actor, split, squash
 from softmod.networks.hard_routing import HardRouting
 from softmod.networks.mlp import MLP
-from softmod.networks.policy import Actor, split, squash
 from softmod.networks.soft_modular import SoftModular
-from softmod.randomness import Purpose, torch_generator
-from softmod.replay import Batch, Replay, random_rollout
-from softmod.types import EnvSpec, Episode, Rollout
+from softmod.seeding import Purpose, torch_generator
+from softmod.spec import EnvSpec, Episode, Rollout
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
 SIZES = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from softmod.agent import losses
 from softmod.agent.value_heads import Categorical, Squared, ValueHead
 from softmod.errors import ConfigError
-from softmod.parts import check_value_head
+from softmod.experiment.build import check_value_head
 
 SUPPORT = torch.linspace(-10.0, 10.0, 101)
 
@@ -183,7 +183,7 @@ def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told)
     name = f"{head.__module__}.{head.__name__}"
     cfg = SimpleNamespace(critic_head=SimpleNamespace(_target_=name), allow=["tests"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("softmod.parts.build", lambda node, allow, part: built(head))
+        patch.setattr("softmod.experiment.build.build", lambda node, allow, part: built(head))
         with pytest.raises(ConfigError, match=told):
             check_value_head(cfg)
 

@@ -6,10 +6,12 @@ import math
 
 import pytest
 
-from softmod import evaluate, loop, signals, train
+from softmod import evaluate, train
 from softmod.agent.mtsac import MTSAC
-from softmod.policy import find
+from softmod.checkpoint.load import find
+from softmod.experiment import loop
 from softmod.state import state_hash
+from softmod.system import signals
 from tests.command.test_signals import send_at
 from tests.command.test_train import SMALL, here, metrics, only
 

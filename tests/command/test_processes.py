@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
-from softmod import mlflow_store as store
-from softmod.record import Record
 from softmod.report.__main__ import run as run_report
 from softmod.report.runs import from_mlflow
+from softmod.tracking import mlflow_store as store
+from softmod.tracking.record import Record
 
 ROOT = Path(__file__).parents[2]
 BRIEF = [

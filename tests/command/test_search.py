@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from softmod import experiment, search, signals
+from softmod import search
 from softmod.errors import NumericalError
+from softmod.experiment import run as experiment
+from softmod.system import signals
 from tests.command.test_train import SMALL, here
 
 optuna = pytest.importorskip("optuna")

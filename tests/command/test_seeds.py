@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmod import loop, signals, train
+from softmod import train
 from softmod.agent.group import Group
 from softmod.agent.mtsac import MTSAC
-from softmod.checkpoint import all_in
+from softmod.checkpoint.files import all_in
 from softmod.errors import WorkerError
-from softmod.log import Log
+from softmod.experiment import loop
+from softmod.system import signals
+from softmod.tracking.metrics import Log
 from tests.command.test_signals import results, send_at
 from tests.command.test_train import SMALL, here, only, state, statuses
 

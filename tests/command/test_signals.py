@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmod import checkpoint, experiment, loop, signals, train
+from softmod import train
 from softmod.agent.mtsac import MTSAC
-from softmod.checkpoint import all_in, newest
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.files import all_in, newest
 from softmod.envs.toy import ToyEnv
+from softmod.experiment import loop
+from softmod.experiment import run as experiment
 from softmod.state import COMPONENTS, state_hash
-from softmod.tracking import WALL_CLOCK
+from softmod.system import signals
+from softmod.tracking.journal import WALL_CLOCK
 from softmod.workers.pool import Workers
 from tests.command.test_train import SMALL, here, metrics, only, run, state, statuses
 
@@ -217,7 +221,7 @@ def test_every_array_of_an_agent_belongs_to_a_component_of_the_hash(here):
 @pytest.mark.bar(9)
 def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
     send_at(monkeypatch, MTSAC, "training_step", 7)
-    from softmod.saver import Saver
+    from softmod.checkpoint.saver import Saver
 
     save = Saver.save
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from softmod import checkpoint, state
-from softmod.policy import find
+from softmod import state
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.load import find
 from tests.command.test_train import here, only, run
 
 __all__ = ["here"]

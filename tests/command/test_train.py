@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import softmod
-from softmod import archive, evaluate, loop, replay_fault, train
-from softmod.checkpoint import arrays, newest, shared
+from softmod import evaluate, replay_fault, train
+from softmod.checkpoint import replay_files as archive
+from softmod.checkpoint.files import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
-from softmod.types import TaskScore
+from softmod.experiment import loop
+from softmod.spec import TaskScore
 from softmod.workers.pool import Workers
 
 SMALL = [
@@ -491,7 +493,7 @@ def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(
 
 @pytest.mark.bar(14)
 def test_physics_that_break_too_often_end_the_run(here, capsys, monkeypatch):
-    monkeypatch.setattr("softmod.log.TOLERATED_FAULTS", 3)
+    monkeypatch.setattr("softmod.tracking.metrics.TOLERATED_FAULTS", 3)
     broken = ["allow=[tests]", "env._target_=tests.faulty.AlwaysBroken", "env.name=physics-9"]
     assert run(*broken) == 6
     assert "the physics broke in more than 3 episodes (toy-opposite 4)" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from softmod.envs import goals as module
 from softmod.envs.goals import benchmark_goals, cache_path
 from softmod.envs.tasks import MT10, SETS
 from softmod.errors import ConfigError
-from softmod.types import Goal
+from softmod.spec import Goal
 from tests.envs.conftest import global_stream
 
 Goals = dict[str, Goal]

@@ -14,7 +14,7 @@ from softmod.envs import metaworld as module
 from softmod.envs.metaworld import MetaWorld, MetaWorldEnv
 from softmod.envs.tasks import MT10, MT25, MT50
 from softmod.errors import ConfigError, WorkerError
-from softmod.types import Floats, Goal
+from softmod.spec import Floats, Goal
 from tests.envs.conftest import global_stream
 
 REACH, PUSH, WINDOW = MT10.index("reach-v3"), MT10.index("push-v3"), MT10.index("window-open-v3")

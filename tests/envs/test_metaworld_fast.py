@@ -12,13 +12,14 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from softmod.envs import metaworld_fast, proof, scalars
+from softmod.envs import metaworld_fast, proof
+from softmod.envs import metaworld_scalars as scalars
 from softmod.envs.goals import environment_classes
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.metaworld_fast import FastSawyer, fast_class
 from softmod.envs.proof import DifferenceError, Pair, policy
 from softmod.envs.tasks import MT50
-from softmod.types import Floats
+from softmod.spec import Floats
 
 # --- whole environments ---------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import SPEED, Toy, ToyEnv
 from softmod.errors import ConfigError, WorkerError
-from softmod.types import Floats
+from softmod.spec import Floats
 from tests.envs.conftest import global_stream
 
 SUITE = Toy(TOY_TASKS)

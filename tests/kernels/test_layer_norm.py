@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmod import kernels
-from softmod.agent.cpu_graph import CpuGraph
 from softmod.agent.mtsac import MTSAC
-from softmod.agent.whole import Captured
+from softmod.capture.cpu_graph import CpuGraph
+from softmod.capture.update_graph import Captured
 from softmod.kernels.norm import WIDEST
 from softmod.networks.norm import normalised
 from tests.agent.test_mtsac import everything
-from tests.agent.test_whole import RECIPE, batches, make
+from tests.capture.test_update_graph import RECIPE, batches, make
 
 pytestmark = pytest.mark.usefixtures("compiler")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from softmod import parts
-from softmod.config import compose, typed
+from softmod.config.compose import compose, typed
+from softmod.experiment import build as parts
 from softmod.kernels import library
 
 WRONG = {  # what a compiler might get wrong, in one function each

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from softmod.networks.policy import split
+from softmod.networks.gaussian import split
 from tests.released import build, golden, sizes
 
 FLIPS = {

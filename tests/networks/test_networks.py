@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from softmod.networks.gaussian import Actor, Policy, split, squash
 from softmod.networks.hard_routing import HardRouting
-from softmod.networks.policy import Actor, Policy, split, squash
 from softmod.networks.soft_modular import SoftModular
 from tests.networks.kinds import EVERY, FORMS, ROUTING_LAYERS, SMALL
 from tests.networks.plain import standard

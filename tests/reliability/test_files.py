@@ -20,9 +20,10 @@ from unittest.mock import patch
 
 import pytest
 
-from softmod import checkpoint, faults
-from softmod.checkpoint import all_in, digest, newest, shared
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.files import all_in, digest, newest, shared
 from softmod.errors import CheckpointError
+from softmod.system import faults
 from tests.command.test_train import SMALL, here, only, run
 from tests.reliability.test_killed import Killed, hashes, leftovers, undisturbed
 
@@ -468,7 +469,7 @@ def test_the_folder_is_removed_in_the_middle_of_a_run(here, record_property):
 @pytest.mark.parametrize("lost", ["replay", "checkpoints", "."])
 def test_what_is_removed_between_two_saves(here, monkeypatch, caplog, capsys, lost):
     """Without the pieces a checkpoint would be worthless; without older checkpoints it is whole."""
-    from softmod.saver import Saver
+    from softmod.checkpoint.saver import Saver
 
     save, saves = Saver.save, []
 
@@ -499,7 +500,8 @@ def test_what_is_removed_between_two_saves(here, monkeypatch, caplog, capsys, lo
 
 
 SWALLOWING = """
-from softmod import saver, train
+from softmod import train
+from softmod.checkpoint import saver
 from softmod.errors import SaveError
 save = saver.Saver.save
 def quiet(self, *rest):

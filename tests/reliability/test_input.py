@@ -23,10 +23,11 @@ import pytest
 import torch
 
 import softmod
-from softmod import evaluate, replay_fault, rules, state, train
-from softmod.checkpoint import all_in, digest
+from softmod import evaluate, replay_fault, state, train
+from softmod.checkpoint.files import all_in, digest
+from softmod.config import validate as rules
 from softmod.errors import ConfigError, SoftmodError
-from softmod.tracking import Journal
+from softmod.tracking.journal import Journal
 from tests.command.test_train import SMALL, here, run
 from tests.reliability.test_files import contents, stopped, stopped_run, trained
 from tests.reliability.test_killed import hashes, undisturbed
@@ -441,7 +442,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], dict[Callable[[Path], int
         dict.fromkeys((*READING, repeat_it), 2),
     ),
     "softmod's own journal as env": (
-        target("env", "softmod.tracking.Journal", [], folder="{folder}/outside"),
+        target("env", "softmod.tracking.journal.Journal", [], folder="{folder}/outside"),
         dict.fromkeys(READING, 2)
     ),
     "a path out of the checkpoint": (manifest(files={"../../../../../secret": "0"}),
@@ -565,7 +566,7 @@ def test_hostile_configurations(here, name, capfd, record_property):
 @pytest.mark.reliability
 @pytest.mark.bar(22)
 @pytest.mark.parametrize(
-    "line", ["env._target_=os.system", "actor._target_=softmod.tracking.Journal"]
+    "line", ["env._target_=os.system", "actor._target_=softmod.tracking.journal.Journal"]
 )
 def test_hostile_overrides(here, line, capsys, record_property):
     record_property("answered", refused(line, line, capsys))

@@ -24,12 +24,13 @@ from typing import Any
 import psutil
 import pytest
 
-from softmod import faults, state
+from softmod import state
 from softmod.agent.mtsac import MTSAC
-from softmod.checkpoint import newest
+from softmod.checkpoint.files import newest
+from softmod.checkpoint.saver import Saver
 from softmod.errors import SaveError
-from softmod.log import Log
-from softmod.saver import Saver
+from softmod.system import faults
+from softmod.tracking.metrics import Log
 from softmod.workers.pool import Workers
 from tests.command.test_signals import results
 from tests.command.test_train import SMALL, here, only, run
@@ -173,7 +174,7 @@ def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, 
     """A save whose replay is older than its model, as if the two were written at
     different moments.
     """
-    from softmod.archive import Archive
+    from softmod.checkpoint.replay_files import Archive
 
     save = Archive.save
     monkeypatch.setattr(

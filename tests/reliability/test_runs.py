@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from softmod.workers.pool import Workers
-from softmod.workers.share import Process
+from softmod.workers.process import Process
 from tests.command.test_train import SMALL
 from tests.reliability.test_killed import CASES, METAWORLD, command, finish, gone, hashes, leftovers
 from tests.workers.test_workers import plan, rounds, same, weights
@@ -144,7 +144,8 @@ def test_a_warned_job_asks_once(tmp_path, monkeypatch, record_property):
 
 DEAF = """
 import contextlib, sys
-from softmod import signals, train
+from softmod import train
+from softmod.system import signals
 signals.heeded = contextlib.nullcontext
 train.main()
 """

@@ -22,11 +22,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softmod import checkpoint
-from softmod.archive import Archive
-from softmod.replay import Replay, bytes_per_transition, random_rollout
+from softmod.agent.replay import Replay, bytes_per_transition, random_rollout
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.replay_files import Archive
+from tests.agent.test_replay import agree
 from tests.stream import FRAMES, Stream
-from tests.test_replay import agree
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,15 +55,15 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
 
     The first save has all of them to write, the second and third `new` ones of each task.
     """
+    from softmod.checkpoint.saver import Saver
     from softmod.clock import Clock
-    from softmod.config import compose, typed
+    from softmod.config.compose import compose, typed
     from softmod.envs.toy import Toy
-    from softmod.log import Log
-    from softmod.parts import make_agent, make_fabric, networks
-    from softmod.progress import Progress
-    from softmod.saver import Saver
-    from softmod.tracking import Journal
-    from softmod.types import EnvSpec
+    from softmod.experiment.build import make_agent, make_fabric, networks
+    from softmod.spec import EnvSpec
+    from softmod.tracking.console import Progress
+    from softmod.tracking.journal import Journal
+    from softmod.tracking.metrics import Log
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
@@ -170,7 +170,9 @@ def test_what_a_save_costs(transitions, record_property):
 
 
 WASTEFUL = MEASURE.replace(
-    "print(", "from softmod.archive import Archive\nArchive._last = lambda archive: 0\nprint("
+    "print(",
+    "from softmod.checkpoint.replay_files import Archive\n"
+    "Archive._last = lambda archive: 0\nprint(",
 ).replace("restore=True", "restore=False")
 
 

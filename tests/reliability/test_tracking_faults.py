@@ -29,11 +29,11 @@ from typing import Any
 import psutil
 import pytest
 
-from softmod import mlflow_store as store
 from softmod import train
-from softmod.record import JOURNAL, Record
-from softmod.tracking import Journal
-from softmod.uploader import ABOUT, CURSOR, Sender
+from softmod.tracking import mlflow_store as store
+from softmod.tracking.journal import Journal
+from softmod.tracking.record import JOURNAL, Record
+from softmod.tracking.uploader import ABOUT, CURSOR, Sender
 from tests.command.test_processes import BRIEF, ROOT, command, environment
 from tests.reliability.proxy import Proxy
 from tests.tracking.test_uploader import database
@@ -452,7 +452,8 @@ def test_a_server_that_fails(
 
 WAITING = """
 from mlflow import MlflowClient
-from softmod import tracking, train
+from softmod import train
+from softmod.tracking import journal as tracking
 write = tracking.Journal.metrics
 def send(journal, values, step):
     write(journal, values, step)
@@ -601,8 +602,9 @@ def test_a_database_that_cannot_be_used(
 
 
 CARELESS = """
-from softmod import experiment, train
-from softmod import mlflow_store as store
+from softmod import train
+from softmod.experiment import run as experiment
+from softmod.tracking import mlflow_store as store
 start = experiment.start_uploader
 def check_first(folder, tracking, about):
     store.ensure_experiment(store.connect(store.store_uri(tracking.uri)), about["experiment"])
@@ -714,7 +716,8 @@ def test_a_sweep_with_a_failing_job(
 
 
 WITHOUT_FAILURES = """
-from softmod import tracking, train
+from softmod import train
+from softmod.tracking import journal as tracking
 status = tracking.Journal.status
 def ends_well(journal, word):
     status(journal, "FINISHED" if word == "FAILED" else word)
@@ -848,7 +851,8 @@ def test_a_faulty_command_line_does_not_repeat_a_password(
 
 
 UNSTRUCK = """
-from softmod import tracking, train
+from softmod import train
+from softmod.tracking import journal as tracking
 tracking.SECRETS = ()
 train.main()
 """

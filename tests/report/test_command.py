@@ -12,8 +12,8 @@ import pytest
 from softmod.report import moving, routing
 from softmod.report.__main__ import run
 from softmod.report.routing import Rollouts
+from softmod.report.video import AFTER_SUCCESS, EVERY
 from softmod.train import run as train
-from softmod.video import AFTER_SUCCESS, EVERY
 from tests.command.test_train import SMALL, here
 
 __all__ = ["here"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softmod.config import compose, options, typed
+from softmod.config.compose import compose, options, typed
 from softmod.report import cost
-from softmod.types import EnvSpec
+from softmod.spec import EnvSpec
 
 SPEC = EnvSpec(("toy-reach", "toy-opposite", "toy-touch"), 9, 2, 50)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from softmod import tracking
-from softmod.figures import success_figure
-from softmod.tracking import Journal
+from softmod.tracking import journal as tracking
+from softmod.tracking.figures import success_figure
+from softmod.tracking.journal import Journal
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 10, 50])

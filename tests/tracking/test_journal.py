@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from softmod import tracking
 from softmod.errors import ConfigError, SaveError
-from softmod.record import JOURNAL, Record, lines
-from softmod.tracking import Journal, redacted
+from softmod.tracking import journal as tracking
+from softmod.tracking.journal import Journal, redacted
+from softmod.tracking.record import JOURNAL, Record, lines
 
 
 @pytest.fixture
@@ -174,7 +174,9 @@ def test_a_journal_of_a_newer_version_is_refused(folder: Path) -> None:
 
 
 def test_one_process_per_folder(journal: Journal, folder: Path) -> None:
-    code = f"import pathlib, softmod.tracking as t; t.Journal(pathlib.Path({str(folder)!r}))"
+    code = (
+        f"import pathlib, softmod.tracking.journal as t; t.Journal(pathlib.Path({str(folder)!r}))"
+    )
     second = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
@@ -282,6 +284,6 @@ def test_what_it_tells_of_the_machine() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, softmod.tracking, softmod.uploader, softmod.upload;"
+    code = "import sys, softmod.tracking.journal, softmod.tracking.uploader, softmod.upload;"
     code += "print([name for name in ('torch', 'mlflow', 'matplotlib') if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

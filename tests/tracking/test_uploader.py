@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from softmod import mlflow_store as store
-from softmod.record import JOURNAL, Record
+from softmod.config.schema import TrackingConfig
 from softmod.report.runs import Run, from_mlflow
-from softmod.schema import TrackingConfig
-from softmod.tracking import Journal
-from softmod.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
+from softmod.tracking import mlflow_store as store
+from softmod.tracking.journal import Journal
+from softmod.tracking.record import JOURNAL, Record
+from softmod.tracking.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
 
 store.prepare_environment()
 SWEEP = {"id": "5eed", "name": "balance"}
@@ -254,9 +254,9 @@ def test_the_uploader_is_killed(journal: Journal) -> None:
 TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
-from softmod.schema import TrackingConfig
-from softmod.tracking import Journal
-from softmod.uploader import CURSOR, start_uploader
+from softmod.config.schema import TrackingConfig
+from softmod.tracking.journal import Journal
+from softmod.tracking.uploader import CURSOR, start_uploader
 journal = Journal(Path("runs/toy/seed_0"))
 journal.status("RUNNING")
 about = {"experiment": "toy", "run_name": "toy", "sweep": None}

@@ -7,8 +7,8 @@ import time
 
 def begin() -> None:
     from softmod.envs.toy import Toy
+    from softmod.networks.gaussian import Actor
     from softmod.networks.mlp import MLP
-    from softmod.networks.policy import Actor
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 

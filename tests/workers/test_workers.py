@@ -21,18 +21,18 @@ import psutil
 import pytest
 import torch
 
-from softmod.config import compose, typed
+from softmod.config.compose import compose, typed
 from softmod.envs.metaworld import MetaWorld, MetaWorldEnv
 from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError, WorkerError
+from softmod.experiment.build import make_plan
+from softmod.networks.gaussian import Actor, Policy
 from softmod.networks.mlp import MLP
-from softmod.networks.policy import Actor, Policy
-from softmod.parts import make_plan
-from softmod.randomness import Purpose, generator, pink
+from softmod.seeding import Purpose, generator, pink
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
-from softmod.workers.share import Process, limit, share_of
+from softmod.workers.process import Process, limit, share_of
 from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from softmod.types import EnvSpec
+from softmod.spec import EnvSpec
 
 SIGN = {"line-approach": 1.0, "line-avoid": -1.0}
 

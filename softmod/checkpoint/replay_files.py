@@ -1,0 +1,136 @@
+"""The replay on disk: append-only pieces that a run's checkpoints share, so that each writes only
+what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from softmod.agent.replay import Piece, Replay
+from softmod.checkpoint.files import digest, flush, reading
+from softmod.errors import CheckpointError, SaveError
+from softmod.system import faults
+
+FOLDER = "replay"  # beside `checkpoints` in the run's folder
+
+
+class Archive:
+    """The pieces of one run. A piece holds the rows from the `first`-th to the `last`-th, and their
+    episodes' entries.
+
+    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds.
+    An episode that goes on in the next piece has an entry there too, which is the one that counts.
+    """
+
+    def __init__(self, run: Path, replay: Replay) -> None:
+        self.folder, self.replay = run / FOLDER, replay
+        self.pieces: dict[str, str] = {}  # name and hash, oldest first
+
+    def save(self) -> dict[str, str]:
+        """Write the rows that no piece holds yet; the pieces that the replay lies in now.
+
+        Raises:
+            SaveError: the disk refused; pieces that were there are untouched.
+        """
+        replay = self.replay
+        for name in self.pieces:
+            if not (self.folder / name).is_file():
+                raise SaveError(f"{self.folder / name}: this piece of the replay is gone")
+        first = max(self._last(), replay.first_row)
+        if first < replay.written:
+            name = f"{first:012d}-{replay.written:012d}.safetensors"
+            self.pieces[name] = self._write(name, first)
+        self.pieces = {
+            name: hashed for name, hashed in self.pieces.items() if span(name)[1] > replay.first_row
+        }
+        return dict(self.pieces)
+
+    def restore(self, pieces: Mapping[str, str], written: int) -> None:
+        """Fill the replay with the newest of `written` rows.
+
+        Raises:
+            CheckpointError: a piece is unreadable, of another form, or rows are missing.
+        """
+        self.pieces = dict(pieces)
+        self.replay.restore(oldest := max(0, written - self.replay.ring), self._since(oldest))
+        if self.replay.written != written:
+            raise CheckpointError(
+                f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}"
+            )
+
+    def _since(self, oldest: int) -> Iterator[Piece]:
+        """Read and check the pieces, oldest first, without rows older than `oldest`."""
+        replay = self.replay
+        tasks, _, width = replay.rows.shape
+        for name in sorted(self.pieces):
+            first, last = span(name)
+            piece = self._read(name)
+            expected = [
+                [tasks, last - first, width],
+                [tasks],
+                [tasks, piece.episodes.shape[1], replay.spec.obs_dim],
+            ]
+            shapes = [list(part.shape) for part in piece]
+            if shapes != expected:
+                raise CheckpointError(f"{self.folder / name}: has {shapes}, not {expected}")
+            if first > replay.written:
+                raise CheckpointError(
+                    f"{self.folder}: no piece holds the rows from {replay.written} to {first}"
+                )
+            yield piece._replace(rows=piece.rows[:, max(0, oldest - first) :])
+
+    def prune(self, needed: Iterable[str]) -> None:
+        """Remove every file that none of the kept checkpoints needs."""
+        kept = set(needed)
+        for path in self.folder.glob("*"):
+            if path.name not in kept:
+                with suppress(OSError):  # what cannot be removed does no harm
+                    path.unlink()
+
+    def _last(self) -> int:
+        return max((span(name)[1] for name in self.pieces), default=0)
+
+    def _write(self, name: str, first: int) -> str:
+        piece = self.replay.since(first)
+        beside = self.folder / f".{name}.part"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            beside.unlink(missing_ok=True)
+            save_file({key: part.contiguous() for key, part in piece._asdict().items()}, beside)
+            hashed = digest(beside)
+            flush(beside)
+            faults.point("archive.written")
+            beside.rename(self.folder / name)
+            flush(self.folder)
+            faults.point("archive.renamed")
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                beside.unlink()
+            raise SaveError(f"{self.folder / name}: could not be written ({error})") from error
+        return hashed
+
+    def _read(self, name: str) -> Piece:
+        with reading(self.folder / name):
+            parts = load_file(self.folder / name)
+        if parts.keys() != set(Piece._fields):
+            raise CheckpointError(
+                f"{self.folder / name}: of another version; go on with that one, or begin anew"
+            )
+        return Piece(**parts)
+
+
+def span(name: str) -> tuple[int, int]:
+    """Return the first row of a piece and the row after its last, from its name.
+
+    Raises:
+        CheckpointError: this is no piece's name.
+    """
+    first, dash, last = name.removesuffix(".safetensors").partition("-")
+    if not (name.endswith(".safetensors") and dash and first.isdecimal() and last.isdecimal()):
+        raise CheckpointError(f"{name}: not the name of a piece of the replay")
+    return int(first), int(last)

@@ -1,0 +1,201 @@
+"""What a checkpoint of a run holds, gathered from the parts and put back into them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from softmod.agent.mtsac import MTSAC
+from softmod.agent.replay import Replay
+from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.replay_files import FOLDER, Archive
+from softmod.clock import Clock
+from softmod.errors import SaveError
+from softmod.spec import TaskScore, mean_success
+from softmod.system import faults
+from softmod.system.signals import StoppedError
+from softmod.tracking.metrics import Log
+from softmod.workers.pool import Workers
+from softmod.workers.worker import State
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run had begun when it was saved: some updates of a round that collects with `policy`,
+    an evaluation.
+
+    `over`: its training has come to its end, and the last evaluation was begun.
+    """
+
+    policy: dict[str, Tensor] | None = None
+    updates: int = 0
+    evaluation: bool = False
+    over: bool = False
+
+
+NOTHING = Begun()
+FAILURES = 3  # saves that may fail in a row before the run ends
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a run's whole state, keeps the best weights, restores.
+
+    Args:
+        run: the run's folder; checkpoints lie in `run/checkpoints`.
+        agent, optimizers, replay, workers: the parts whose state it is.
+        about: the run's configuration and identity, stored with each checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        agent: MTSAC,
+        optimizers: list[Any],
+        replay: Replay,
+        workers: Workers,
+        about: dict[str, Any],
+    ) -> None:
+        self.run, self.agent, self.optimizers, self.replay, self.workers = (
+            run,
+            agent,
+            optimizers,
+            replay,
+            workers,
+        )
+        self.about = about
+        self.archive = Archive(run, replay)
+        self.best = -1.0
+        self.failures: Counter[str] = Counter()  # of saves, in a row
+        self.begun = NOTHING  # that a restored run has to finish
+
+    def try_save(self, clock: Clock, log: Log, episodes: State) -> None:
+        """Save; a disk that refuses is told, and tried again at the next occasion.
+
+        Raises:
+            SaveError: for the third time in a row.
+        """
+        self._attempt("checkpoint", lambda: self.save(clock, log, episodes))
+
+    def _attempt(self, what: str, save: Callable[[], object]) -> bool:
+        """Whether it was saved; SaveError where it was not for the third time in a row."""
+        try:
+            save()
+        except SaveError as error:
+            self.failures[what] += 1
+            if self.failures[what] == FAILURES:
+                raise
+            logger.warning("%s; the next attempt is at the next %s", error, what)
+            return False
+        self.failures[what] = 0
+        return True
+
+    def save(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> Path:
+        """A whole checkpoint, with the episodes under way; the last two are kept.
+
+        Raises:
+            SaveError: the disk refused; the checkpoints before are untouched.
+        """
+        log.journal.sync()  # what the checkpoint takes for told is on the disk before it
+        groups = {
+            "agent": dict(self.agent.state_dict()),
+            "optimizers": checkpoint.optimizer_arrays(self.optimizers),
+            "episodes": {name: torch.from_numpy(array) for name, array in episodes.items()},
+            "policy": begun.policy or {},
+        }
+        skipped = 0.0 if self.agent.skipped is None else float(self.agent.skipped)
+        counters = {
+            "updates": self.agent.updates,
+            "written": self.replay.written,
+            "best": self.best,
+        }
+        facts = self.about | {
+            "kind": "whole",
+            "clock": clock.facts(),
+            "counters": counters | {"skipped": skipped},
+            "begun": {"updates": begun.updates, "evaluation": begun.evaluation, "over": begun.over},
+            "log": log.state(),
+        }
+        pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
+        folder = checkpoint.save(
+            self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces
+        )
+        checkpoint.prune(self.run, folder)
+        faults.point("checkpoint.pruned")
+        kept = [name for whole in checkpoint.all_in(self.run) for name in checkpoint.shared(whole)]
+        self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
+        return folder
+
+    def stop(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> NoReturn:
+        """Save, and end the run.
+
+        Raises:
+            StoppedError: always.
+        """
+        self.save(clock, log, episodes, begun)
+        stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
+        if self.about["config"]["run"]["resume"] == "never":
+            stopped.how = (
+                f"run.resume=never begins anew: rename {self.run} to seed_{self.about['seed']} to"
+                " go on from it"
+            )
+        raise stopped
+
+    def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
+        """Keep the weights of the best evaluation so far (the later one of equals).
+
+        Raises:
+            SaveError: the disk refused for the third time in a row.
+        """
+        mean = mean_success(scores)
+        if mean < self.best:
+            return
+        place, groups = self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}
+        facts = self.about | {
+            "kind": "weights",
+            "clock": clock.facts(),
+            "scores": [s.as_dict() for s in scores],
+        }
+        if self._attempt("evaluation", lambda: checkpoint.save(place, groups, facts)):
+            self.best = mean
+
+    def restore(self, folder: Path, facts: dict[str, Any], clock: Clock) -> None:
+        """Bring all parts to where the checkpoint was taken.
+
+        Raises:
+            CheckpointError: it is of another form; parts named before the odd one are restored
+                already.
+        """
+        checkpoint.restore_arrays(
+            dict(self.agent.state_dict()), checkpoint.arrays(folder, "agent"), "network"
+        )
+        live = checkpoint.optimizer_arrays(self.optimizers)
+        checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
+        pieces = {
+            name.removeprefix(f"{FOLDER}/"): hashed
+            for name, hashed in checkpoint.shared(folder).items()
+        }
+        self.archive.restore(pieces, int(facts["counters"]["written"]))
+        self.agent.updates, self.best = (
+            int(facts["counters"]["updates"]),
+            float(facts["counters"]["best"]),
+        )
+        self.workers.restore(
+            {k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()}
+        )
+        clock.restore(facts["clock"])
+        if skipped := facts["counters"].get("skipped"):
+            self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
+        if begun := facts.get("begun"):
+            policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
+            self.begun = Begun(
+                policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over"))
+            )

@@ -1,0 +1,1 @@
+"""One run's life: find its folder, build its parts, train, conclude."""

@@ -1,0 +1,112 @@
+"""Videos: the deterministic policy in each task, an mp4 per task, and a GIF of all tasks side by
+side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from softmod.errors import WorkerError
+from softmod.networks.gaussian import Actor, Policy
+from softmod.spec import TaskEnv, TaskSuite
+
+Frame = NDArray[np.uint8]  # [height, width, 3]
+
+FRAMES_PER_SECOND = 40
+EVERY = 2  # env steps between two frames
+AFTER_SUCCESS = 20  # env steps shown after the task is solved
+THUMBNAIL = 144  # pixels, the width of a task in the GIF
+MOST_PICTURES = 40  # in the GIF, for its size; short episodes are shown frame by frame
+COLUMNS = 5
+COLORS = 64
+
+
+def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Iterator[Path]:
+    """Play the first `episodes` goals of each task and write `<task>.mp4`, then `tasks.gif`; yield
+    their paths.
+
+    Raises:
+        WorkerError: the video extra is not installed, or nothing can be rendered here.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
+    policy, small = Policy(actor), list[list[Frame]]()
+    for index, task in enumerate(suite.spec.tasks):
+        env = suite.make(index, render=True)
+        try:
+            frames = [
+                f
+                for goal in suite.goals(index)[:episodes]
+                for f in play(env, policy, index, goal, suite.spec.horizon)
+            ]
+        finally:
+            env.close()
+        path = folder / f"{task}.mp4"
+        imageio.imwrite(
+            path, np.stack(frames), fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2
+        )
+        small.append([thumbnail(frame) for frame in frames])
+        yield path
+    path, every = folder / "tasks.gif", math.ceil(max(map(len, small)) / MOST_PICTURES)
+    write_gif(side_by_side(small)[::-every][::-1], every, path)  # the last one too
+    yield path
+
+
+def thumbnail(frame: Frame) -> Frame:
+    """Shrink a frame to `THUMBNAIL` pixels of width."""
+    height = round(len(frame) * THUMBNAIL / frame.shape[1])
+    return np.asarray(Image.fromarray(frame).resize((THUMBNAIL, height), Image.Resampling.LANCZOS))
+
+
+def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
+    """Lay the tasks' frames of one size out in rows of at most `COLUMNS`; a task that is over shows
+    its last frame.
+    """
+    columns = min(COLUMNS, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
+    height, width = tasks[0][0].shape[:2]
+    pictures = []
+    for moment in range(max(map(len, tasks))):
+        picture = np.full((rows * height, columns * width, 3), 255, np.uint8)
+        for number, frames in enumerate(tasks):
+            top, left = number // columns * height, number % columns * width
+            picture[top : top + height, left : left + width] = frames[min(moment, len(frames) - 1)]
+        pictures.append(picture)
+    return pictures
+
+
+def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
+    """Write an endless GIF of `COLORS` colours, each picture `every` frames long; the last stays
+    for a second more.
+    """
+    some = np.concatenate([pictures[0], pictures[len(pictures) // 2], pictures[-1]])
+    palette = Image.fromarray(some).quantize(COLORS)
+    images = [Image.fromarray(picture) for picture in pictures]
+    first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    duration = [1000 * every // FRAMES_PER_SECOND] * len(pictures)
+    duration[-1] += 1000
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=False)
+
+
+def play(
+    env: TaskEnv, policy: Policy, task: int, goal: NDArray[np.float64], horizon: int
+) -> Iterator[Frame]:
+    """The frames of an episode, until a moment after success or the horizon."""
+    obs, until = env.reset(goal), horizon
+    indices = np.array([task], np.int64)
+    for step in range(horizon):
+        if step % EVERY == 0:
+            yield env.render()
+        if step >= until:
+            return
+        obs, _, success = env.step(policy.act(obs[None, None], indices)[0, 0])
+        if success:
+            until = min(until, step + AFTER_SUCCESS)

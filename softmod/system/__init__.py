@@ -1,0 +1,1 @@
+"""What lies under a run: signals, hardware, libraries, faults for tests."""

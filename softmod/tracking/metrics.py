@@ -1,0 +1,212 @@
+"""What a run tells while it goes: metrics into the journal, progress onto the terminal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softmod.clock import Clock
+from softmod.errors import NumericalError, UpdateError
+from softmod.spec import EnvSpec, Rollout, TaskScore, mean_success
+from softmod.system import hardware as machine
+from softmod.tracking import journal as tracking
+from softmod.tracking.console import Progress
+
+TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
+RECENT = 20  # training episodes of each task that its success rate is taken over
+TOLERATED = 10  # updates in a row that may be skipped because they are not finite
+
+
+class Log:
+    """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device
+    only then.
+
+    Between two writes: losses are those of the last update, returns are means over the episodes
+        that ended, success
+    rates of training are over each task's last episodes, rates
+    count the time spent in rounds, waits are shares of that time.
+    """
+
+    def __init__(
+        self,
+        journal: tracking.Journal,
+        spec: EnvSpec,
+        progress: Progress,
+        system_metrics: bool = True,
+    ) -> None:
+        self.journal, self.spec, self.progress, self.system_metrics = (
+            journal,
+            spec,
+            progress,
+            system_metrics,
+        )
+        self.metrics: dict[str, Tensor] = {}
+        self.returns: dict[int, list[float]] = defaultdict(list)
+        self.successes: dict[int, deque[bool]] = defaultdict(partial(deque, maxlen=RECENT))
+        self.faults: Counter[str] = Counter()  # of the physics, by task, since the run's beginning
+        self.steps = self.updates = 0
+        self.seconds = 0.0
+        self.waited = {"workers": 0.0, "learner": 0.0}
+
+    def begin(self) -> None:
+        """A round begins."""
+        self.began = time.monotonic()
+
+    @contextmanager
+    def waiting_for_workers(self) -> Iterator[None]:
+        """The learner is done with its updates, the workers may not be with their steps."""
+        start = time.monotonic()
+        yield
+        self.waited["workers"] += time.monotonic() - start
+
+    def round(
+        self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int
+    ) -> None:
+        """A round is over."""
+        self.metrics |= metrics
+        for episode in rollout.episodes:
+            self.returns[episode.task].append(episode.episode_return)
+            self.successes[episode.task].append(episode.success)
+        for fault in rollout.faults:
+            self.faults[self.spec.tasks[fault.task]] += 1
+        took = time.monotonic() - self.began
+        self.steps, self.updates, self.seconds = (
+            self.steps + rollout.env_steps,
+            self.updates + updates,
+            self.seconds + took,
+        )
+        self.waited["learner"] += max(0.0, took - rollout.seconds)
+        recent = self._train_success().values()
+        learning = sum(recent) / len(recent) if recent else None
+        self.progress.show(clock, self.steps / self.seconds, self.updates / self.seconds, learning)
+        check_physics(self.faults)
+
+    def write(self, clock: Clock) -> None:
+        """Write what came since the last time."""
+        values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
+        values |= {tracking.physics_faults(task): count for task, count in self.faults.items()}
+        if self.system_metrics:
+            values |= machine.system_metrics(os.getpid())
+        values[tracking.TRAINING_SECONDS] = clock.seconds
+        self.journal.metrics(values, clock.env_steps)
+        self._clear()
+        check_numbers(values)
+
+    def evaluation(
+        self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()
+    ) -> None:
+        """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the
+        scores.
+        """
+        values = {tracking.success_rate(score.task): score.success_rate for score in scores}
+        values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
+        values[tracking.SUCCESS_MEAN] = mean_success(scores)
+        values[tracking.TRAINING_SECONDS] = clock.seconds
+        self.journal.metrics(values, clock.env_steps)
+        if routes:
+            self.journal.routes(
+                self.spec.tasks, [layer.tolist() for layer in routes], clock.env_steps
+            )
+        self.progress.evaluation(clock, scores)
+
+    def evaluated(self, clock: Clock) -> bool:
+        """Return whether there was an evaluation at this step."""
+        return clock.env_steps in self.journal.record.values.get(tracking.SUCCESS_MEAN, {})
+
+    def state(self) -> dict[str, Any]:
+        """Return the metrics that are still to be written."""
+        return {
+            "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
+            "returns": {str(task): returns for task, returns in self.returns.items()},
+            "successes": {str(task): list(successes) for task, successes in self.successes.items()},
+            "faults": dict(self.faults),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.metrics = {name: torch.tensor(values) for name, values in state["metrics"].items()}
+        self.faults = Counter(state["faults"])
+        for task, successes in state["successes"].items():
+            self.successes[int(task)].extend(bool(success) for success in successes)
+        self.returns = defaultdict(
+            list, {int(task): list(returns) for task, returns in state["returns"].items()}
+        )
+
+    def _clear(self) -> None:
+        self.steps = self.updates = 0
+        self.seconds = 0.0
+        self.waited = {"workers": 0.0, "learner": 0.0}
+
+    def _episodes(self) -> dict[str, float]:
+        values = {
+            tracking.episode_return(self.spec.tasks[task]): sum(returns) / len(returns)
+            for task, returns in sorted(self.returns.items())
+        }
+        self.returns.clear()
+        return values | self._train_success()
+
+    def _train_success(self) -> dict[str, float]:
+        """The share of each task's last training episodes that reached success."""
+        return {
+            tracking.train_success_rate(self.spec.tasks[task]): sum(successes) / len(successes)
+            for task, successes in sorted(self.successes.items())
+        }
+
+    def _rates(self) -> dict[str, float]:
+        if not self.seconds:
+            return {}
+        return {
+            tracking.ENV_STEPS_PER_SECOND: self.steps / self.seconds,
+            tracking.UPDATES_PER_SECOND: self.updates / self.seconds,
+            tracking.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
+            tracking.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
+        }
+
+
+def check_numbers(values: dict[str, float]) -> None:
+    """
+    Raises:
+        UpdateError: the last updates were all skipped, since their losses or gradients were not
+            finite.
+    """
+    skipped = int(values.get("train/skipped_in_a_row", 0))
+    if skipped >= TOLERATED:
+        raise UpdateError(f"the last {skipped} updates were not finite and changed nothing")
+
+
+def check_physics(faults: Mapping[str, int]) -> None:
+    """
+    Raises:
+        NumericalError: episodes were cut short too often.
+    """
+    if sum(faults.values()) > TOLERATED_FAULTS:
+        counts = ", ".join(f"{task} {count}" for task, count in sorted(faults.items()))
+        raise NumericalError(
+            f"the physics broke in more than {TOLERATED_FAULTS} episodes ({counts})"
+        )
+
+
+def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
+    """An agent's metrics under their names: vectors are per task, or per routing layer."""
+    values: dict[str, float] = {}
+    for name, tensor in metrics.items():
+        numbers, key = tensor.float().tolist(), name if "/" in name else f"train/{name}"
+        if key == "train/routing_entropy":
+            values |= {
+                tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)
+            }
+        elif isinstance(numbers, list):
+            values |= {
+                f"{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)
+            }
+        else:
+            values[key] = numbers
+    return values

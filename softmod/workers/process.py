@@ -1,0 +1,232 @@
+"""A share of the environments, asked and answering: here, or in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import struct
+import time
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+import numpy as np
+
+from softmod.errors import PhysicsError, WorkerError
+from softmod.spec import Floats
+from softmod.system import signals
+from softmod.workers.worker import Collector, Plan, describe, serve
+
+LOOK = 0.2  # seconds between looks for a signal
+GOODBYE = 2.0  # seconds that a worker may take to end
+Question = tuple[Any, ...]  # the method's name and its arguments
+NOTHING: Question = ("",)
+
+
+class Inline:
+    """A share stepped in this process: asked now, computed when answered."""
+
+    asked: Question
+
+    def __init__(
+        self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats
+    ) -> None:
+        self.tasks, self.copies = tasks, copies
+        try:
+            self.collector = Collector(plan, tasks, copies, training, weights)
+        except Exception as error:
+            raise WorkerError(describe(error)) from error
+        self.asked = NOTHING
+
+    def wait_until_ready(self) -> None:
+        """It is."""
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        self.asked = (method, *arguments)
+
+    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
+        method, *arguments = self.asked
+        try:
+            return getattr(self.collector, method)(*arguments)
+        except PhysicsError:
+            raise
+        except Exception as error:
+            raise WorkerError(describe(error)) from error
+
+    def anew(self) -> Inline:
+        return self  # never called: what fails in this process fails again
+
+    def say_goodbye(self) -> None:
+        """It hears nothing."""
+
+    def close(self, deadline: float = 0.0) -> None:
+        self.collector.close()
+
+
+class Process:
+    """A share in a process of its own.
+
+    Replies carry the number of their question: a stale one is never used.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tasks: list[int],
+        copies: list[int],
+        training: bool,
+        weights: Any,
+        timeout: float,
+    ) -> None:
+        self.tasks, self.copies, self.timeout = tasks, copies, timeout
+        self.arguments = (plan, tasks, copies, training, weights, timeout)
+        self.asked = NOTHING
+        self.names = (
+            ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
+        )
+        self.connection, theirs = multiprocessing.Pipe()
+        limit(self.connection, timeout)
+        start_forkserver()
+        context = multiprocessing.get_context("forkserver")
+        self.process = context.Process(
+            target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.ready, self.number = False, 0
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        self.asked = (method, *arguments)
+        self.wait_until_ready()
+        self.number += 1
+        try:
+            self.connection.send((self.number, method, arguments))
+        except BlockingIOError as error:
+            raise WorkerError(self._silent(self.timeout)) from error
+        except OSError as error:
+            raise WorkerError(self._died()) from error
+
+    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
+        """What was asked for, within so many time-outs; if it is `stoppable`, a signal ends the
+        waiting.
+        """
+        number = -1
+        while number != self.number:
+            number, kind, payload = self._receive(patience, stoppable)
+            if kind != "done":
+                failure = PhysicsError if kind == "physics" else WorkerError
+                raise failure(f"worker of {self.names}: {payload}")
+        self.asked = NOTHING
+        return payload
+
+    def anew(self) -> Process:
+        """The same share in a new process; this one is killed."""
+        self.process.kill()
+        self.close(0.0)
+        return Process(*self.arguments)
+
+    def close(self, deadline: float | None = None) -> None:
+        """End it, by force after the deadline."""
+        if deadline is None:
+            deadline = time.monotonic() + GOODBYE
+            self.say_goodbye()
+        self.process.join(max(0.0, deadline - time.monotonic()))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+    def wait_until_ready(self) -> None:
+        """Environments are built while the learner is; the first question waits for them."""
+        if not self.ready:
+            _, kind, payload = self._receive()
+            if kind == "error":
+                raise WorkerError(f"worker of {self.names} could not start: {payload}")
+            self.ready = True
+
+    def _receive(self, patience: float = 1.0, stoppable: bool = False) -> Any:
+        allowed = patience * self.timeout
+        deadline = time.monotonic() + allowed
+        while True:
+            if stoppable and signals.stopping():
+                raise signals.StoppedError
+            left = max(0.0, deadline - time.monotonic())
+            ready = wait(
+                [self.connection, self.process.sentinel], min(left, LOOK) if stoppable else left
+            )
+            if self.connection in ready:
+                try:
+                    return self.connection.recv()
+                except BlockingIOError as error:
+                    raise WorkerError(self._silent(self.timeout)) from error
+                except (EOFError, OSError) as error:
+                    raise WorkerError(self._died()) from error
+            if ready:
+                raise WorkerError(self._died())
+            if time.monotonic() >= deadline:
+                raise WorkerError(self._silent(allowed))
+
+    def _silent(self, seconds: float) -> str:
+        return f"worker of {self.names} did not answer within {seconds:g} s (workers.timeout)"
+
+    def _died(self) -> str:
+        self.process.join(1.0)
+        code = self.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
+
+    def say_goodbye(self) -> None:
+        try:
+            self.connection.send((0, "close", ()))
+        except OSError:
+            pass
+
+
+Share = Inline | Process
+
+
+def limit(connection: Connection, seconds: float) -> None:
+    """Let a transfer that has begun fail with BlockingIOError when it does not go on
+    for so long.
+    """
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # C's timeval
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, direction, span)
+
+
+def start_forkserver() -> None:
+    """Workers are forked from a process that has imported what they need, and has not computed.
+
+    Signals do not reach it: while it imports, one would end it, with a traceback.
+    """
+    forkserver.set_forkserver_preload(["softmod.workers.preload"])
+    # else the next line does, and that lets SIGINT and SIGTERM through
+    resource_tracker.ensure_running()
+    with signals.kept_from_children():
+        forkserver.ensure_running()
+
+
+def shared_weights(plan: Plan) -> Any:
+    """Memory for the actor's weights that processes can share."""
+    return RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
+
+
+def share_of(
+    plan: Plan,
+    tasks: list[int],
+    copies: list[int],
+    training: bool,
+    timeout: float,
+    inline: bool,
+    shared: Any = None,
+) -> Share:
+    """Some environments, here or in a process of their own; `shared` is where the policy's weights
+    lie.
+    """
+    shared = shared_weights(plan) if shared is None else shared
+    if inline:
+        return Inline(plan, tasks, copies, training, np.frombuffer(shared, np.float32))
+    return Process(plan, tasks, copies, training, shared, timeout)

@@ -1,0 +1,58 @@
+"""How many operations the recipe's updates repeat: the cost of an update outside its products grows
+with them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from softmod.agent.replay import Replay, random_rollout
+from softmod.capture.cpu_graph import CpuGraph
+from softmod.capture.update_graph import Captured
+from softmod.config.compose import compose, typed
+from softmod.experiment.build import make_agent, make_fabric, networks
+from softmod.spec import EnvSpec
+
+TASKS = tuple(f"task {number}" for number in range(10))
+SPEC = EnvSpec(TASKS, 39, 4, 500)
+
+
+def operations(*overrides: str) -> dict[str, int]:
+    """Return how many operations each of the recipe's programs repeats, on ten tasks."""
+    cfg = typed(
+        compose(
+            [
+                "env=mt10",
+                "fabric=cpu",
+                "fabric.compile=captured",
+                "run.batch_per_task=4",
+                *overrides,
+            ]
+        )
+    )
+    agent, _ = make_agent(cfg, SPEC, *networks(cfg, SPEC), make_fabric(cfg))
+    replay = Replay(SPEC, 64, agent.device)
+    replay.extend(random_rollout(SPEC, replay.capacity))
+    agent.learn(replay, 6)
+    counts = {}
+    for name, program in agent.programs.items():
+        assert isinstance(program, Captured)
+        assert isinstance(program._replay, CpuGraph)
+        counts[name] = len(program._replay.names)
+    return counts
+
+
+def test_without_kernels():
+    counts = operations("fabric.precision=32-true", "fabric.kernels=off")
+    assert 0 < counts["whole"] <= 459
+    assert 0 < counts["critics"] <= 224
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("precision", "whole", "critics"), [("32-true", 435, 212), ("bf16-mixed", 549, 281)]
+)
+def test_with_kernels(precision: str, whole: int, critics: int):
+    counts = operations(f"fabric.precision={precision}")
+    assert 0 < counts["whole"] <= whole
+    assert 0 < counts["critics"] <= critics

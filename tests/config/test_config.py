@@ -1,0 +1,487 @@
+"""Composition, the one-line answers to faulty command lines, identity, and what `_target_` may
+name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from softmod.config.compose import compose, conf_folder, identity, options, run_folder, typed
+from softmod.config.instantiate import build, resolve_target
+from softmod.errors import ConfigError
+from softmod.train import check, split, sweep_identity
+
+
+def cfg(*overrides: str):
+    return typed(compose(list(overrides)))
+
+
+# --- every option and experiment ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("run", ["", "run=smoke"])
+def test_every_experiment_composes(experiment, run):
+    config = cfg(f"experiment={experiment}", *[run][: bool(run)])
+    assert config.name == f"{config.env.name}-{config.model}"
+    assert (config.run.steps_per_task == 300) == bool(run)
+
+
+@pytest.mark.parametrize(
+    "line", [f"{group}={option}" for group in ("env", "model", "algorithm", "run", "workers",
+                                               "fabric", "tracking",
+                                               "variant", "sweep") for option in options(group)]
+)  # fmt: skip
+def test_every_option_composes(line):
+    cfg(line)
+
+
+PAIRS = list(
+    zip(options("network"), [*options("network")[1:], *options("network")[:1]], strict=True)
+)
+
+
+@pytest.mark.parametrize(("actor", "critic"), PAIRS)
+def test_any_network_on_either_side(actor, critic):
+    config = cfg(f"network@actor={actor}", f"network@critic={critic}")
+    assert isinstance(resolve_target(config.actor._target_), type)
+    assert isinstance(resolve_target(config.critic._target_), type)
+
+
+def test_experiments_only_select():
+    """Values in an experiment's body would beat `run=smoke` on the command line."""
+    for path in (conf_folder() / "experiment").glob("*.yaml"):
+        lines = [
+            line
+            for line in path.read_text().splitlines()
+            if line.strip() and not line.startswith("#")
+        ]
+        assert lines[0] == "defaults:"
+        assert all(line.startswith("  - override /") for line in lines[1:]), path
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_a_model_that_is_typed_is_the_one_that_runs(experiment):
+    """Networks chosen by the experiment itself would beat those of the model."""
+    config = cfg(f"experiment={experiment}", "model=mt_sac")
+    assert config.name.endswith("-mt_sac")
+    assert {config.actor._target_, config.critic._target_} == {"softmod.networks.mlp.MLP"}
+
+
+def test_the_protocol_of_today():
+    for line in (
+        ["experiment=paper_mt10"],
+        ["experiment=paper_mt10", "model=mt_sac"],
+        ["experiment=paper_mt50"],
+    ):
+        config = cfg(*line)
+        assert config.run.steps_per_task == 2_000_000
+        assert (config.env.reward, config.env.horizon, config.env.goals) == ("v2", 500, "benchmark")
+        assert config.run.final_eval_goals == 50
+    assert len(cfg("experiment=paper_mt50").env.tasks) == 50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=paper_mt10", "seed=3"], {"seed": 3}),
+        (["experiment=paper_mt10", "run=smoke", "run.steps_per_task=7_000"],
+         {"run.steps_per_task": 7000}),
+        (["experiment=paper_mt10", "model=mt_mh_sac"], {"model": "mt_mh_sac",
+                                                        "algorithm.task_weights": "none"}),
+        (["experiment=paper_mt10", "algorithm=fast"],
+         {"optimizer.actor._target_": "torch.optim.AdamW"}),
+        (["algorithm=mtsac", "algorithm.task_weights=paper"], {"algorithm.task_weights": "paper"}),
+        (["algorithm=mtsac", "optimizer@optimizer.actor=adamw"],
+         {"optimizer.actor._target_": "torch.optim.AdamW",
+                "optimizer.critic._target_": "torch.optim.Adam"}),
+        (["algorithm=mtsac", "optimizer.critic.lr=1e-3"], {"optimizer.critic.lr": 1e-3,
+                                                           "optimizer.actor.lr": 3e-4}),
+        (["model=mt_sac", "network@actor=multi_head"],
+         {"actor._target_": "softmod.networks.multi_head.MultiHead",
+                "critic._target_": "softmod.networks.mlp.MLP"}),
+        (["env=quickstart", "run=recipe"], {"run.max_minutes": None, "run.eval_goals": 10}),
+        (["model=soft_modular_small", "actor.num_modules=4"], {"actor.num_modules": 4,
+                                                               "critic.num_modules": 2}),
+        (["env=mt1", "env.tasks=[push-v3]"], {"env.tasks": ["push-v3"]}),
+    ],
+)  # fmt: skip
+def test_what_is_typed_wins(overrides, expected):
+    config = cfg(*overrides)
+    for key, value in expected.items():
+        found = config
+        for name in key.split("."):
+            found = getattr(found, name)
+        assert found == value
+
+
+# --- a budget that follows from the tasks ---------------------------------------------------------
+
+
+def test_no_experiment_is_the_quickstart():
+    assert cfg() == cfg("env=quickstart") == cfg("experiment=quickstart")
+    assert run_folder(cfg()) == run_folder(cfg("experiment=quickstart"))
+    assert run_folder(cfg()).parent.name.startswith("quickstart-")
+
+
+@pytest.mark.parametrize("tasks", ["mt10", "mt50"])
+def test_a_task_set_alone_is_its_experiment(tasks):
+    assert cfg(f"env={tasks}") == cfg(f"experiment={tasks}")
+
+
+@pytest.mark.parametrize(
+    ("line", "tasks", "steps_per_task"),
+    [(["env=mt1", "env.tasks=[push-v3]"], 1, 200_000), (["env=mt10"], 10, 200_000), (["env=mt25"],
+                                                                                     25, 200_000),
+     (["env=mt50"], 50, 160_000), (["env=mt50", "env.tasks=[push-v3,reach-v3]"], 2, 200_000)],
+)  # fmt: skip
+def test_the_recipe_follows_from_the_number_of_tasks(line, tasks, steps_per_task):
+    run = cfg(*line).run
+    assert len(cfg(*line).env.tasks) == tasks
+    assert run.steps_per_task == run.replay_per_task == steps_per_task
+    assert (run.eval_every, run.save_every, run.log_every) == (
+        10_000 * tasks,
+        10_000 * tasks,
+        2_000 * tasks,
+    )
+    assert run.max_minutes is None
+
+
+def test_only_small_task_sets_select_a_run_of_their_own():
+    assert cfg("env=quickstart").run.max_minutes is not None
+    assert cfg("env=toy").run.steps_per_task == 6_000
+    assert cfg("env=toy", "run=smoke").run.steps_per_task == 300
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("tasks", ["mt10", "mt50"])
+@pytest.mark.parametrize("run", ["recipe", "paper", "smoke"])
+def test_every_model_composes_with_every_size(model, tasks, run):
+    config = cfg(f"env={tasks}", f"model={model}", "algorithm=mtsac", f"run={run}")
+    assert config.name == f"{tasks}-{model}"
+    assert config.actor._target_.startswith("softmod.networks.")
+
+
+@pytest.mark.parametrize(
+    ("model", "experts"),
+    [("care", {"mt10": 6, "mt25": 6, "mt50": 10}), ("moore", {"mt10": 4, "mt25": 4, "mt50": 6})],
+)
+def test_more_experts_for_more_tasks(model, experts):
+    for tasks, expected in experts.items():
+        config = cfg(f"env={tasks}", f"model={model}")
+        assert (config.actor.num_experts, config.critic.num_experts) == (expected, expected)
+
+
+def test_the_published_budget_follows_from_the_number_of_tasks():
+    ten, fifty = cfg("experiment=paper_mt10").run, cfg("experiment=paper_mt50").run
+    assert (ten.replay_per_task, ten.eval_every, ten.save_every, ten.log_every) == (
+        100_000,
+        500_000,
+        250_000,
+        10_000,
+    )
+    assert (fifty.replay_per_task, fifty.eval_every, fifty.save_every) == (
+        200_000,
+        2_500_000,
+        1_250_000,
+    )
+
+
+def test_published_task_weights_are_those_of_the_model():
+    balanced = {"soft_modular", "soft_modular_deep", "soft_modular_wide"}
+    for model in options("model"):
+        expected = (
+            "released"
+            if model in balanced
+            else "paper"
+            if model == "soft_modular_paper"
+            else "none"
+        )
+        assert cfg("experiment=paper_mt10", f"model={model}").algorithm.task_weights == expected, (
+            model
+        )
+        assert cfg("env=mt10", f"model={model}").algorithm.task_weights == "unsolved", model
+
+
+def test_published_algorithms_come_with_their_optimizers():
+    for algorithm in ("mtsac", "pcgrad", "balanced"):
+        optimizer = cfg("env=mt10", f"algorithm={algorithm}").optimizer
+        for one in (optimizer.actor, optimizer.critic, optimizer.temperature):
+            assert (one._target_, one.lr) == ("torch.optim.Adam", 3e-4)
+    assert cfg("algorithm=pcgrad").algorithm.gradient_surgery == "pcgrad"
+    assert cfg("algorithm=balanced").algorithm.task_weights == "released"
+
+
+def test_a_run_by_the_recipe_can_be_lengthened():
+    assert identity(cfg("env=mt10", "run.steps_per_task=300_000")) == identity(cfg("env=mt10"))
+
+
+def test_options_of_ones_own(tmp_path):
+    """As docs/extending.md says: they build on softmod's, select others, and their numbers follow
+    from the tasks.
+    """
+    files = {
+        "algorithm/mine": (
+            "# @package _global_\ndefaults: [fast, _self_]\nalgorithm:\n  discount: 0.5\n"
+        ),
+        "model/mine": (
+            "# @package _global_\ndefaults:\n  - override /network@actor: mlp\n"
+            "  - override /network@critic: mlp\n\nmodel: mine\npublished_task_weights: paper\n"
+        ),
+        "run/mine": "defaults: [recipe, _self_]\n\nlog_every: ${per_task:7}\n",
+        "env/mine": (
+            "defaults: [mt1, override /run@_global_.run: mine, _self_]\n\nname: mine\n"
+            "tasks: [reach-v3, push-v3]\n"
+        ),
+    }
+    for name, text in files.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir()
+        path.write_text(text)
+    config = typed(compose(["env=mine", "model=mine", "algorithm=mine"], config_dir=str(tmp_path)))
+    assert config.name == "mine-mine"
+    assert (config.run.log_every, config.run.eval_every) == (14, 20_000)
+    assert (config.algorithm.discount, config.optimizer.actor._target_) == (
+        0.5,
+        "torch.optim.AdamW",
+    )
+    published = typed(
+        compose(
+            ["env=mine", "model=mine", "algorithm=mtsac", "run=paper"], config_dir=str(tmp_path)
+        )
+    )
+    assert (published.algorithm.task_weights, published.run.log_every) == ("paper", 2_000)
+
+
+# --- faulty command lines -------------------------------------------------------------------------
+
+FAULTY = {
+    "algorithm.discount=1.5": "algorithm.discount=1.5: must be in [0, 1]",
+    "algoritm.discount=1": (
+        "there is no key or group algoritm.discount; did you mean algorithm.discount?"
+    ),
+    "run.batch_pertask=3": (
+        "there is no key or group run.batch_pertask; did you mean run.batch_per_task?"
+    ),
+    "model=soft": "model has no option soft; it has",
+    "env.tasks=[reach-v2]": "unknown task 'reach-v2', did you mean reach-v3",
+    "env.tasks=[]": "env.tasks=[]: name at least one task",
+    "env.tasks=[push-v3,push-v3]": "names push-v3 more than once",
+    "seed=abc": "seed=abc: must be a whole number",
+    "seed=1.5": "seed=1.5: must be a whole number",
+    "seed=-1": "seed=-1: must be at least 0",
+    "seed=[": "not of the form key=value",
+    "foo": "foo: not of the form key=value",
+    "run=smok": "did you mean smoke?",
+    "experimnt=toy": "did you mean experiment?",
+    "experiment=quickstrt": "did you mean quickstart?",
+    "experiment=mt11": (
+        "experiment has no option mt11; it has mt10, mt50, paper_mt10, paper_mt50, quickstart, toy"
+    ),
+    "variant=clp": "did you mean clip?",
+    "sweep=sedes": "did you mean seeds?",
+    "run.eval_every=${per_task:x}": "run.eval_every: ${per_task:x}: takes one whole number",
+    "run.eval_every=${per_task:1,2}": "run.eval_every: ${per_task:1,2}: takes one whole number",
+    "run.eval_every=${from_tasks:50,1}": (
+        "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value from"
+    ),
+    "run.eval_every=${from_tasks:x,1,2}": (
+        "run.eval_every: ${from_tasks:x,1,2}: takes a number of tasks, the value"
+    ),
+    "actor.width=3": "did you mean actor.module_width?",
+    "actor.num_modules=two": "actor.num_modules=two: must be a whole number",
+    "actor.num_layers=1": "actor.num_layers=1: must be at least 2",
+    "actor.relu=after": (
+        "actor.relu=after: must be one of after_sum, before_sum; did you mean after_sum?"
+    ),
+    "actor.embedding_relu=perhaps": "must be true or false",
+    "run.round_steps=7": "must divide env.train_horizon=200",
+    "run.batch_per_task=20000000": "larger than run.replay_per_task",
+    "run.max_minutes=0": "run.max_minutes=0.0: must be above 0",
+    "run.resume=maybe": "must be one of auto, must, never",
+    "fabric.precision=16": "must be one of auto, 32-true, tf32, bf16-mixed",
+    "env=mt11": "env has no option mt11; it has",
+    "env.horizon=600": "env.horizon=600: must be in [1, 500]",
+    "env.goals=bench": "did you mean benchmark?",
+    "env.name=''": "env.name=: must not be empty",
+    "name=a/b": "name=a/b: must be a plain folder name",
+    "network@actor=mlpp": "network has no option mlpp",
+    "network@actr=mlp": "did you mean network@actor?",
+    "optimizer.actor.lr=-1": "optimizer.actor.lr=-1.0: must be above 0",
+    "optimizer.actor.lr=nan": "must be above 0",
+    "actor._target_=os.system": "must lie in softmod, torch.optim",
+    "optimizer.actor._target_=torch.optim.adam.torch.os.system": "must name a class",
+    "model=[a]": "model has no option [a]",
+    "~seed": "none can be added or deleted",
+    "+foo=1": "none can be added or deleted",
+    "seed=0,1": "several values need -m",
+    "env=null": "env=null: env needs an option; it has mt1, mt10",
+    "optimizer.actor.betas=[0.9]": "optimizer.actor.betas=[0.9]: must be two numbers in [0, 1)",
+    "optimizer.critic.betas=[0.9,1.5]": "must be two numbers in [0, 1)",
+}
+
+
+@pytest.mark.parametrize("line", FAULTY)
+def test_a_faulty_command_line_is_answered_in_one_line(line):
+    with pytest.raises(ConfigError) as told:
+        check(*split([line]))
+    assert FAULTY[line] in str(told.value)
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize("flag", ["--resume", "-x", "--multi-run", "--config-name=other"])
+def test_unknown_flags(flag):
+    with pytest.raises(ConfigError, match="unknown flag"):
+        split([flag])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--cfg", "jb"], "--cfg=jb: must be one of job, hydra, all; did you mean job"),
+        (["--cfg"], "no value"),
+        (["--resolve"], "only together with --cfg"),
+        (["--config-dir", "nowhere"], "no such folder"),
+    ],
+)
+def test_flags_with_faulty_values(flags, told):
+    with pytest.raises(ConfigError, match=told):
+        split(flags)
+
+
+@pytest.mark.parametrize("line", ["model=glob(*)", "algorithm.discount=interval(0.9,0.99)"])
+def test_sweeps_whose_values_cannot_be_told(line):
+    with pytest.raises(ConfigError, match="name the values, as in key=a,b"):
+        check(*split(["-m", line]))
+
+
+def test_a_sweep_is_checked_before_its_first_job():
+    with pytest.raises(ConfigError, match="num_modules=0: must be at least 1"):
+        check(*split(["-m", "actor.num_modules=2,0", "seed=0,1"]))
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_job_of_a_sweep_is_valid(name):
+    assert check(*split([f"sweep={name}"]))[1] is not None
+
+
+def test_checking_imports_nothing_heavy():
+    code = """
+import sys
+from softmod.train import check, split
+check(*split(["experiment=paper_mt10", "seed=3"]))
+print([name for name in ("torch", "lightning", "mlflow", "metaworld",
+                         "mujoco") if name in sys.modules])
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+BASE = ["experiment=paper_mt10"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["actor.num_modules=4", "critic.init=torch", "algorithm.discount=0.98",
+     "optimizer.critic.lr=1e-3", "env.reward=v1",
+     "env.goals=fixed", "run.batch_per_task=64", "run.update_ratio=0.5", "run.round_steps=25",
+     "workers.copies=2",
+     "run.replay_per_task=5000", "fabric.precision=bf16-mixed", "env.goal_seed=1",
+     "optimizer.actor.betas=[0.8,0.99]"],
+)  # fmt: skip
+def test_what_changes_results_changes_the_identity(change):
+    assert identity(cfg(*BASE, change)) != identity(cfg(*BASE))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=4", "name=other", "run.steps_per_task=9", "run.eval_every=7", "run.save_every=7",
+     "run.max_minutes=3",
+     "run.resume=must", "workers.processes=3", "fabric.accelerator=cpu", "fabric.threads=2",
+     "tracking=journal",
+     "run.folder=elsewhere", "allow=[lab]", "env.fast=false"],
+)  # fmt: skip
+def test_what_does_not_leaves_it(change):
+    assert identity(cfg(*BASE, change)) == identity(cfg(*BASE))
+
+
+def test_published_task_weights_count_where_they_are_used():
+    assert identity(cfg("published_task_weights=paper")) == identity(cfg())
+    assert identity(cfg("algorithm=mtsac", "published_task_weights=paper")) != identity(
+        cfg("algorithm=mtsac")
+    )
+
+
+def test_folder_of_a_run():
+    config = cfg(*BASE, "seed=4")
+    assert str(run_folder(config)) == f"runs/mt10-soft_modular-{identity(config)}/seed_4"
+
+
+def test_identity_of_a_sweep_is_its_question():
+    first = check(*split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac"]))[1]
+    more = check(*split(["-m", "model=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))[1]
+    other = check(
+        *split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac", "run=smoke"])
+    )[1]
+    assert first == more
+    assert first["id"] != other["id"]
+    assert first["name"] == "toy: model, seed"
+    assert check(*split(["experiment=toy"]))[1] is None
+    assert check(*split(["sweep=seeds", "experiment=toy"]))[1]["name"] == "toy: seed"
+    assert sweep_identity([], ["seed"]) != sweep_identity([], ["model"])
+    assert check(*split(["-m", "env=mt10", "seed=0,1"]))[1]["name"] == "mt10: seed"
+    assert check(*split(["sweep=seeds"]))[1]["name"] == "quickstart: seed"
+
+
+# --- _target_ -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["os.system", "softmod.train.os.system", "softmod.config.compose.Path",
+     "softmod.config.compose.importlib.import_module",
+     "torch.optim.adam.torch.nn.Linear", "torch.optim.Nothing", "softmod.nowhere.Thing",
+     "softmodx.Thing",
+     "subprocess.Popen", "softmod.config.instantiate.build", "builtins.eval", "", "Popen"],
+)  # fmt: skip
+def test_targets_are_judged_by_what_they_resolve_to(path):
+    with pytest.raises(ConfigError):
+        resolve_target(path)
+
+
+def test_own_packages_are_allowed_by_name():
+    with pytest.raises(ConfigError, match=r"allow=\[package\]"):
+        resolve_target("tests.faulty.Faulty")
+    assert resolve_target("tests.faulty.Faulty", ["tests"]).__name__ == "Faulty"
+
+
+def test_options_that_a_class_does_not_take():
+    with pytest.raises(ConfigError, match="num_heads"):
+        build(
+            {"_target_": "softmod.networks.mlp.MLP", "num_heads": 3},
+            in_dim=1,
+            out_dim=1,
+            num_tasks=1,
+        )
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [(500, 200), (100, 100)])
+def test_training_episodes_of_the_recipe_are_no_longer_than_evaluations(horizon, expected):
+    assert compose(["env=mt10", f"env.horizon={horizon}"]).env.train_horizon == expected
+    assert (
+        compose(["env=mt10", f"env.horizon={horizon}", "algorithm=mtsac"]).env.train_horizon is None
+    )
+
+
+@pytest.mark.parametrize("steps", [40, 600])
+def test_training_episodes_have_whole_rounds_and_are_no_longer_than_the_horizon(steps):
+    with pytest.raises(ConfigError, match=f"env.train_horizon={steps}|run.round_steps=50"):
+        typed(compose(["env=mt10", f"env.train_horizon={steps}"]))
