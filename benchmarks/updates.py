@@ -17,7 +17,8 @@ from benchmarks.naive import NaiveSAC
 from benchmarks.pairing import Figure, Rate, alternate
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import Batch, Replay, random_rollout
-from softmod.config.compose import compose, options, typed
+from softmod.config.compose import compose, typed
+from softmod.config.groups import options
 from softmod.config.instantiate import build
 from softmod.config.schema import TrainConfig
 from softmod.experiment.build import choose, make_agent, make_fabric, networks, set_up

@@ -55,6 +55,11 @@ class UpdateError(NumericalError):
     """Updates stayed non-finite: there is one to be looked at."""
 
 
+def one_line(error: Exception) -> str:
+    """Return an exception as one line: its type and what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
 # --- the nearest valid name -----------------------------------------------------------------------
 
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from softmod.config import compose as config
+from softmod.command import tell
+from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
 from softmod.errors import ConfigError, SoftmodError
 from softmod.experiment.folder import refuse_links
-from softmod.train import tell
 
 USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
 
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
         if not any(argument.startswith("checkpoint=") for argument in arguments):
             raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
-        evaluate(config.typed(config.compose(arguments, "evaluate")))
+        evaluate(typed(compose(arguments, "evaluate")))
     except KeyboardInterrupt:
         return 130
     except SoftmodError as error:

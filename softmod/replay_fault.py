@@ -15,35 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import Batch
 from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.bundle import KIND
 from softmod.checkpoint.load import spec_of
-from softmod.config.schema import TrainConfig
+from softmod.config.compose import from_saved
 from softmod.errors import CheckpointError, SoftmodError
 from softmod.experiment.build import fused, make_agent, make_fabric, networks
-
-KIND = "fault"
-
-
-def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, Any]) -> Path:
-    """Write down the last update that an agent tried; where.
-
-    Raises:
-        SaveError: the disk refused.
-    """
-    batch, noise, next_noise = agent.given
-    groups = {
-        "agent": dict(agent.state_dict()),
-        "optimizers": checkpoint.optimizer_arrays(optimizers),
-        "given": batch._asdict() | {"noise": noise, "next_noise": next_noise},
-    }
-    facts = about | {"kind": KIND, "update": agent.updates}
-    return checkpoint.save(folder / f"update_{agent.updates:012d}", groups, facts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +64,7 @@ def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
 
 def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
     """Repeat the update of a bundle and return what is not finite."""
-    cfg, spec = configuration(facts, allow), spec_of(facts)
+    cfg, spec = from_saved(facts["config"], allow), spec_of(facts)
     cfg.fabric.compile, cfg.fabric.accelerator = "eager", "cpu"
     agent, optimizers = make_agent(
         cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")), fused(cfg, facts)
@@ -121,20 +101,6 @@ def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list
         for name, value in metrics.items()
         if not value.isfinite().all()
     ]
-
-
-def configuration(facts: dict[str, Any], allow: Sequence[str]) -> TrainConfig:
-    """The run's configuration; which packages it may name is for the caller to say."""
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(TrainConfig), dict(facts["config"]), {"allow": list(allow)}
-        )
-        cfg: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise CheckpointError(
-            f"no configuration of a run ({checkpoint.one_line(error)})"
-        ) from error
-    return cfg
 
 
 def by_task(what: str, values: Tensor, tasks: tuple[str, ...]) -> list[str]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
-from softmod.config import compose as config
+from softmod.command import MAIN, sweep_identity, tell, to_the_end
+from softmod.config.compose import compose, parse, typed
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system import signals
-from softmod.tracking.journal import without_passwords
-from softmod.train import MAIN, sweep_identity, tell, to_the_end
+from softmod.tracking.redact import without_passwords
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -97,7 +97,7 @@ def read(arguments: list[str]) -> Search:
             rest.append(argument)
     if not own["trials"].isdigit() or int(own["trials"]) < 1:
         raise ConfigError(f"trials={own['trials']}: must be a whole number, at least 1")
-    parsed = config.parse(rest)
+    parsed = parse(rest)
     fixed = [override for override in parsed if not override.is_sweep_override()]
     space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
     if not space:
@@ -184,9 +184,9 @@ class Search:
             ConfigError: something is wrong with it.
         """
         overrides = [*self.lines, *(f"{key}={value}" for key, value in values.items())]
-        composed = config.compose(overrides)
+        composed = compose(overrides)
         return (
-            config.typed(composed),
+            typed(composed),
             without_passwords(OmegaConf.to_container(composed, resolve=True)),
             overrides,
         )

@@ -27,7 +27,7 @@ from softmod.checkpoint.load import find
 from softmod.checkpoint.packing import pack, unpack
 from softmod.checkpoint.replay_files import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.tracking.journal import WALL_CLOCK
+from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, lines
 
 RAW = argparse.RawDescriptionHelpFormatter

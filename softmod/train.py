@@ -5,13 +5,10 @@ Heavy imports come after the command line was checked.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,11 +17,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from softmod.config import compose as config
+from softmod.command import MAIN, sweep_identity, tell, to_the_end
+from softmod.config.compose import compose, parse, register, typed
+from softmod.config.groups import conf_folder
 from softmod.config.hydra_keys import check_hydra
 from softmod.errors import ConfigError, SoftmodError, near
 from softmod.system import signals
-from softmod.tracking.journal import redacted, without_passwords
+from softmod.tracking.redact import redacted, without_passwords
 
 SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
 MULTIRUN = "multirun.yaml"  # Hydra writes it, nobody reads it
@@ -38,7 +37,6 @@ FLAGS = {  # Hydra's flags that make sense here, and the value that each of them
 CFG = ("job", "hydra", "all")
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 failures: list[int] = []  # codes of the jobs that failed in this process
-MAIN = "SOFTMOD_MAIN"  # the process that was called, where a launcher runs jobs in others
 
 
 def main() -> None:
@@ -90,20 +88,6 @@ def run(arguments: list[str], ends: bool = False) -> int:
         return tell(error)
 
 
-def to_the_end(work: Callable[[], int]) -> int:
-    """Run the job or jobs, unless a scheduler takes the machine back; the exit code."""
-    try:
-        return work()
-    except signals.StoppedError as stop:
-        job = signals.requeue()
-        queued = f"; job {job} is queued again" if job else ""
-        print(f"softmod: {stop}; {stop.how}{queued}", file=sys.stderr)
-        return signals.STOPPED
-    except Exception:
-        signals.check()
-        raise
-
-
 def failed_path() -> Path:
     """Where jobs in other processes, or on other machines, leave the codes of those that failed."""
     return Path(f".softmod-failed-{os.environ[MAIN]}")
@@ -128,14 +112,12 @@ def check(
     Raises:
         ConfigError: what is wrong, in one line.
     """
-    fixed = [o for o in config.parse(overrides) if not o.is_sweep_override()]
-    swept = {
-        o.get_key_element(): _values(o) for o in config.parse(overrides) if o.is_sweep_override()
-    }
+    fixed = [o for o in parse(overrides) if not o.is_sweep_override()]
+    swept = {o.get_key_element(): _values(o) for o in parse(overrides) if o.is_sweep_override()}
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
-    composed = config.compose(lines + first, config_dir=folder, hydra=True)
-    one_seed = [str(o.input_line) for o in config.parse(overrides) if o.get_key_element() == "seed"]
+    composed = compose(lines + first, config_dir=folder, hydra=True)
+    one_seed = [str(o.input_line) for o in parse(overrides) if o.get_key_element() == "seed"]
     if one_seed and composed.seeds is not None:
         raise ConfigError(f"{one_seed[-1]}: together with seeds=; seed is one, seeds are several")
     asked = [o for o in fixed if o.get_key_element() != "seeds"]
@@ -150,7 +132,7 @@ def check(
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
-        checked(config.compose(lines + job, config_dir=folder, hydra=True))
+        checked(compose(lines + job, config_dir=folder, hydra=True))
     return composed, sweep_identity(
         asked, [*swept, *(["seed"] if composed.seeds is not None else [])]
     )
@@ -169,7 +151,7 @@ def checked(composed: DictConfig) -> None:
         ConfigError: something is wrong with a job, or with what it says of Hydra.
     """
     check_hydra(composed)
-    config.typed(_without_hydra(composed))
+    typed(_without_hydra(composed))
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
@@ -230,7 +212,7 @@ def _values(override: Override) -> list[str]:
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     """The values that a sweep file goes through."""
     params = composed.hydra.sweeper.get("params") or {}
-    parsed = config.parse([f"{key}={value}" for key, value in params.items()])
+    parsed = parse([f"{key}={value}" for key, value in params.items()])
     return {
         o.get_key_element(): _values(o) if o.is_sweep_override() else [str(o.value())]
         for o in parsed
@@ -242,18 +224,6 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     with_hydra = composed.copy()
     del with_hydra.__dict__["_content"]["hydra"]
     return with_hydra
-
-
-def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[str, str]:
-    """The same for the same question: what is fixed and what is varied, whatever the values gone
-    through.
-    """
-    lines = sorted(str(override.input_line) for override in fixed)
-    digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
-    chosen = {override.get_key_element(): str(override.value()) for override in fixed}
-    subject = chosen.get("experiment") or chosen.get("env", "quickstart")
-    varied = ", ".join(sorted(swept)) or chosen.get("sweep", "sweep")
-    return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
 
 
 def single(composed: DictConfig) -> int:
@@ -274,12 +244,10 @@ def hand_over(arguments: list[str]) -> int:
     """
     import hydra
 
-    config.register()
+    register()
     sys.argv = [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(config.conf_folder()), config_name="train")(
-            job
-        )()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(job)()
     finally:
         failures.extend(failures_elsewhere())
     return failures[0] if failures else 0
@@ -309,7 +277,7 @@ def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
     """The run of one job; the code of its failure, if it failed."""
     sweep = json.loads(os.environ.get(SWEEP, "null"))
     try:
-        cfg = config.typed(composed)
+        cfg = typed(composed)
         resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
         from softmod.experiment.run import run_experiment, run_seeds
 
@@ -338,18 +306,6 @@ def strike_out_passwords(path: Path) -> None:
         text = path.read_text()
         if redacted(text) != text:
             path.write_text(redacted(text))
-
-
-def tell(error: Exception, overrides: str = "") -> int:
-    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1.
-
-    The exit code.
-    """
-    if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
-        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    about = f" [{overrides}]" if overrides else ""
-    print(redacted(f"softmod: {error}{about}"), file=sys.stderr)
-    return error.exit_code if isinstance(error, SoftmodError) else 1
 
 
 if __name__ == "__main__":

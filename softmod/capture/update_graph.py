@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softmod.agent.replay import Batch
-from softmod.agent.update import Rollback
 from softmod.capture.cpu_graph import CpuGraph
 from softmod.errors import ConfigError
 
 Metrics = dict[str, Tensor]
-Update = Callable[[Batch, Tensor, Tensor], Metrics]  # of a batch and the noise of both actions
+Update = Callable[..., Metrics]  # of a batch (a named tuple of tensors) and of noise
 
 WARM_UPS = 3  # before a capture; libraries set themselves up in their first calls
 
@@ -67,9 +65,10 @@ class Captured:
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
-    def __call__(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        given = [*batch, noise, next_noise]
+    def __call__(self, batch: Any, *noise: Tensor) -> Metrics:
+        given = [*batch, *noise]
         if self._replay is None:
+            self._form = type(batch)
             self._inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in given]
             self._warm_up()
             self._replay = self._record()
@@ -77,8 +76,8 @@ class Captured:
         return self._replay()
 
     def _run(self) -> Metrics:
-        *batch, noise, next_noise = self._inputs
-        return self._program(Batch(*batch), noise, next_noise)
+        size = len(self._form._fields)
+        return self._program(self._form(*self._inputs[:size]), *self._inputs[size:])
 
     def _warm_up(self) -> None:
         """Run updates whose changes are taken back."""
@@ -93,7 +92,7 @@ class Captured:
     def _record(self) -> Callable[[], Metrics]:
         if self._inputs[0].device.type == "cuda":
             return cuda_graph(self._run, state_of(self._agent))
-        rollback: Rollback | None = self._agent.rollback if self._undoes else None
+        rollback: Any = self._agent.rollback if self._undoes else None
         return (
             CpuGraph(self._run, rollback.restore, rollback.touched)
             if rollback

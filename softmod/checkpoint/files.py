@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softmod.errors import CheckpointError, SaveError
+from softmod.errors import CheckpointError, SaveError, one_line
 from softmod.system import faults
 
 logger = logging.getLogger(__name__)
@@ -177,11 +177,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise SaveError(f"{path}: could not be written ({one_line(error)})") from error
-
-
-def one_line(error: Exception) -> str:
-    """An exception in a line of its own."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def arrays(folder: Path, group: str) -> Arrays:

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.replay_files import FOLDER
-from softmod.errors import CheckpointError, ConfigError
+from softmod.errors import CheckpointError, ConfigError, one_line
 
 MANIFEST = "packed.json"
 FORMAT = 1
@@ -138,9 +138,7 @@ def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
         ValueError,
         LookupError,
     ) as error:
-        raise CheckpointError(
-            f"{packed}: not what was packed ({checkpoint.one_line(error)})"
-        ) from error
+        raise CheckpointError(f"{packed}: not what was packed ({one_line(error)})") from error
 
 
 def manifest_of(packed: Path) -> dict[str, Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,45 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from softmod.config import renamed, resolvers, schema
+from softmod.config.groups import GROUPS, conf_folder, options
+from softmod.config.identity import flat
+from softmod.config.messages import explain
 from softmod.config.validate import check_fields, check_rules
-from softmod.errors import ConfigError, listed, near
-
-GROUPS = (
-    "env",
-    "model",
-    "network",
-    "critic_head",
-    "algorithm",
-    "optimizer",
-    "run",
-    "workers",
-    "fabric",
-    "tracking",
-    "experiment",
-    "variant",
-    "sweep",
-)
-NOT_RESULTS = {
-    "": ("seed", "seeds", "name", "allow", "tracking", "published_task_weights"),
-    "env": ("fast",),
-    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every",
-            "eval_goals",
-            "final_eval_goals", "save_every", "log_every"),
-    "workers": ("processes", "timeout"),
-    "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic"),
-}  # fmt: skip
-
-
-def conf_folder() -> Path:
-    """`conf/` beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def options(group: str) -> list[str]:
-    """The options of a group, from the files of `conf/`."""
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
 
 def register() -> None:
@@ -134,7 +96,7 @@ def compose(
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(explain(error, overrides, name)) from error
+        raise ConfigError(explain(error, overrides, keys, name)) from error
     except (YAMLError, RecursionError, OSError) as error:
         raise ConfigError(
             f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]
@@ -153,120 +115,27 @@ def typed(config: DictConfig) -> Any:
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, [])) from error
+        raise ConfigError(explain(error, [], keys)) from error
     check_fields(cfg, "")
     if isinstance(cfg, schema.TrainConfig):
         check_rules(cfg)
     return cfg
 
 
-# --- what Hydra and OmegaConf say, in one line ----------------------------------------------------
+def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainConfig:
+    """The configuration of a saved run; which packages it may name is for the caller to say.
 
-
-def explain(error: BaseException, overrides: list[str], name: str = "train") -> str:
-    """Key, value, what is allowed, the nearest valid name."""
-    cause: BaseException = error
-    while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
-        cause = cause.__cause__
-    line, *more = (str(cause).strip() or type(cause).__name__).splitlines()
-    line += f" {more[0]}" if more and line.endswith(":") else ""
-    if f"{ConfigError.__name__} raised while" in line:  # by a resolver of ours: complete as it is
-        return plainly(line)
-    text = plainly(line)
-    about = str(getattr(cause, "full_key", None) or "")
-    for override in reversed(overrides):  # of two for the same key, the last one counts
-        others = [other for other in overrides if other != override]
-        if found := explain_override(override, others, f"{error}\n", about, text, name):
-            return found
-    return (f"{about}: {text}" if about and about not in text else text) + renamed.hint(
-        f"{error}\n"
-    )
-
-
-WANTED = {
-    "Integer": "a whole number",
-    "Float": "a number",
-    "bool": "true or false",
-    "Boolean": "true or false",
-}
-MOUNTED = {
-    "network": ("network@actor", "network@critic"),
-    "optimizer": ("optimizer@optimizer.actor",),
-}
-
-
-def plainly(text: str) -> str:
-    """Rephrase OmegaConf's message about a value of the wrong type for the command line."""
-    if "is not a ListConfig" in text:
-        return "must be a list, as in [a,b]"
-    if "raised while resolving interpolation: " in text:
-        return text.partition("raised while resolving interpolation: ")[2]
-    if "is not Optional" in text:
-        return "must not be null"
-    kind = re.search(r"(?:could not be converted to|is not a valid) (\w+)", text)
-    return f"must be {WANTED[kind[1]]}" if kind and kind[1] in WANTED else text
-
-
-def explain_override(
-    override: str, overrides: list[str], message: str, about: str, text: str, config_name: str
-) -> str | None:
-    """A line about this override, if the error is about it; `overrides` are the others."""
-    key, _, value = override.partition("=")
-    group = key.split("@")[0]
-    missing = re.escape(f"{group}/{value.strip('[]')}")
-    if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
-        names = options(group)
-        return (
-            f"{override}: {group} has no option {value}; it has"
-            f" {listed(names, value)}{near(value, names)}"
-        )
-    unknown = ("is not in struct" in text or "not in '" in text) and not text.startswith(
-        "In '"
-    )  # a file
-    if f"Could not override '{key}'" in message or (
-        unknown and (about == "" or key.startswith(about))
-    ):
-        return (
-            f"{override}: there is no key or group {key}{nearest_key(key, overrides, config_name)}"
-        )
-    if about == key:
-        return f"{override}: {text}"
-    return None
-
-
-def nearest_key(key: str, overrides: list[str], config_name: str) -> str:
-    """Suggest the key that was meant, or else list the keys beside it."""
-    if key in MOUNTED:
-        return f"; did you mean {' or '.join(MOUNTED[key])}?"
-    if "@" in key or "." not in key:
-        words = {name.split(".")[0] for name in keys((), config_name)}
-        if config_name == "train":
-            words |= {*GROUPS, "network@actor", "network@critic"}
-        return near(key, sorted(word for word in words if ("@" in word) == ("@" in key)))
+    Raises:
+        CheckpointError: it is none of a run.
+    """
     try:
-        known = keys(tuple(overrides), config_name)
-    except ConfigError:  # more than one override is wrong
-        known = keys_of_groups(overrides, config_name)
-    parent, _, name = key.rpartition(".")
-    names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
-    if close := near(name, names):
-        return close.replace("did you mean ", f"did you mean {parent}.")
-    return (
-        f"; {parent} has {', '.join(n for n in names if n != '_target_')}"
-        if names
-        else near(key, known)
-    )
-
-
-def keys_of_groups(overrides: list[str], config_name: str) -> tuple[str, ...]:
-    """The keys that there are by the groups among the overrides, as far as these are valid."""
-    chosen = tuple(
-        override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS
-    )
-    try:
-        return keys(chosen, config_name)
-    except ConfigError:
-        return keys((), config_name)
+        merged = OmegaConf.merge(
+            OmegaConf.structured(schema.TrainConfig), dict(values), {"allow": list(allow)}
+        )
+        cfg: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise CheckpointError(f"no configuration of a run ({one_line(error)})") from error
+    return cfg
 
 
 @cache
@@ -274,41 +143,3 @@ def keys(overrides: tuple[str, ...], config_name: str) -> tuple[str, ...]:
     """Every key of a configuration, dotted."""
     composed = compose(list(overrides), config_name)
     return tuple(flat(OmegaConf.to_container(composed, resolve=False)))  # type: ignore[arg-type]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        result |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return result
-
-
-# --- identity -------------------------------------------------------------------------------------
-
-
-def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
-    return dataclasses.asdict(cfg)
-
-
-def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
-    """Everything that changes results, except the seed."""
-    values = as_values(cfg)
-    for part, names in NOT_RESULTS.items():
-        node = values[part] if part else values
-        for name in names:
-            node.pop(name)
-    return values
-
-
-def identity(cfg: schema.TrainConfig) -> str:
-    """A hash of everything that changes results, except the seed: two runs with one identity can be
-    compared.
-    """
-    return hashlib.sha256(json.dumps(of_results(cfg), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_folder(cfg: schema.TrainConfig) -> Path:
-    """`runs/<name>-<identity>/seed_<seed>`"""
-    return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"

@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 from softmod.config import schema
-from softmod.config.compose import GROUPS, options
+from softmod.config.groups import GROUPS, options
 
 SECTIONS: dict[str, Any] = {
     "": schema.TrainConfig,

@@ -19,7 +19,7 @@ from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import Replay, bytes_per_transition, random_rollout
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import run_programs
-from softmod.config.compose import identity
+from softmod.config.identity import identity
 from softmod.config.instantiate import build, resolve_target, target_of
 from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError

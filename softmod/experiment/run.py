@@ -22,7 +22,7 @@ from softmod.agent.replay import Replay
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.saver import Saver
 from softmod.clock import Clock, Schedule
-from softmod.config.compose import flat, identity, of_results, run_folder
+from softmod.config.identity import flat, identity, of_results, run_folder
 from softmod.config.schema import TrainConfig
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError, UpdateError
@@ -49,6 +49,7 @@ from softmod.system import hardware as machine
 from softmod.system import signals
 from softmod.system.libraries import product_library
 from softmod.tracking import journal as tracking
+from softmod.tracking import names
 from softmod.tracking.console import Board, Progress, print_means, print_table
 from softmod.tracking.metrics import Log
 from softmod.tracking.record import Record
@@ -258,7 +259,7 @@ def _train(
         try:
             scores = yield from train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
         except UpdateError as error:
-            from softmod.replay_fault import bundle
+            from softmod.checkpoint.bundle import bundle
 
             place = bundle(folder / "faults", agent, optimizers, about)
             allow = "".join(f" --allow {package}" for package in cfg.allow)
@@ -315,7 +316,7 @@ def settle(folder: Path, env_steps: int) -> bool:
     """A finished run that was ended before it could say so says so now; whether that was news."""
     try:
         record = Record.read(folder)
-        last = max(record.values.get(tracking.SUCCESS_MEAN, {}), default=-1)
+        last = max(record.values.get(names.SUCCESS_MEAN, {}), default=-1)
         if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
             return False
         journal = tracking.Journal(folder)

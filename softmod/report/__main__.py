@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from softmod.config import compose as config
+from softmod.command import tell
+from softmod.config.compose import compose, typed
 from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError, SoftmodError
-from softmod.train import tell
 
 QUOTES = "\"'"
 USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURCE is one of
@@ -45,9 +45,7 @@ def run(arguments: list[str]) -> int:
     try:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
-        cfg: ReportConfig = config.typed(
-            config.compose([_renamed(argument) for argument in arguments], "report")
-        )
+        cfg: ReportConfig = typed(compose([_renamed(argument) for argument in arguments], "report"))
         if sum(map(bool, (cfg.parent, cfg.runs, cfg.results, cfg.checkpoint))) != 1:
             raise ConfigError(
                 "sweep, runs, results, checkpoint: give one of them; --help tells what each reads"

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from softmod.agent.replay import Batch
+from softmod.config.compose import from_saved
 from softmod.config.instantiate import build
 from softmod.config.schema import TrainConfig
 from softmod.errors import SoftmodError
 from softmod.experiment.build import make_agent, networks
-from softmod.replay_fault import configuration
 from softmod.report.runs import Run
 from softmod.spec import EnvSpec, TaskSuite
 
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
     """The cost of a run's updates; None, and a word, where its networks cannot be built here."""
     try:
-        cfg = configuration({"config": nested(run.config)}, allow)
+        cfg = from_saved(nested(run.config), allow)
         suite: TaskSuite = build(cfg.env, cfg.allow, "env")
         return of(cfg, suite.spec)
     except SoftmodError as error:

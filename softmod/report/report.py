@@ -23,8 +23,8 @@ from softmod.report.runs import (
     from_folders,
     from_mlflow,
 )
-from softmod.tracking.journal import routing_entropy
 from softmod.tracking.mlflow_store import prepare_environment, store_uri
+from softmod.tracking.names import routing_entropy
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 MOST_LAYERS = 8

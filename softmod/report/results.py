@@ -15,7 +15,7 @@ from typing import Any
 from softmod.checkpoint import files as checkpoint
 from softmod.errors import CheckpointError, ConfigError
 from softmod.report.runs import FINISHED, Run, renamed
-from softmod.tracking.journal import (
+from softmod.tracking.names import (
     ENV_STEPS_PER_SECOND,
     SUCCESS_MEAN,
     TRAINING_SECONDS,

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softmod.config.compose import NOT_RESULTS
+from softmod.config.identity import NOT_RESULTS
 from softmod.errors import ConfigError
-from softmod.tracking.journal import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
+from softmod.tracking.names import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
 from softmod.tracking.record import JOURNAL, Record
 
 PROTOCOL = {  # what makes success rates comparable, as people call it

@@ -22,7 +22,7 @@ from softmod.report.intervals import (
     steps_to_reach,
 )
 from softmod.report.runs import Comparison, Group
-from softmod.tracking.journal import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
+from softmod.tracking.names import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
 
 Cell = str | int | float | Interval | None
 Cost = Callable[

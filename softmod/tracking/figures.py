@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from softmod.tracking.journal import SUCCESS_MEAN, success_rate
+from softmod.tracking.names import SUCCESS_MEAN, success_rate
 from softmod.tracking.record import Routes
 
 # Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean

@@ -1,7 +1,6 @@
-"""What a run tells of itself: the names of metrics, and the journal that they are written to before
-anything else.
+"""The journal that everything a run reports is written to before anything else.
 
-The journal is one file of JSON lines in the run's folder, only ever appended to.
+It is one file of JSON lines in the run's folder, only ever appended to.
 `softmod.tracking.uploader` carries it to MLflow from a process of its own, so that nothing here
 waits for a server. Imports neither torch nor MLflow.
 """
@@ -15,7 +14,6 @@ import logging
 import math
 import os
 import platform
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,64 +24,12 @@ from typing import Any
 from softmod.errors import ConfigError, SaveError
 from softmod.system.hardware import environment_tags as environment_tags
 from softmod.system.hardware import system_metrics as system_metrics
+from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, SCHEMA, Record, Routes
+from softmod.tracking.redact import redacted
 
 logger = logging.getLogger(__name__)
 
-# --- names of metrics -----------------------------------------------------------------------------
-
-SUCCESS_MEAN = "eval/success_rate/mean"
-CRITIC_LOSS = "train/critic_loss"
-ACTOR_LOSS = "train/actor_loss"
-ENV_STEPS_PER_SECOND = "time/env_steps_per_second"
-UPDATES_PER_SECOND = "time/updates_per_second"
-WAIT_FOR_WORKERS = "time/wait_for_workers"
-WAIT_FOR_LEARNER = "time/wait_for_learner"
-TRAINING_SECONDS = "time/seconds"  # of training so far, over all sessions of the run
-WALL_CLOCK = (
-    "time/",
-    "system/",
-)  # what begins like this depends on the machine: a resumed run may differ in it
-
-
-def success_rate(task: str) -> str:
-    return f"eval/success_rate/{task}"
-
-
-def eval_return(task: str) -> str:
-    """Of an evaluation's episode up to success or the horizon."""
-    return f"eval/return/{task}"
-
-
-def episode_return(task: str) -> str:
-    return f"train/episode_return/{task}"
-
-
-def train_success_rate(task: str) -> str:
-    """The share of the task's last training episodes that reached success, with exploration."""
-    return f"train/success_rate/{task}"
-
-
-def physics_faults(task: str) -> str:
-    """Count the episodes that were cut short because the physics broke; only where
-    there were any.
-    """
-    return f"train/physics_faults/{task}"
-
-
-def temperature(task: str) -> str:
-    return f"train/temperature/{task}"
-
-
-def task_weight(task: str) -> str:
-    return f"train/task_weight/{task}"
-
-
-def routing_entropy(layer: int) -> str:
-    return f"routing/entropy/layer_{layer}"
-
-
-# --- the journal ----------------------------------------------------------------------------------
 
 LOCK = ".lock"
 ENDED = ("FINISHED", "FAILED", "KILLED")
@@ -380,29 +326,3 @@ def in_use(folder: Path, patience: float = 0.0) -> bool:
 
 
 # --- passwords ------------------------------------------------------------------------------------
-
-SECRETS = (
-    (re.compile(r"(://)(?:[^\s:/@]*:\S*|[^\s/@]+)@"), r"\1***@"),
-    (
-        re.compile(
-            r"([?&;](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE
-        ),
-        r"\1***",
-    ),
-)
-
-
-def redacted(text: str) -> str:
-    """The text without the user names, passwords and tokens of the URIs in it."""
-    for pattern, replacement in SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def without_passwords(value: Any) -> Any:
-    """Nested values, each text in them redacted."""
-    if isinstance(value, Mapping):
-        return {key: without_passwords(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_passwords(item) for item in value]
-    return redacted(value) if isinstance(value, str) else value

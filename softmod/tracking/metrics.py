@@ -18,6 +18,7 @@ from softmod.errors import NumericalError, UpdateError
 from softmod.spec import EnvSpec, Rollout, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.tracking import journal as tracking
+from softmod.tracking import names
 from softmod.tracking.console import Progress
 
 TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
@@ -92,10 +93,10 @@ class Log:
     def write(self, clock: Clock) -> None:
         """Write what came since the last time."""
         values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
-        values |= {tracking.physics_faults(task): count for task, count in self.faults.items()}
+        values |= {names.physics_faults(task): count for task, count in self.faults.items()}
         if self.system_metrics:
             values |= machine.system_metrics(os.getpid())
-        values[tracking.TRAINING_SECONDS] = clock.seconds
+        values[names.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self._clear()
         check_numbers(values)
@@ -106,10 +107,10 @@ class Log:
         """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the
         scores.
         """
-        values = {tracking.success_rate(score.task): score.success_rate for score in scores}
-        values |= {tracking.eval_return(score.task): score.episode_return for score in scores}
-        values[tracking.SUCCESS_MEAN] = mean_success(scores)
-        values[tracking.TRAINING_SECONDS] = clock.seconds
+        values = {names.success_rate(score.task): score.success_rate for score in scores}
+        values |= {names.eval_return(score.task): score.episode_return for score in scores}
+        values[names.SUCCESS_MEAN] = mean_success(scores)
+        values[names.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         if routes:
             self.journal.routes(
@@ -119,7 +120,7 @@ class Log:
 
     def evaluated(self, clock: Clock) -> bool:
         """Return whether there was an evaluation at this step."""
-        return clock.env_steps in self.journal.record.values.get(tracking.SUCCESS_MEAN, {})
+        return clock.env_steps in self.journal.record.values.get(names.SUCCESS_MEAN, {})
 
     def state(self) -> dict[str, Any]:
         """Return the metrics that are still to be written."""
@@ -147,7 +148,7 @@ class Log:
 
     def _episodes(self) -> dict[str, float]:
         values = {
-            tracking.episode_return(self.spec.tasks[task]): sum(returns) / len(returns)
+            names.episode_return(self.spec.tasks[task]): sum(returns) / len(returns)
             for task, returns in sorted(self.returns.items())
         }
         self.returns.clear()
@@ -156,7 +157,7 @@ class Log:
     def _train_success(self) -> dict[str, float]:
         """The share of each task's last training episodes that reached success."""
         return {
-            tracking.train_success_rate(self.spec.tasks[task]): sum(successes) / len(successes)
+            names.train_success_rate(self.spec.tasks[task]): sum(successes) / len(successes)
             for task, successes in sorted(self.successes.items())
         }
 
@@ -164,10 +165,10 @@ class Log:
         if not self.seconds:
             return {}
         return {
-            tracking.ENV_STEPS_PER_SECOND: self.steps / self.seconds,
-            tracking.UPDATES_PER_SECOND: self.updates / self.seconds,
-            tracking.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
-            tracking.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
+            names.ENV_STEPS_PER_SECOND: self.steps / self.seconds,
+            names.UPDATES_PER_SECOND: self.updates / self.seconds,
+            names.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
+            names.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
         }
 
 
@@ -201,7 +202,7 @@ def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
         numbers, key = tensor.float().tolist(), name if "/" in name else f"train/{name}"
         if key == "train/routing_entropy":
             values |= {
-                tracking.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)
+                names.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)
             }
         elif isinstance(numbers, list):
             values |= {

@@ -20,8 +20,9 @@ from softmod.errors import ConfigError
 from softmod.system import faults
 from softmod.system.signals import kept_from_children
 from softmod.tracking import mlflow_store as store
-from softmod.tracking.journal import ENDED, in_use, now, redacted
+from softmod.tracking.journal import ENDED, in_use, now
 from softmod.tracking.record import JOURNAL, Line, Record, lines
+from softmod.tracking.redact import redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -20,7 +20,7 @@ from softmod.experiment import loop
 from softmod.experiment import run as experiment
 from softmod.state import COMPONENTS, state_hash
 from softmod.system import signals
-from softmod.tracking.journal import WALL_CLOCK
+from softmod.tracking.names import WALL_CLOCK
 from softmod.workers.pool import Workers
 from tests.command.test_train import SMALL, here, metrics, only, run, state, statuses
 

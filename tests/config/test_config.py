@@ -9,10 +9,13 @@ import sys
 
 import pytest
 
-from softmod.config.compose import compose, conf_folder, identity, options, run_folder, typed
+from softmod.command import sweep_identity
+from softmod.config.compose import compose, typed
+from softmod.config.groups import conf_folder, options
+from softmod.config.identity import identity, run_folder
 from softmod.config.instantiate import build, resolve_target
 from softmod.errors import ConfigError
-from softmod.train import check, split, sweep_identity
+from softmod.train import check, split
 
 
 def cfg(*overrides: str):

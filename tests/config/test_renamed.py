@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from softmod import search, train
-from softmod.config.compose import compose, options, typed
+from softmod.config.compose import compose, typed
+from softmod.config.groups import options
 from softmod.config.renamed import OPTIONS
 from softmod.errors import ConfigError
 

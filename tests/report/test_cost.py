@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softmod.config.compose import compose, options, typed
+from softmod.config.compose import compose, typed
+from softmod.config.groups import options
 from softmod.report import cost
 from softmod.spec import EnvSpec
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from softmod.config.compose import options
+from softmod.config.groups import options
 from softmod.report import figures
 from softmod.report.figures import LOOKS, MODELS, looks, running_mean
 from softmod.report.intervals import improvement, interval, iqm
 from softmod.report.page import LONG, Page
 from softmod.report.runs import Comparison, Group, comparisons
 from softmod.report.tables import Table, shown
-from softmod.tracking.journal import routing_entropy
+from softmod.tracking.names import routing_entropy
 from tests.report.test_runs import run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softmod.tracking import journal as tracking
+from softmod.tracking import names
 from softmod.tracking.figures import success_figure
 from softmod.tracking.journal import Journal
 
@@ -17,9 +17,9 @@ def test_success_figure(tmp_path: Path, tasks: int) -> None:
     journal = Journal(tmp_path)
     for step in range(0, 1000, 100):
         values = {
-            tracking.success_rate(f"task-{i}-v3"): min(1.0, step * i / 10_000) for i in range(tasks)
+            names.success_rate(f"task-{i}-v3"): min(1.0, step * i / 10_000) for i in range(tasks)
         }
-        journal.metrics(values | {tracking.SUCCESS_MEAN: step / 1000} if tasks else {}, step)
+        journal.metrics(values | {names.SUCCESS_MEAN: step / 1000} if tasks else {}, step)
     success_figure(journal, tmp_path / "success.png")
     journal.close()
     data = (tmp_path / "success.png").read_bytes()

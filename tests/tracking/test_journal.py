@@ -16,8 +16,10 @@ import pytest
 
 from softmod.errors import ConfigError, SaveError
 from softmod.tracking import journal as tracking
-from softmod.tracking.journal import Journal, redacted
+from softmod.tracking import names
+from softmod.tracking.journal import Journal
 from softmod.tracking.record import JOURNAL, Record, lines
+from softmod.tracking.redact import redacted
 
 
 @pytest.fixture
@@ -279,7 +281,7 @@ def test_what_it_tells_of_the_machine() -> None:
     assert "system/cpu_percent" not in first
     assert 10.0 < values["system/cpu_percent"] < 200.0
     assert 0.001 < values["system/memory_gib"] < 50.0
-    assert all(name.startswith(tracking.WALL_CLOCK) for name in values)
+    assert all(name.startswith(names.WALL_CLOCK) for name in values)
     assert tracking.system_metrics(2**22 + 1) == {}
 
 

@@ -1,0 +1,56 @@
+"""What the commands share: failures in one line, exit codes, the identity of a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from hydra.core.override_parser.types import Override
+
+from softmod.errors import SoftmodError
+from softmod.system import signals
+from softmod.tracking.redact import redacted
+
+MAIN = "SOFTMOD_MAIN"  # the process that was called, where a launcher runs jobs in others
+
+
+def to_the_end(work: Callable[[], int]) -> int:
+    """Run the job or jobs, unless a scheduler takes the machine back; the exit code."""
+    try:
+        return work()
+    except signals.StoppedError as stop:
+        job = signals.requeue()
+        queued = f"; job {job} is queued again" if job else ""
+        print(f"softmod: {stop}; {stop.how}{queued}", file=sys.stderr)
+        return signals.STOPPED
+    except Exception:
+        signals.check()
+        raise
+
+
+def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[str, str]:
+    """The same for the same question: what is fixed and what is varied, whatever the values gone
+    through.
+    """
+    lines = sorted(str(override.input_line) for override in fixed)
+    digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
+    chosen = {override.get_key_element(): str(override.value()) for override in fixed}
+    subject = chosen.get("experiment") or chosen.get("env", "quickstart")
+    varied = ", ".join(sorted(swept)) or chosen.get("sweep", "sweep")
+    return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
+
+
+def tell(error: Exception, overrides: str = "") -> int:
+    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1.
+
+    The exit code.
+    """
+    if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
+        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    about = f" [{overrides}]" if overrides else ""
+    print(redacted(f"softmod: {error}{about}"), file=sys.stderr)
+    return error.exit_code if isinstance(error, SoftmodError) else 1

@@ -1,0 +1,33 @@
+"""The configuration's groups, and the options of each: the files of `conf/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+GROUPS = (
+    "env",
+    "model",
+    "network",
+    "critic_head",
+    "algorithm",
+    "optimizer",
+    "run",
+    "workers",
+    "fabric",
+    "tracking",
+    "experiment",
+    "variant",
+    "sweep",
+)
+
+
+def conf_folder() -> Path:
+    """`conf/` beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, from the files of `conf/`."""
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))

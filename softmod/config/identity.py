@@ -1,0 +1,57 @@
+"""Which runs can be compared: a hash of everything that changes results; and where a run lives."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softmod.config import schema
+
+NOT_RESULTS = {
+    "": ("seed", "seeds", "name", "allow", "tracking", "published_task_weights"),
+    "env": ("fast",),
+    "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every",
+            "eval_goals",
+            "final_eval_goals", "save_every", "log_every"),
+    "workers": ("processes", "timeout"),
+    "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic"),
+}  # fmt: skip
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return result
+
+
+def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(cfg)
+
+
+def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
+    """Everything that changes results, except the seed."""
+    values = as_values(cfg)
+    for part, names in NOT_RESULTS.items():
+        node = values[part] if part else values
+        for name in names:
+            node.pop(name)
+    return values
+
+
+def identity(cfg: schema.TrainConfig) -> str:
+    """A hash of everything that changes results, except the seed: two runs with one identity can be
+    compared.
+    """
+    return hashlib.sha256(json.dumps(of_results(cfg), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(cfg: schema.TrainConfig) -> Path:
+    """`runs/<name>-<identity>/seed_<seed>`"""
+    return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"

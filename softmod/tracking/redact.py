@@ -1,0 +1,33 @@
+"""Passwords taken out of what is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SECRETS = (
+    (re.compile(r"(://)(?:[^\s:/@]*:\S*|[^\s/@]+)@"), r"\1***@"),
+    (
+        re.compile(
+            r"([?&;](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE
+        ),
+        r"\1***",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """The text without the user names, passwords and tokens of the URIs in it."""
+    for pattern, replacement in SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def without_passwords(value: Any) -> Any:
+    """Nested values, each text in them redacted."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_passwords(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value
