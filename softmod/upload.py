@@ -20,7 +20,7 @@ from typing import TextIO
 
 from softmod.errors import ConfigError
 from softmod.experiment.folder import refuse_links
-from softmod.tracking.journal import locked
+from softmod.system.files import locked
 from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted

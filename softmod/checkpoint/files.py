@@ -7,7 +7,6 @@ pickle anywhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from softmod.errors import CheckpointError, SaveError, one_line
 from softmod.system import faults
+from softmod.system.files import digest, flush
 
 logger = logging.getLogger(__name__)
 
@@ -289,18 +289,3 @@ def _replace(beside: Path, folder: Path) -> None:
     beside.rename(folder)
     flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Make a file, or a folder's list of files, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

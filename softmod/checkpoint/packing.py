@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.replay_files import FOLDER
 from softmod.errors import CheckpointError, ConfigError, one_line
+from softmod.system.files import digest, flush
 
 MANIFEST = "packed.json"
 FORMAT = 1
@@ -62,7 +63,7 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as bundle:
             for name, content in members(run, folder):
                 bundle.writestr(name, content)
-        hashes = {path.name: checkpoint.digest(path) for path in split(whole, output, part)}
+        hashes = {path.name: digest(path) for path in split(whole, output, part)}
         about = {"format": FORMAT, "run": f"{run.parent.name}/{run.name}", "parts": hashes}
         (output / MANIFEST).write_text(json.dumps(about, indent=1))
     return [output / name for name in (*hashes, MANIFEST)]
@@ -112,7 +113,7 @@ def unpack(packed: Path, runs: Path) -> Path:
             if found is None:
                 raise CheckpointError(f"{packed}: there is no checkpoint in it")
             beside.rename(run)
-            checkpoint.flush(run.parent)
+            flush(run.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return run / found[0].relative_to(beside)
@@ -200,7 +201,7 @@ def write(run: Path, name: str, content: bytes) -> None:
     with checkpoint.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        checkpoint.flush(path)
+        flush(path)
 
 
 # --- arrays ---------------------------------------------------------------------------------------

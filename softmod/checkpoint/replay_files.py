@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from softmod.agent.replay import Piece, Replay
-from softmod.checkpoint.files import digest, flush, reading
+from softmod.checkpoint.files import reading
 from softmod.errors import CheckpointError, SaveError
 from softmod.system import faults
+from softmod.system.files import digest, flush
 
 FOLDER = "replay"  # beside `checkpoints` in the run's folder
 

@@ -10,12 +10,11 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from traceback import format_exception_only
 from typing import Any
-from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
 from softmod.spec import Goal
+from softmod.system.files import written_whole
 from softmod.system.hardware import cache_folder
 
 NUM_GOALS = 50
@@ -173,22 +173,12 @@ def _valid(goals: Goal) -> Goal:
 
 
 def _write(path: Path, goals: dict[str, Goal]) -> None:
-    """Write beside, then rename: another process sees the whole file or none."""
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with written_whole(path) as beside, beside.open("wb") as file:
             np.savez(file, **goals)  # type: ignore[arg-type]
-        os.replace(beside, path)
     except OSError as error:
         log.warning(
             "The goals cannot be kept in %s (%s): they are drawn again next time",
             path.parent,
             error,
         )
-        _remove(beside)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # where nothing can be written, nothing is left to remove
-        path.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from softmod.system.files import written_whole
 from softmod.system.hardware import available, processor
 
 log = logging.getLogger(__name__)
@@ -136,10 +136,8 @@ def remembered(
     except (OSError, ValueError, TypeError):
         chosen = choose(measure())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(asdict(chosen)))
-        beside.replace(path)
+        with written_whole(path) as beside:
+            beside.write_text(json.dumps(asdict(chosen)))
     except OSError as error:
         log.warning(
             "what was measured cannot be kept in %s (%s): it is measured again next time",

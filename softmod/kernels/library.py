@@ -13,12 +13,12 @@ import shlex
 import shutil
 import stat
 import subprocess
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkstemp
+from tempfile import TemporaryDirectory
 
 from softmod.errors import SoftmodError
+from softmod.system.files import written_whole
 from softmod.system.hardware import cache_folder, processor
 
 log = logging.getLogger(__name__)
@@ -177,16 +177,6 @@ def _compile(target: Path) -> None:
 
 
 def _keep(made: Path, path: Path) -> None:
-    """Write beside, then rename: another process sees the whole library or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, beside = mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for its user alone
-    try:
-        with open(number, "wb") as file:
-            file.write(made.read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
+    with written_whole(path) as beside:
+        beside.touch(0o600)  # for its user alone
+        beside.write_bytes(made.read_bytes())

@@ -8,7 +8,6 @@ waits for a server. Imports neither torch nor MLflow.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from softmod.errors import ConfigError, SaveError
+from softmod.system.files import locked
 from softmod.system.hardware import environment_tags as environment_tags
 from softmod.system.hardware import system_metrics as system_metrics
 from softmod.tracking.names import WALL_CLOCK
@@ -295,24 +295,6 @@ def _take(folder: Path) -> int:
     return fd
 
 
-def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
-    """Lock an open file, waiting as long as patience allows; a file system without locks counts as
-    locked.
-    """
-    end = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.05)
-        except OSError as error:
-            logger.warning("this file system has no locks (%s)", error.strerror)
-            return True
-
-
 def in_use(folder: Path, patience: float = 0.0) -> bool:
     """Return whether a process holds the run's folder, and goes on to."""
     try:
@@ -323,6 +305,3 @@ def in_use(folder: Path, patience: float = 0.0) -> bool:
         return not locked(fd, patience, shared=True)
     finally:
         os.close(fd)
-
-
-# --- passwords ------------------------------------------------------------------------------------

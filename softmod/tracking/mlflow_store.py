@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softmod.tracking.journal import locked
+from softmod.system.files import locked
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from softmod.config.schema import TrackingConfig
 from softmod.errors import ConfigError
 from softmod.system import faults
+from softmod.system.files import written_whole
 from softmod.system.signals import kept_from_children
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import ENDED, in_use, now
@@ -147,9 +148,8 @@ def _say_goodbye(process: subprocess.Popen[bytes], drain_seconds: float) -> None
 
 
 def _replace(path: Path, facts: Mapping[str, Any]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(facts, indent=1))
-    beside.replace(path)
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(facts, indent=1))
 
 
 # --- the uploading process's side -----------------------------------------------------------------

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softmod import state
-from softmod.checkpoint.files import digest
 from softmod.checkpoint.packing import MANIFEST, narrow, widen
+from softmod.system.files import digest
 from tests.command.test_train import here, only, run
 
 __all__ = ["here"]

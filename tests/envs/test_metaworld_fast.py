@@ -1,5 +1,5 @@
 """The fast environments against Meta-World's own, bit for bit: a slice of what `python -m
-softmod.envs.proof` plays.
+benchmarks.proof` plays.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from softmod.envs import metaworld_fast, proof
+from benchmarks import proof
+from benchmarks.proof import DifferenceError, Pair, policy
+from softmod.envs import metaworld_fast
 from softmod.envs import metaworld_scalars as scalars
 from softmod.envs.goals import environment_classes
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.metaworld_fast import FastSawyer, fast_class
-from softmod.envs.proof import DifferenceError, Pair, policy
 from softmod.envs.tasks import MT50
 from softmod.spec import Floats
 

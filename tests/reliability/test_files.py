@@ -21,9 +21,10 @@ from unittest.mock import patch
 import pytest
 
 from softmod.checkpoint import files as checkpoint
-from softmod.checkpoint.files import all_in, digest, newest, shared
+from softmod.checkpoint.files import all_in, newest, shared
 from softmod.errors import CheckpointError
 from softmod.system import faults
+from softmod.system.files import digest
 from tests.command.test_train import SMALL, here, only, run
 from tests.reliability.test_killed import Killed, hashes, leftovers, undisturbed
 

@@ -24,9 +24,10 @@ import torch
 
 import softmod
 from softmod import evaluate, replay_fault, state, train
-from softmod.checkpoint.files import all_in, digest
+from softmod.checkpoint.files import all_in
 from softmod.config import validate as rules
 from softmod.errors import ConfigError, SoftmodError
+from softmod.system.files import digest
 from softmod.tracking.journal import Journal
 from tests.command.test_train import SMALL, here, run
 from tests.reliability.test_files import contents, stopped, stopped_run, trained

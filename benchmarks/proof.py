@@ -1,4 +1,4 @@
-"""`python -m softmod.envs.proof`: the fast environments against untouched Meta-World, bit for bit.
+"""`python -m benchmarks.proof`: the fast environments against untouched Meta-World, bit for bit.
 
 Both are stepped side by side with the same actions, random ones and those of Meta-World's scripted
 policies. Compared are observations (float64, before our float32), rewards, everything in `info`,
@@ -200,7 +200,7 @@ def _proofs(tasks: Sequence[str], chosen: argparse.Namespace) -> Iterator[tuple[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m softmod.envs.proof", description=__doc__.split("\n\n")[0]
+        prog="python -m benchmarks.proof", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument(
         "--tasks", nargs="+", default=["mt50"], help="tasks or sets of tasks (default: all)"
