@@ -480,7 +480,7 @@ class MTSAC(L.LightningModule):
         per member.
 
         Tasks that share nothing are agents of their own: their losses add up, and each one's
-            gradient is clipped.
+        gradient is clipped.
         """
         network.zero_grad()
         if self.gradient_surgery == "none":

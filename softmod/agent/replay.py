@@ -51,11 +51,10 @@ class Replay:
     replacement.
 
     A transition is a row: state, action, reward, and the number of its episode within its task. The
-        next row of the
-    episode holds the state after it, the row before the state before it. An entry per episode holds
-    what rows do not: what its first observation has beside the state, and the state after its last
-    transition so far. Batches are equal to the bit to those of a replay that keeps two whole
-    observations per transition.
+    next row of the episode holds the state after it, the row before the state before it. An entry
+    per episode holds what rows do not: what its first observation has beside the state, and the
+    state after its last transition so far. Batches are equal to the bit to those of a replay that
+    keeps two whole observations per transition.
 
     Transitions are stored step by step, and within a step copy by copy. So the next row of an
     episode lies `copies` rows further. Rows and episodes are numbered from the run's beginning, per

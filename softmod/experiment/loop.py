@@ -74,10 +74,10 @@ def train(
     evaluation.
 
     Who lets the run go makes the updates that it asks for: by themselves (`alone`), or those of
-        several runs at once.
+    several runs at once.
 
     Where an evaluation ends the training, one more round comes before the last: no two evaluations
-        at one step.
+    at one step.
 
     Raises:
         StoppedError: a signal asked for it; what was begun and not finished is saved too.

@@ -91,8 +91,7 @@ def run_seeds(
     end.
 
     Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed`
-        is given the seed
-    and the error of one that fails, which ends no other.
+    is given the seed and the error of one that fails, which ends no other.
     """
     seeds = cfg.seeds or []
     typed = [override for override in overrides if not override.startswith("seeds=")]

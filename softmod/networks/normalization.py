@@ -14,7 +14,7 @@ class Normalizer(nn.Module):
     """Shift and scale observations to mean 0 and standard deviation 1, clipped to +-5.
 
     Mean and scale are buffers: they travel with the weights to workers, evaluations and
-        checkpoints.
+    checkpoints.
     """
 
     mean: Tensor

@@ -254,8 +254,7 @@ def metric_curves(
     group.
 
     What is logged is of one batch and noisy: it is drawn thin, and its running mean over a tenth of
-        the run on top.
-    None where no run has them, or all are zero.
+    the run on top. None where no run has them, or all are zero.
     """
     drawn: dict[str, list[tuple[Group, NDArray[np.float64], NDArray[np.float64]]]] = {}
     for group in comparison.groups:

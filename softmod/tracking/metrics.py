@@ -31,9 +31,8 @@ class Log:
     only then.
 
     Between two writes: losses are those of the last update, returns are means over the episodes
-        that ended, success
-    rates of training are over each task's last episodes, rates
-    count the time spent in rounds, waits are shares of that time.
+    that ended, success rates of training are over each task's last episodes, rates count the time
+    spent in rounds, waits are shares of that time.
     """
 
     def __init__(

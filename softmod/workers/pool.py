@@ -29,9 +29,8 @@ class Workers:
     when that is 0.
 
     A process that dies, fails or does not answer is replaced: its episodes under way are
-        re-executed in a new one, and
-    what it was asked for is asked again, so that the run is the same. That may happen `restarts`
-    times in `WINDOW`.
+    re-executed in a new one, and what it was asked for is asked again, so that the run is the same.
+    That may happen `restarts` times in `WINDOW`.
 
     Args:
         plan: the task set, the actor's form and the run's seed.

@@ -36,7 +36,7 @@ class Plan:
     """What every worker of a run is told once.
 
     `draw_goals`: goals are drawn anew for each episode. `pink_noise`: an episode's exploration is
-        correlated in time.
+    correlated in time.
     """
 
     suite: TaskSuite
