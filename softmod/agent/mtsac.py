@@ -274,6 +274,10 @@ class MTSAC(L.LightningModule):
         self.skipped = torch.where(metrics["finite"], 0.0, before + 1.0)
         return metrics | {"skipped_in_a_row": self.skipped}
 
+    def skipped_in_a_row(self) -> int:
+        """Return how many of the last updates were not finite; waits for them."""
+        return 0 if self.skipped is None else int(self.skipped)
+
     def insight(self, examine: bool) -> Metrics:
         """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients
         too.

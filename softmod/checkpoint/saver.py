@@ -27,11 +27,14 @@ from softmod.workers.worker import State
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What a run had begun when it was saved: some updates of a round that collects with `policy`,
-    an evaluation.
+class PendingWork:
+    """What a run was in the middle of when it was saved.
 
-    `over`: its training has come to its end, and the last evaluation was begun.
+    Args:
+        policy: the weights that the round is collected with.
+        updates: of the round, which were made already.
+        evaluation: an evaluation was under way.
+        over: the training has ended, and the last evaluation was under way.
     """
 
     policy: dict[str, Tensor] | None = None
@@ -40,7 +43,7 @@ class Begun:
     over: bool = False
 
 
-NOTHING = Begun()
+NOTHING = PendingWork()
 FAILURES = 3  # saves that may fail in a row before the run ends
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,7 @@ class Saver:
         self.archive = Archive(run, replay)
         self.best = -1.0
         self.failures: Counter[str] = Counter()  # of saves, in a row
-        self.begun = NOTHING  # that a restored run has to finish
+        self.pending = NOTHING  # that a restored run has to finish
 
     def try_save(self, clock: Clock, log: Log, episodes: State) -> None:
         """Save; a disk that refuses is told, and tried again at the next occasion.
@@ -98,7 +101,7 @@ class Saver:
         self.failures[what] = 0
         return True
 
-    def save(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> Path:
+    def save(self, clock: Clock, log: Log, episodes: State, pending: PendingWork = NOTHING) -> Path:
         """A whole checkpoint, with the episodes under way; the last two are kept.
 
         Raises:
@@ -109,9 +112,9 @@ class Saver:
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
             "episodes": {name: torch.from_numpy(array) for name, array in episodes.items()},
-            "policy": begun.policy or {},
+            "policy": pending.policy or {},
         }
-        skipped = 0.0 if self.agent.skipped is None else float(self.agent.skipped)
+        skipped = float(self.agent.skipped_in_a_row())
         counters = {
             "updates": self.agent.updates,
             "written": self.replay.written,
@@ -121,7 +124,11 @@ class Saver:
             "kind": "whole",
             "clock": clock.facts(),
             "counters": counters | {"skipped": skipped},
-            "begun": {"updates": begun.updates, "evaluation": begun.evaluation, "over": begun.over},
+            "begun": {
+                "updates": pending.updates,
+                "evaluation": pending.evaluation,
+                "over": pending.over,
+            },
             "log": log.state(),
         }
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
@@ -134,13 +141,15 @@ class Saver:
         self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
         return folder
 
-    def stop(self, clock: Clock, log: Log, episodes: State, begun: Begun = NOTHING) -> NoReturn:
+    def stop(
+        self, clock: Clock, log: Log, episodes: State, pending: PendingWork = NOTHING
+    ) -> NoReturn:
         """Save, and end the run.
 
         Raises:
             StoppedError: always.
         """
-        self.save(clock, log, episodes, begun)
+        self.save(clock, log, episodes, pending)
         stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
         if self.about["config"]["run"]["resume"] == "never":
             stopped.how = (
@@ -196,6 +205,6 @@ class Saver:
             self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
         if begun := facts.get("begun"):
             policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
-            self.begun = Begun(
+            self.pending = PendingWork(
                 policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over"))
             )

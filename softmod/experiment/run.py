@@ -42,6 +42,7 @@ from softmod.experiment.build import (
 from softmod.experiment.folder import nearest_run, refuse_links
 from softmod.experiment.loop import Run, alone, train
 from softmod.experiment.seeds import side_by_side
+from softmod.experiment.session import Parts
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import TaskScore, TaskSuite, mean_success
@@ -256,7 +257,9 @@ def _train(
             with checkpoint.reading(found[0]):
                 log.restore(found[1]["log"])
         try:
-            scores = yield from train(cfg.run, clock, schedule, agent, workers, replay, log, saver)
+            scores = yield from train(
+                cfg.run, Parts(agent, replay, workers, clock, schedule, log, saver)
+            )
         except UpdateError as error:
             from softmod.checkpoint.bundle import bundle
 

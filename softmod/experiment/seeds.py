@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from softmod.agent.group import Group
-from softmod.experiment.loop import Metrics, Result, Run, Updates
+from softmod.agent.mtsac import MTSAC
+from softmod.experiment.loop import Result, Run
+from softmod.experiment.session import Metrics, Updates
 from softmod.system import signals
 
 
@@ -84,11 +86,12 @@ class Groups:
 
     def learn(self, asked: list[Updates]) -> list[Metrics]:
         """Make the updates that runs ask for."""
-        if len(asked) == 1:
-            return [asked[0].make()]
-        members = [id(updates.agent) for updates in asked]
+        agents = [updates.agent for updates in asked if isinstance(updates.agent, MTSAC)]
+        if len(asked) == 1 or len(agents) < len(asked):
+            return [updates.make() for updates in asked]
+        members = [id(agent) for agent in agents]
         if self.group is None or self.group[0] != members:
-            self.group = members, Group([updates.agent for updates in asked], self.threads)
+            self.group = members, Group(agents, self.threads)
         numbers = [updates.number for updates in asked]
         examine = any(updates.examine for updates in asked)
         return self.group[1].learn(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softmod.clock import Clock
-from softmod.errors import NumericalError, UpdateError
+from softmod.errors import NumericalError
 from softmod.spec import EnvSpec, Rollout, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.tracking import journal as tracking
@@ -23,7 +23,6 @@ from softmod.tracking.console import Progress
 
 TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
 RECENT = 20  # training episodes of each task that its success rate is taken over
-TOLERATED = 10  # updates in a row that may be skipped because they are not finite
 
 
 class Log:
@@ -98,7 +97,6 @@ class Log:
         values[names.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self._clear()
-        check_numbers(values)
 
     def evaluation(
         self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()
@@ -169,17 +167,6 @@ class Log:
             names.WAIT_FOR_WORKERS: self.waited["workers"] / self.seconds,
             names.WAIT_FOR_LEARNER: self.waited["learner"] / self.seconds,
         }
-
-
-def check_numbers(values: dict[str, float]) -> None:
-    """
-    Raises:
-        UpdateError: the last updates were all skipped, since their losses or gradients were not
-            finite.
-    """
-    skipped = int(values.get("train/skipped_in_a_row", 0))
-    if skipped >= TOLERATED:
-        raise UpdateError(f"the last {skipped} updates were not finite and changed nothing")
 
 
 def check_physics(faults: Mapping[str, int]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from softmod import evaluate, train
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint.load import find
-from softmod.experiment import loop
+from softmod.experiment import session
 from softmod.state import state_hash
 from softmod.system import signals
 from tests.command.test_signals import send_at
@@ -56,9 +56,9 @@ def test_on_a_cpu_it_is_another_run_that_starts_alike(here, monkeypatch: pytest.
     same.
     """
     seen = []
-    original = loop.Replay.extend
+    original = session.Replay.extend
     monkeypatch.setattr(
-        loop.Replay, "extend", lambda self, r: (seen.append(r.obs.copy()), original(self, r))[1]
+        session.Replay, "extend", lambda self, r: (seen.append(r.obs.copy()), original(self, r))[1]
     )
     for name, device in (("gpu", "cuda"), ("cpu", "cpu")):
         seen.clear()

@@ -17,7 +17,7 @@ from softmod.agent.group import Group
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint.files import all_in
 from softmod.errors import WorkerError
-from softmod.experiment import loop
+from softmod.experiment import session
 from softmod.system import signals
 from softmod.tracking.metrics import Log
 from tests.command.test_signals import results, send_at
@@ -182,14 +182,14 @@ def test_ctrl_c_ends_all_of_them_at_once(here, monkeypatch):
 
 def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
     """The group is made anew without those that are over."""
-    ended, seen = loop.ended, []
+    ended, seen = session.ended, []
 
     def solved(cfg, clock) -> bool:
         seen.append(clock)
         first = seen[0]
         return ended(cfg, clock) or (clock is first and clock.env_steps >= 150)
 
-    monkeypatch.setattr(loop, "ended", solved)
+    monkeypatch.setattr(session, "ended", solved)
     assert run(SEEDS, ONE_BY_ONE) == 0
     ends = [
         json.loads((only(here, seed) / "result.json").read_text())["env_steps"] for seed in range(3)

@@ -16,8 +16,8 @@ from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.files import all_in, newest
 from softmod.envs.toy import ToyEnv
-from softmod.experiment import loop
 from softmod.experiment import run as experiment
+from softmod.experiment import session
 from softmod.state import COMPONENTS, state_hash
 from softmod.system import signals
 from softmod.tracking.names import WALL_CLOCK
@@ -245,9 +245,9 @@ def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
     send_at(monkeypatch, MTSAC, "training_step", 16)
     assert run() == signals.STOPPED
     monkeypatch.setattr(
-        loop.Saver,
-        "begun",
-        property(lambda self: loop.Begun(), lambda self, value: None),
+        session.Saver,
+        "pending",
+        property(lambda self: session.PendingWork(), lambda self, value: None),
         raising=False,
     )
     assert run() == 0

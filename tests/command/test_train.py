@@ -20,7 +20,7 @@ from softmod import evaluate, replay_fault, train
 from softmod.checkpoint import replay_files as archive
 from softmod.checkpoint.files import arrays, newest, shared
 from softmod.errors import CheckpointError, ConfigError, NumericalError, WorkerError
-from softmod.experiment import loop
+from softmod.experiment import session
 from softmod.spec import TaskScore
 from softmod.workers.pool import Workers
 
@@ -135,14 +135,14 @@ def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
     """Time that runs out within an evaluation, after each round too: the last, of more goals, comes
     a round later.
     """
-    evaluations, make = [], loop.Evaluation.make
+    evaluations, make = [], session.Session._evaluate
 
     def watched(self, *arguments):
         evaluations.append(arguments)
         return make(self, *arguments)
 
-    monkeypatch.setattr(loop.Evaluation, "make", watched)
-    monkeypatch.setattr(loop, "ended", lambda *_: bool(evaluations))
+    monkeypatch.setattr(session.Session, "_evaluate", watched)
+    monkeypatch.setattr(session, "ended", lambda *_: bool(evaluations))
     assert run(f"run.eval_every={every}") == 0
     values, result = metrics(only(here)), json.loads((only(here) / "result.json").read_text())
     assert sorted(step for name, step in values if name == "eval/success_rate/mean") == expected
@@ -166,7 +166,7 @@ def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
         return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "ended", interrupted)
+        patch.setattr(session, "ended", interrupted)
         assert run("run.steps_per_task=400") == 130
     assert (
         run() == 0
