@@ -414,7 +414,8 @@ class MTSAC(L.LightningModule):
         parameters.
         """
         loss = self._critic_loss(batch, next_noise, temperature, weight)
-        return self._gradient(loss, self.critic, self.order[0])
+        value, norms, _ = self._gradient(loss, self.critic, self.order[0])
+        return value, norms
 
     def _actor_gradient(
         self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
@@ -422,12 +423,11 @@ class MTSAC(L.LightningModule):
         """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of
         it.
         """
-        log_probs: list[Tensor] = []
-        self.critic.requires_grad_(False)
-        loss = self._actor_loss(batch, noise, temperature, weight, log_probs)
-        value, norm = self._gradient(loss, self.actor, self.order[1])
-        self.critic.requires_grad_(True)
-        return value, norm, torch.cat(log_probs) if len(log_probs) > 1 else log_probs[0]
+        loss = self._actor_loss(batch, noise, temperature, weight)
+        with frozen(self.critic):
+            value, norm, log_prob = self._gradient(loss, self.actor, self.order[1])
+        assert log_prob is not None
+        return value, norm, log_prob
 
     def _critic_loss(
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
@@ -443,34 +443,29 @@ class MTSAC(L.LightningModule):
                 batch.reward, batch.discount, next_outputs, next_entropy
             )
 
-        def loss(tasks: slice) -> Tensor:
+        def loss(tasks: slice) -> tuple[Tensor, None]:
             outputs = _outputs(
                 self.critic, batch.obs[tasks], batch.action[tasks], self._indices(tasks)
             )
-            return self.value_head.loss(outputs, target[tasks], weight[tasks])
+            return self.value_head.loss(outputs, target[tasks], weight[tasks]), None
 
         return loss
 
     def _actor_loss(
-        self,
-        batch: Batch,
-        noise: Tensor,
-        temperature: Tensor,
-        weight: Tensor,
-        log_probs: list[Tensor],
+        self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> surgery.Loss:
-        """The policy's loss as a function of the tasks that count, whose log-probabilities it adds
-        to `log_probs`.
+        """The policy's loss as a function of the tasks that count, with the log-probabilities of
+        its actions.
         """
 
-        def loss(tasks: slice) -> Tensor:
+        def loss(tasks: slice) -> tuple[Tensor, Tensor]:
             obs, indices = batch.obs[tasks], self._indices(tasks)
             action, log_prob = squash(*self.actor.distribution(obs, indices), noise[tasks])
-            log_probs.append(log_prob.detach())
             value = self.value_head.value(_outputs(self.critic, obs, action, indices))
             if self.value_scaling == "spread":
                 value = value.float() / losses.spread(value.float())
-            return losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
+            actor_loss = losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
+            return actor_loss, log_prob.detach()
 
         return loss
 
@@ -479,26 +474,26 @@ class MTSAC(L.LightningModule):
 
     def _gradient(
         self, loss: surgery.Loss, network: Network, order: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """A loss, and its gradient on a network's parameters, clipped per member; its norms before,
-        per member.
+    ) -> tuple[Tensor, Tensor, surgery.Aux]:
+        """Return a loss, its gradient's norms per member, and what comes with it.
+
+        The gradient, clipped per member, is left on the network's parameters.
 
         Tasks that share nothing are agents of their own: their losses add up, and each one's
         gradient is clipped.
         """
         network.zero_grad()
         if self.gradient_surgery == "none":
-            value = loss(ALL)
+            value, aux = loss(ALL)
             self.manual_backward(
                 value.sum() * self.spec.num_tasks if network.independent else value.sum()
             )
         else:
-            values, gradients = surgery.task_gradients(loss, network, self.spec.num_tasks)
+            values, gradients, aux = surgery.task_gradients(loss, network, self.spec.num_tasks)
             surgery.set_gradient(network, surgery.pcgrad(gradients, order))
             value = values.mean(0)
-        return value.detach(), clip_stacked(
-            list(network.parameters()), network.members, self.clip_norm
-        )
+        norms = clip_stacked(list(network.parameters()), network.members, self.clip_norm)
+        return value.detach(), norms, aux
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
@@ -611,17 +606,27 @@ class MTSAC(L.LightningModule):
         with self._numerics():
             batch = self._as_learned(batch)
             of = {
-                "actor": (self._actor_loss(batch, noise, temperature, weight, []), self.actor),
+                "actor": (self._actor_loss(batch, noise, temperature, weight), self.actor),
                 "critic": (self._critic_loss(batch, next_noise, temperature, weight), self.critic),
             }
             told: Metrics = {}
             for name, (loss, network) in of.items():
-                _, gradients = surgery.task_gradients(loss, network, self.spec.num_tasks)
+                _, gradients, _ = surgery.task_gradients(loss, network, self.spec.num_tasks)
                 told |= {
                     f"gradients/{key}/{name}": value
                     for key, value in surgery.agreement(surgery.cosines(gradients)).items()
                 }
         return told
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network without leaving any on its parameters."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 def _outputs(critic: Network, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:

@@ -10,26 +10,30 @@ from torch import Tensor
 
 from softmod.networks.network import Network
 
-Loss = Callable[[slice], Tensor]  # of some of the tasks: their mean
+Aux = Tensor | None  # what comes with a loss, `[task, ...]`
+Loss = Callable[[slice], tuple[Tensor, Aux]]  # of some of the tasks: their mean
 
 
 def task_gradients(
     loss: Loss, network: Network, num_tasks: int
-) -> tuple[Float[Tensor, "task *member"], Float[Tensor, "stack task parameter"]]:
-    """Each task's loss and its gradient; a mean of them over tasks is that of the loss of all
-    tasks.
+) -> tuple[Float[Tensor, "task *member"], Float[Tensor, "stack task parameter"], Aux]:
+    """Return each task's loss, its gradient, and what comes with the losses.
+
+    The mean over tasks is the loss of all tasks, and its gradient.
 
     A task's own rows run through the network, so that all of this costs about as much arithmetic as
     one backward pass.
     """
     parameters = list(network.parameters())
-    values, gradients = [], []
+    values, gradients, aux = [], [], []
     for task in range(num_tasks):
-        value = loss(slice(task, task + 1))
+        value, own = loss(slice(task, task + 1))
         parts = torch.autograd.grad(value.sum(), parameters)
         values.append(value.detach())
         gradients.append(torch.cat([part.view(network.stack, -1) for part in parts], 1))
-    return torch.stack(values), torch.stack(gradients, 1)
+        if own is not None:
+            aux.append(own)
+    return torch.stack(values), torch.stack(gradients, 1), torch.cat(aux) if aux else None
 
 
 @torch.no_grad()

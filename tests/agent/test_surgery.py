@@ -93,10 +93,10 @@ def test_the_tasks_gradients_add_up_to_the_whole_one(network: type):
     temperature, weight = agent._temperature_and_weight()
     for loss, net in [
         (agent._critic_loss(batch(), noise, temperature, weight), agent.critic),
-        (agent._actor_loss(batch(), noise, temperature, weight, []), agent.actor),
+        (agent._actor_loss(batch(), noise, temperature, weight), agent.actor),
     ]:
-        values, gradients = task_gradients(loss, net, 3)
-        whole = loss(ALL)
+        values, gradients, _ = task_gradients(loss, net, 3)
+        whole, _ = loss(ALL)
         parts = torch.autograd.grad(whole.sum(), list(net.parameters()))
         torch.testing.assert_close(values.mean(0), whole.detach())
         flat = torch.cat([part.view(net.stack, -1) for part in parts], 1)
