@@ -11,10 +11,19 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-with install_import_hook(
-    ["softmod.networks", "softmod.agent", "softmod.agent.replay"], "beartype.beartype"
-):
-    pass
+with install_import_hook(["softmod.networks", "softmod.agent"], "beartype.beartype"):
+    import softmod.agent.group
+    import softmod.agent.mtsac
+    import softmod.agent.replay
+    import softmod.networks.experts
+    import softmod.networks.film
+    import softmod.networks.gaussian
+    import softmod.networks.hard_routing
+    import softmod.networks.mixed_experts
+    import softmod.networks.multi_head
+    import softmod.networks.paco
+    import softmod.networks.residual
+    import softmod.networks.single_task  # noqa: F401
 
 
 from tests.reliability.table import (

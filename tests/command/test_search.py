@@ -92,14 +92,15 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
     def searched(storage: str, stops: set[int]) -> list[dict]:
         moments = iter(range(99))
 
-        def scored(values, *_):
+        def scored(cfg, *_):
             if next(moments) in stops:
                 raise signals.StoppedError("told to stop")
-            return [SimpleNamespace(success_rate=float(values["algorithm.discount"]))]
+            return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
 
-        monkeypatch.setattr(
-            search.Search, "compose", lambda _, values: (values, {}, [])
-        )  # which takes a second
+        def composed(_, values):  # without the second that it takes
+            return SimpleNamespace(values=values, seeds=None), {}, []
+
+        monkeypatch.setattr(search.Search, "compose", composed)
         monkeypatch.setattr(experiment, "run_experiment", scored)
         line = [f"storage=sqlite:///{storage}", "trials=11", *without(SPACE), *SPACE]
         assert [search.run(line) for _ in stops] == [signals.STOPPED] * len(stops)
