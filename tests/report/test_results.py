@@ -76,10 +76,11 @@ def comparison(folder: Path) -> Comparison:
 
 
 @pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)
-def test_the_readmes_tables_are_those_of_the_results(folder: Path):
-    readme = (ROOT / "README.md").read_text()
+def test_the_tables_of_readme_and_docs_are_those_of_the_results(folder: Path):
+    pages = (ROOT / "README.md", ROOT / "docs" / "claim.md")
+    shown = "".join(page.read_text() for page in pages)
     for line in tables.readme(comparison(folder)).as_markdown().splitlines():
-        assert line in readme, (
+        assert line in shown, (
             f"results/{folder.name}: python -m softmod.report results=[results/{folder.name}]"
         )
 
