@@ -161,7 +161,7 @@ def test_agents_with_other_options_learn_what_they_learn_by_themselves(options: 
     assert settled(compare([[6, 6]], network=MLP, **options))
 
 
-@pytest.mark.parametrize("at", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("at", [0, 1, 5])
 @pytest.mark.parametrize("options", [{}, RECIPE])
 def test_an_update_that_is_not_finite_disturbs_no_other_agent(at: int, options: dict[str, object]):
     group = compare(
@@ -233,9 +233,9 @@ def test_a_stop_is_heard_between_updates():
 
 def test_operations_do_not_grow_with_agents():
     """Nearly all are made once for all agents; optimizers and norms are not."""
-    few, many = ([[6] * 2], [[6] * 6])
+    few, many = ([[3] * 2], [[3] * 4])
     counts = [len(compare(rounds).parts[0].programs["whole"].graph.names) for rounds in (few, many)]
-    assert counts[1] - counts[0] == 4 * 3  # a step of each optimizer
+    assert counts[1] - counts[0] == 2 * 3  # a step of each optimizer
 
 
 def test_agents_of_different_form_are_not_laid_side_by_side(caplog: pytest.LogCaptureFixture):
