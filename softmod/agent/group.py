@@ -22,10 +22,8 @@ from softmod.capture.cpu_graph import CpuGraph
 from softmod.capture.recorder import NotRepeatableError, Operation, Recorder, place
 from softmod.capture.update_graph import Captured, cuda_graph, state_of
 
-FUNCTIONS = {
-    "whole": "update",
-    "critics": "update_critics",
-}  # of an agent, by the names of its programs
+# Methods of an agent, by the names of its programs.
+FUNCTIONS = {"whole": "update", "critics": "update_critics"}
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +75,7 @@ class Part:
         self.agents = agents
         self.stacks = Stacks(len(agents))
         self.programs: dict[str, Together] = {}
-        self.loaded = (
-            False  # whether the state of the agents is in the stacks, not in their own memory
-        )
+        self.loaded = False  # whether the agents' state is in the stacks, not in their own memory
 
     def learn(
         self,

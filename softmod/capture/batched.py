@@ -15,10 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softmod.capture.recorder import EMPTY, NotRepeatableError, Operation, mapped, place, tensors
+from softmod.capture.recorder import (
+    EMPTY,
+    READS,
+    NotRepeatableError,
+    Operation,
+    mapped,
+    place,
+    tensors,
+)
 
 aten = torch.ops.aten
-READS = aten._local_scalar_dense.default  # bool(tensor)
 Rule = Callable[["Axis", Operation, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -42,7 +49,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Key:
-    """Where a recorded tensor lies, and how it is laid out there."""
+    """Identify a recorded tensor by its address and layout."""
 
     place: int
     offset: int
@@ -92,7 +99,9 @@ class Stacks:
         places = {place(tensor) for tensor in same}
         if len(places) == 1:  # they share it
             return
-        stack = self.of.setdefault(place(same[0]), Stack(same))
+        if place(same[0]) not in self.of:
+            self.of[place(same[0])] = Stack(same)
+        stack = self.of[place(same[0])]
         if len(places) < len(same) or [place(tensor) for tensor in same] != [
             place(own) for own in stack.own
         ]:
@@ -118,7 +127,7 @@ class Stacks:
 
 
 def _form(operation: Operation) -> tuple[Any, ...]:
-    """What is equal in the same operation of two agents."""
+    """Return what two agents must have in common for an operation to be the same."""
 
     def layout(tensor: Tensor) -> Any:
         return tensor.shape, tensor.stride(), tensor.dtype

@@ -20,11 +20,18 @@ import torch
 from torch import Tensor
 
 from softmod import kernels
-from softmod.capture.recorder import NotRepeatableError, Operation, Recorder, mapped, place, tensors
+from softmod.capture.recorder import (
+    READS,
+    NotRepeatableError,
+    Operation,
+    Recorder,
+    mapped,
+    place,
+    tensors,
+)
 
 Metrics = dict[str, Tensor]
 Call = Callable[[], object]
-READS = torch.ops.aten._local_scalar_dense.default  # bool(tensor)
 COPIES = (
     torch.ops.aten._to_copy.default,
     torch.ops.aten.clone.default,

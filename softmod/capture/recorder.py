@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from softmod.errors import SoftmodError
 
 aten = torch.ops.aten
+READS = aten._local_scalar_dense.default  # bool(tensor)
 EMPTY = (
     aten.empty.memory_format,
     aten.empty_strided.default,

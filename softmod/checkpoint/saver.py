@@ -28,7 +28,7 @@ from softmod.workers.worker import State
 
 @dataclass(frozen=True)
 class PendingWork:
-    """What a run was in the middle of when it was saved.
+    """Describe what a run was in the middle of when it was saved.
 
     Args:
         policy: the weights that the round is collected with.

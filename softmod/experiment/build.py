@@ -308,12 +308,13 @@ def choose(
     )
 
 
-def beside_others(cfg: TrainConfig) -> Chosen:
+def beside_others(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> Chosen:
     """Choose processes and threads of a run that learns beside others: it has a worker, and a share
     of the threads.
     """
     spare = 1 if available() > 1 else 0
-    return Chosen(spare if cfg.workers.processes is None else cfg.workers.processes, 1)
+    kept = before.get("processes", spare)
+    return Chosen(kept if cfg.workers.processes is None else cfg.workers.processes, 1)
 
 
 def measure(

@@ -144,16 +144,13 @@ def one_run(
         return scores
     check_device(cfg)
     parts = assemble(cfg)
-    there, found = (
-        checkpoint.versions(folder),
-        resume_point(cfg, folder),
-    )  # what is wrong shows before a write
+    there = checkpoint.versions(folder)
+    found = resume_point(cfg, folder)  # what is wrong shows before a write
     with ExitStack() as stack:
         journal = tracking.Journal(folder)
         stack.callback(journal.close)
-        if (
-            checkpoint.versions(folder) != there
-        ):  # another process went on with the run, and is gone now
+        # Another process may have gone on with the run, and be gone now.
+        if checkpoint.versions(folder) != there:
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, resolved, folder)
         journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
@@ -196,7 +193,7 @@ def _train(
     wanted, use_kernels = precision(cfg, before), fused(cfg, before)
     fabric = make_fabric(cfg, wanted)
     set_up(cfg, fabric.device)
-    chosen = choose(cfg, suite, before) if board is None else beside_others(cfg)
+    chosen = choose(cfg, suite, before) if board is None else beside_others(cfg, before)
     torch.set_num_threads(chosen.threads)
     journal.tags(where_it_runs(chosen, wanted, use_kernels, fabric))
     with ExitStack() as stack:
