@@ -16,6 +16,7 @@ from softmod.config.compose import compose, typed
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import Toy
 from softmod.experiment.build import make_agent, make_fabric, networks
+from softmod.networks.weights import flatten
 from softmod.spec import EnvSpec
 from softmod.tracking.console import Progress
 from softmod.tracking.journal import Journal
@@ -40,13 +41,13 @@ def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any
     toy, _ = networks(cfg, suite.spec)
     write, read, size = [], [], 0
     with tempfile.TemporaryDirectory() as folder, Workers(Plan(suite, toy, 0), 0) as workers:
-        workers.start(dict(toy.state_dict()), 1)
+        workers.start(flatten(toy), 1)
         workers.finish()
         log = Log(Journal(Path(folder)), spec, Progress(0), False)
         saver = Saver(Path(folder), agent, optimizers, replay, workers, {})
         for _ in range(turns):
             began = time.perf_counter()
-            place = saver.save(clock, log, workers.state())
+            place = saver.save(clock, log)
             write.append(time.perf_counter() - began)
             began = time.perf_counter()
             saver.restore(place, checkpoint.verify(place), clock)

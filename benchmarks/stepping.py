@@ -22,6 +22,7 @@ from softmod.config.compose import compose, typed
 from softmod.envs.metaworld import MetaWorld
 from softmod.envs.tasks import SETS
 from softmod.experiment.build import networks
+from softmod.networks.weights import flatten
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
 
@@ -92,7 +93,7 @@ class Acting:
         cfg = typed(compose(["experiment=paper_mt10", f"env.tasks=[{','.join(tasks)}]"]))
         suite = MetaWorld(tasks)
         actor, _ = networks(cfg, suite.spec)
-        self.weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
+        self.weights = flatten(actor)
         self.workers = Workers(Plan(suite, actor, 0), processes)
 
     def rate(self, seconds: float) -> float:
@@ -175,10 +176,10 @@ def actions(count: int) -> Iterator[np.ndarray[Any, Any]]:
 
 def ours(tasks: list[str]) -> Stepper:
     suite = MetaWorld(tasks)
-    return step_lanes(suite)
+    return step_slots(suite)
 
 
-def step_lanes(suite: MetaWorld) -> Stepper:
+def step_slots(suite: MetaWorld) -> Stepper:
     """Our environments, reset at the horizon to the next goal; resets, mostly physics themselves,
     do not count.
     """

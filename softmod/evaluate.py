@@ -59,6 +59,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     """
     from softmod.checkpoint import files as checkpoint
     from softmod.checkpoint.load import actor_of, find, suite_of
+    from softmod.networks.weights import flatten
     from softmod.spec import mean_success
     from softmod.tracking.console import print_table
     from softmod.workers.pool import Workers
@@ -70,9 +71,8 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         seed, env_steps = int(facts["seed"]), int(facts["clock"]["env_steps"])
         processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
     output = folder_for(cfg, folder)
-    weights = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
     with Workers(Plan(suite, actor, seed), processes, training=False) as workers:
-        scores = workers.evaluate(weights, cfg.goals)
+        scores = workers.evaluate(flatten(actor), cfg.goals)
     goals = scores[0].episodes
     print_table(scores, f"{folder}: {env_steps:,} env steps, {goals} goals per task")
     result = {

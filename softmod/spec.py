@@ -4,7 +4,7 @@ says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -112,6 +112,27 @@ class Fault(NamedTuple):
     step: int
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """The training episodes under way, `[task, copy, ...]`: enough to re-execute them."""
+
+    episode: NDArray[np.int64]  # [task, copy]: its number; -1 before the first
+    steps: NDArray[np.int64]  # [task, copy]: taken so far; all of them where it is over
+    actions: Floats  # [task, copy, step, action_dim]: zero beyond its steps
+    obs: Floats  # [task, copy, obs_dim]: the latest
+
+    @classmethod
+    def none(cls, spec: EnvSpec, tasks: int, copies: int) -> UnderWay:
+        """Return the state before the first episodes."""
+        shape = (tasks, copies)
+        return cls(
+            np.full(shape, -1, np.int64),
+            np.full(shape, spec.episode_steps, np.int64),
+            np.zeros((*shape, spec.episode_steps, spec.action_dim), np.float32),
+            np.zeros((*shape, spec.obs_dim), np.float32),
+        )
+
+
 @dataclass
 class Rollout:
     """A round's experience; axes are `[task, copy, step, ...]`, numpy float32."""
@@ -123,6 +144,7 @@ class Rollout:
     begins: NDArray[np.bool_]  # [task, copy, step]: whether an episode begins with this step
     episodes: list[Episode] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    under_way: UnderWay | None = None  # at the round's end; None where nothing is to be resumed
     seconds: float = 0.0  # that the collecting took, in the slowest worker
 
     @property
@@ -152,6 +174,3 @@ class TaskScore:
 def mean_success(scores: Sequence[TaskScore]) -> float:
     """Return the mean of the tasks' success rates."""
     return sum(score.success_rate for score in scores) / len(scores)
-
-
-Params = Mapping[str, Any]

@@ -30,6 +30,7 @@ from softmod.capture.update_graph import Update
 from softmod.networks.gaussian import Actor, squash
 from softmod.networks.gaussian import actions as policy_actions
 from softmod.networks.network import Network
+from softmod.networks.weights import flatten
 from softmod.seeding import Purpose, torch_generator
 from softmod.spec import EnvSpec, Rollout
 
@@ -182,16 +183,9 @@ class MTSAC(L.LightningModule):
         """The policy that acts and is evaluated: the averaged one, where one is kept."""
         return self.actor if self.averaged_actor is None else self.averaged_actor
 
-    def policy(self) -> dict[str, Tensor]:
-        """The frozen weights that workers act with for a round: a copy, on the CPU, in one
-        transfer.
-        """
-        weights = self.acting_actor.state_dict()
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()]).cpu()
-        parts = flat.split([tensor.numel() for tensor in weights.values()])
-        return {
-            name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)
-        }
+    def policy(self) -> Float[Tensor, " number"]:
+        """Return the frozen weights that workers act with for a round, flat, on the CPU."""
+        return flatten(self.acting_actor)
 
     # --- learning ---------------------------------------------------------------------------------
 

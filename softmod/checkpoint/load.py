@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmod.checkpoint import files as checkpoint
 from softmod.config.instantiate import build
+from softmod.envs.episode import EvalEpisode
 from softmod.errors import CheckpointError, ConfigError
 from softmod.networks.build import build_actor
 from softmod.networks.gaussian import Actor, Policy
@@ -48,8 +49,7 @@ class TrainedPolicy:
         return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
 
     def episode(self, task: str | int, goal: int = 0) -> tuple[Floats, bool]:
-        """The observations `[step, obs]` of an episode up to success or the horizon, and whether it
-        was a success.
+        """Play an episode; return its observations `[step, obs]`, and whether it was a success.
 
         Args:
             task: name or index.
@@ -59,13 +59,13 @@ class TrainedPolicy:
         env = self.suite.make(index)
         seen: list[Floats] = []
         try:
-            obs, success = env.reset(self.suite.goals(index)[goal]), False
-            while not success and len(seen) < self.suite.spec.horizon:
-                seen.append(obs)
-                obs, _, success = env.step(self.act(obs, index))
+            episode = EvalEpisode(env, self.suite.goals(index)[goal], self.suite.spec.horizon)
+            while not episode.over:
+                seen.append(episode.obs)
+                episode.step(self.act(episode.obs, index))
         finally:
             env.close()
-        return np.stack(seen), success
+        return np.stack(seen), episode.success
 
     def _index(self, task: str | int) -> NDArray[np.int64]:
         if isinstance(task, str) and task not in self.tasks:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from softmod.agent.mtsac import MTSAC
@@ -18,12 +19,11 @@ from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.replay_files import FOLDER, Archive
 from softmod.clock import Clock
 from softmod.errors import SaveError
-from softmod.spec import TaskScore, mean_success
+from softmod.spec import TaskScore, UnderWay, mean_success
 from softmod.system import faults
 from softmod.system.signals import StoppedError
 from softmod.tracking.metrics import Log
 from softmod.workers.pool import Workers
-from softmod.workers.worker import State
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class PendingWork:
         over: the training has ended, and the last evaluation was under way.
     """
 
-    policy: dict[str, Tensor] | None = None
+    policy: Float[Tensor, " number"] | None = None
     updates: int = 0
     evaluation: bool = False
     over: bool = False
 
 
 NOTHING = PendingWork()
+WEIGHTS = "weights"  # of a pending round's policy, flat
 FAILURES = 3  # saves that may fail in a row before the run ends
 
 logger = logging.getLogger(__name__)
@@ -80,16 +81,20 @@ class Saver:
         self.failures: Counter[str] = Counter()  # of saves, in a row
         self.pending = NOTHING  # that a restored run has to finish
 
-    def try_save(self, clock: Clock, log: Log, episodes: State) -> None:
-        """Save; a disk that refuses is told, and tried again at the next occasion.
+    def try_save(self, clock: Clock, log: Log) -> None:
+        """Save; where the disk refuses, warn and go on until the next save is due.
 
         Raises:
             SaveError: for the third time in a row.
         """
-        self._attempt("checkpoint", lambda: self.save(clock, log, episodes))
+        self._attempt("checkpoint", lambda: self.save(clock, log))
 
     def _attempt(self, what: str, save: Callable[[], object]) -> bool:
-        """Whether it was saved; SaveError where it was not for the third time in a row."""
+        """Return whether it was saved.
+
+        Raises:
+            SaveError: it was not, for the third time in a row.
+        """
         try:
             save()
         except SaveError as error:
@@ -101,8 +106,8 @@ class Saver:
         self.failures[what] = 0
         return True
 
-    def save(self, clock: Clock, log: Log, episodes: State, pending: PendingWork = NOTHING) -> Path:
-        """A whole checkpoint, with the episodes under way; the last two are kept.
+    def save(self, clock: Clock, log: Log, pending: PendingWork = NOTHING) -> Path:
+        """Save a whole checkpoint, with the episodes under way; keep the last two.
 
         Raises:
             SaveError: the disk refused; the checkpoints before are untouched.
@@ -111,8 +116,8 @@ class Saver:
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
-            "episodes": {name: torch.from_numpy(array) for name, array in episodes.items()},
-            "policy": pending.policy or {},
+            "episodes": tensors(self.workers.under_way),
+            "policy": {} if pending.policy is None else {WEIGHTS: pending.policy},
         }
         skipped = float(self.agent.skipped_in_a_row())
         counters = {
@@ -141,15 +146,13 @@ class Saver:
         self.archive.prune(name.removeprefix(f"{FOLDER}/") for name in kept)
         return folder
 
-    def stop(
-        self, clock: Clock, log: Log, episodes: State, pending: PendingWork = NOTHING
-    ) -> NoReturn:
+    def stop(self, clock: Clock, log: Log, pending: PendingWork = NOTHING) -> NoReturn:
         """Save, and end the run.
 
         Raises:
             StoppedError: always.
         """
-        self.save(clock, log, episodes, pending)
+        self.save(clock, log, pending)
         stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
         if self.about["config"]["run"]["resume"] == "never":
             stopped.how = (
@@ -197,14 +200,34 @@ class Saver:
             int(facts["counters"]["updates"]),
             float(facts["counters"]["best"]),
         )
-        self.workers.restore(
-            {k: v.numpy() for k, v in checkpoint.arrays(folder, "episodes").items()}
-        )
+        self.workers.restore(self._under_way(folder))
         clock.restore(facts["clock"])
         if skipped := facts["counters"].get("skipped"):
             self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
         if begun := facts.get("begun"):
-            policy = checkpoint.arrays(folder, "policy") if begun["updates"] else None
+            policy = self._policy(folder) if begun["updates"] else None
             self.pending = PendingWork(
                 policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over"))
             )
+
+    def _under_way(self, folder: Path) -> UnderWay:
+        spec = self.workers.spec
+        under_way = UnderWay.none(spec, spec.num_tasks, self.workers.copies)
+        saved = checkpoint.arrays(folder, "episodes")
+        checkpoint.restore_arrays(tensors(under_way), saved, "episodes")
+        return under_way
+
+    def _policy(self, folder: Path) -> Float[Tensor, " number"]:
+        """Return the weights that a pending round is collected with."""
+        saved = checkpoint.arrays(folder, "policy")
+        policy = self.agent.policy()
+        if WEIGHTS not in saved:  # of a version that saved them by their names
+            names = self.agent.acting_actor.state_dict()
+            saved = {WEIGHTS: torch.cat([saved[name].reshape(-1) for name in names])}
+        checkpoint.restore_arrays({WEIGHTS: policy}, saved, "policy")
+        return policy
+
+
+def tensors(under_way: UnderWay) -> dict[str, Tensor]:
+    """Return the episodes under way as tensors on the same memory."""
+    return {name: torch.from_numpy(array) for name, array in vars(under_way).items()}

@@ -41,7 +41,7 @@ from softmod.seeding import Purpose, sequence
 from softmod.spec import EnvSpec, TaskSuite
 from softmod.system.hardware import available, cache_folder
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
-from softmod.workers.process import share_of
+from softmod.workers.process import start_worker
 from softmod.workers.worker import Plan
 
 PLAYED = (
@@ -342,11 +342,11 @@ def measure(
         list(range(min(MEASURED_TASKS, suite.spec.num_tasks))),
     )
     with closing(
-        share_of(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)
-    ) as share:
+        start_worker(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)
+    ) as worker:
         seconds = []
         for _ in range(MEASURED_ROUNDS):
-            share.ask("collect", cfg.run.round_steps)
-            seconds.append(share.answer().seconds)
+            worker.ask("collect", cfg.run.round_steps)
+            seconds.append(worker.answer().seconds)
     step = min(seconds) / (cfg.run.round_steps * len(tasks))
     return Costs(update, step)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from jaxtyping import Float
 from torch import Tensor
 
 from softmod.agent.replay import Replay
@@ -18,7 +19,7 @@ from softmod.system import signals
 from softmod.tracking.metrics import Log
 from softmod.workers.pool import Workers
 
-Weights = dict[str, Tensor]
+Weights = Float[Tensor, " number"]
 Metrics = dict[str, Tensor]
 TOLERATED = 10  # updates in a row that may be skipped because they are not finite
 
@@ -29,7 +30,7 @@ class Agent(Protocol):
     updates: int  # made so far
 
     def policy(self) -> Weights:
-        """Return a frozen copy of the acting policy's weights, on the CPU."""
+        """Return a frozen copy of the acting policy's weights, flat, on the CPU."""
 
     def learn(
         self, replay: Replay, updates: int, stop: Callable[[], bool], examine: bool
@@ -109,7 +110,8 @@ class Session:
 
     def policy(self) -> Weights:
         """Return the weights that this round is collected with."""
-        return self.pending.policy or self.parts.agent.policy()
+        pending = self.pending.policy
+        return self.parts.agent.policy() if pending is None else pending
 
     def uniform(self) -> bool:
         """Return whether this round's actions are drawn uniformly."""
@@ -172,7 +174,7 @@ class Session:
         if signals.stopping():
             self._stop(PendingWork())
         if clock.passed(self.run.save_every):
-            saver.try_save(clock, self.parts.log, self.parts.workers.state())
+            saver.try_save(clock, self.parts.log)
 
     def end(self) -> list[TaskScore]:
         """Save, evaluate for the last time and save again; return the scores.
@@ -208,11 +210,11 @@ class Session:
 
     def _save(self, pending: PendingWork) -> None:
         parts = self.parts
-        parts.saver.save(parts.clock, parts.log, parts.workers.state(), pending)
+        parts.saver.save(parts.clock, parts.log, pending)
 
     def _stop(self, pending: PendingWork) -> NoReturn:
         parts = self.parts
-        parts.saver.stop(parts.clock, parts.log, parts.workers.state(), pending)
+        parts.saver.stop(parts.clock, parts.log, pending)
 
 
 def ended(run: RunConfig, clock: Clock) -> bool:

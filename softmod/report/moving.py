@@ -10,10 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from softmod.checkpoint.load import TrainedPolicy
+from softmod.envs.episode import EvalEpisode
 from softmod.errors import WorkerError
 from softmod.report.figures import name_of
 from softmod.report.routing import Layer, draw_graph
-from softmod.report.video import AFTER_SUCCESS, EVERY, FRAMES_PER_SECOND
+from softmod.report.video import EVERY, FRAMES_PER_SECOND, watched
 from softmod.tracking.figures import PALETTE, Image
 
 INCHES = 4.8  # of the graph, at 100 dots
@@ -37,23 +38,18 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
 
 
 def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
-    """An episode's frames, robot and graph side by side, until a moment after success or the
-    horizon.
+    """Yield an episode's frames, robot and graph side by side, until a moment after it is over or
+    the horizon.
     """
-    env, until = policy.suite.make(task, render=True), policy.suite.spec.horizon
+    suite, color = policy.suite, PALETTE[task % len(PALETTE)]
+    env = suite.make(task, render=True)
     try:
-        obs = env.reset(policy.suite.goals(task)[goal])
-        for step in range(until):
-            if step % EVERY == 0:
-                layers = [np.asarray(layer, np.float64) for layer in policy.routing(obs, task)]
-                yield beside(
-                    env.render(), graph(layers, policy.tasks[task], PALETTE[task % len(PALETTE)])
-                )
-            if step >= until:
-                return
-            obs, _, success = env.step(policy.act(obs, task))
-            if success:
-                until = min(until, step + AFTER_SUCCESS)
+        for episode in watched(EvalEpisode(env, suite.goals(task)[goal], suite.spec.horizon)):
+            if episode.steps % EVERY == 0:
+                routes = policy.routing(episode.obs, task)
+                layers = [np.asarray(layer, np.float64) for layer in routes]
+                yield beside(env.render(), graph(layers, policy.tasks[task], color))
+            episode.step(policy.act(episode.obs, task))
     finally:
         env.close()
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from softmod.envs.episode import EvalEpisode
 from softmod.errors import WorkerError
 from softmod.networks.gaussian import Actor, Policy
 from softmod.spec import TaskEnv, TaskSuite
@@ -99,14 +100,20 @@ def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
 def play(
     env: TaskEnv, policy: Policy, task: int, goal: NDArray[np.float64], horizon: int
 ) -> Iterator[Frame]:
-    """The frames of an episode, until a moment after success or the horizon."""
-    obs, until = env.reset(goal), horizon
+    """Yield the frames of an episode, until a moment after it is over or the horizon."""
     indices = np.array([task], np.int64)
-    for step in range(horizon):
-        if step % EVERY == 0:
+    for episode in watched(EvalEpisode(env, goal, horizon)):
+        if episode.steps % EVERY == 0:
             yield env.render()
-        if step >= until:
-            return
-        obs, _, success = env.step(policy.act(obs[None, None], indices)[0, 0])
-        if success:
-            until = min(until, step + AFTER_SUCCESS)
+        episode.step(policy.act(episode.obs[None, None], indices)[0, 0])
+
+
+def watched(episode: EvalEpisode) -> Iterator[EvalEpisode]:
+    """Yield an episode before each of its steps, and for `AFTER_SUCCESS` steps more, up to the
+    horizon.
+    """
+    last = episode.horizon
+    while episode.steps < last and not episode.broken:
+        yield episode
+        if episode.success:
+            last = min(last, episode.steps + AFTER_SUCCESS)

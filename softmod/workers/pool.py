@@ -10,32 +10,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from softmod.errors import PhysicsError, WorkerError
-from softmod.spec import EnvSpec, Floats, Rollout, TaskScore
+from softmod.spec import Floats, Rollout, TaskScore, UnderWay
 from softmod.system import signals
-from softmod.workers.process import GOODBYE, Inline, Share, share_of, shared_weights
-from softmod.workers.worker import Plan, State
+from softmod.workers.process import SHUTDOWN, InlineWorker, Worker, shared_weights, start_worker
+from softmod.workers.worker import Plan
 
-RESTARTS, WINDOW = 3, 300.0  # how many processes may be replaced in so many seconds
+RESTARTS, WINDOW = 3, 300.0  # how many processes may be restarted in so many seconds
 GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
 
 log = logging.getLogger(__name__)
 
 
 class Workers:
-    """`start` a round, `finish` it, `evaluate`; the tasks lie in `processes` processes, or here
-    when that is 0.
+    """`start` a round, `finish` it, `evaluate`; the environments are spread over `processes`
+    processes, or stay in this one when that is 0.
 
-    A process that dies, fails or does not answer is replaced: its episodes under way are
-    re-executed in a new one, and what it was asked for is asked again, so that the run is the same.
-    That may happen `restarts` times in `WINDOW`.
+    A process that dies, fails or does not answer is restarted: its episodes under way are
+    re-executed, and its request is repeated, so that the run is the same. That may happen
+    `restarts` times in `WINDOW`.
 
     Args:
         plan: the task set, the actor's form and the run's seed.
-        processes: worker processes; 0 steps in this one, in the same order, where nothing can be
-            replaced.
+        processes: worker processes; 0 steps in this one, in the same order, without restarts.
         copies: environments per task.
         timeout: seconds that a reply may take; an evaluation may take them for every ten goals.
         training: whether there will be rounds; without, only `evaluate` has environments.
@@ -57,91 +57,87 @@ class Workers:
     ) -> None:
         self.suite, self.spec = plan.suite, plan.suite.spec
         self.copies, self.training, self.restarts = copies, training, restarts
-        step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # not every suite knows
-        shares = partition(
-            [step_cost(task) for task in range(self.spec.num_tasks)], copies, processes
-        )
+        step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # optional in a suite
+        costs = [step_cost(task) for task in range(self.spec.num_tasks)]
         shared = shared_weights(plan)
-        self.names = list(plan.actor.state_dict())
         self.weights: Floats = np.frombuffer(shared, np.float32)
-        self.shares = [
-            share_of(plan, *share, training, timeout, not processes, shared) for share in shares
+        self.workers = [
+            start_worker(plan, tasks, slots, training, timeout, not processes, shared)
+            for tasks, slots in partition(costs, copies, processes)
         ]
-        self.episodes = Episodes(self.spec, copies)
+        self.under_way = UnderWay.none(self.spec, self.spec.num_tasks, copies)
         self._restarted: list[float] = []
 
-    def start(self, policy: dict[str, Tensor], steps: int, uniform: bool = False) -> None:
-        """Begin a round of `steps` in every environment, with these weights, or with `uniform`
-        actions.
+    def start(self, policy: Float[Tensor, " number"], steps: int, uniform: bool = False) -> None:
+        """Begin a round of `steps` in every environment, with these weights
+        (`networks.weights.flatten`), or with `uniform` actions.
         """
         self._publish(policy)
-        for place in range(len(self.shares)):
-            self._ask(place, "collect", steps, uniform)
+        for index in range(len(self.workers)):
+            self._ask(index, "collect", steps, uniform)
 
     def finish(self) -> Rollout:
-        """The round's experience `[task, copy, step, ...]`; episodes in the order of
-        task and copy.
+        """Return the round's experience `[task, copy, step, ...]`; episodes in the order of task
+        and copy.
         """
-        parts: list[Rollout] = [self._answer(place) for place in range(len(self.shares))]
-        episodes = sorted(episode for part in parts for episode in part.episodes)
-        rollout = Rollout(
-            obs=self._whole([part.obs for part in parts]),
-            action=self._whole([part.action for part in parts]),
-            reward=self._whole([part.reward for part in parts]),
-            next_obs=self._whole([part.next_obs for part in parts]),
-            begins=self._whole([part.begins for part in parts]),
-            episodes=episodes,
+        parts: list[Rollout] = [self._answer(index) for index in range(len(self.workers))]
+        under_way = [part.under_way for part in parts if part.under_way is not None]
+        self.under_way = UnderWay(
+            self._joined([part.episode for part in under_way]),
+            self._joined([part.steps for part in under_way]),
+            self._joined([part.actions for part in under_way]),
+            self._joined([part.obs for part in under_way]),
+        )
+        return Rollout(
+            obs=self._joined([part.obs for part in parts]),
+            action=self._joined([part.action for part in parts]),
+            reward=self._joined([part.reward for part in parts]),
+            next_obs=self._joined([part.next_obs for part in parts]),
+            begins=self._joined([part.begins for part in parts]),
+            episodes=sorted(episode for part in parts for episode in part.episodes),
             faults=sorted(fault for part in parts for fault in part.faults),
+            under_way=self.under_way,
             seconds=max(part.seconds for part in parts),
         )
-        self.episodes.advance(rollout)
-        return rollout
 
-    def evaluate(self, policy: dict[str, Tensor], goals: int) -> list[TaskScore]:
-        """The deterministic policy on the first `goals` goals of every task, or as many as every
-        task has.
+    def evaluate(self, policy: Float[Tensor, " number"], goals: int) -> list[TaskScore]:
+        """Play the deterministic policy on the first `goals` goals of every task, or as many as
+        every task has.
 
         Raises:
-            StoppedError: the run was told to stop; the workers can only be closed then.
+            StoppedError: a signal asked the run to stop; the workers can only be closed then.
         """
         goals = min(goals, *(len(self.suite.goals(task)) for task in range(self.spec.num_tasks)))
         self._publish(policy)
-        hands = [list(range(first, goals, len(self.shares))) for first in range(len(self.shares))]
-        for place, hand in enumerate(hands):
-            self._ask(place, "evaluate", hand)
-        success, returns = (
-            np.zeros((self.spec.num_tasks, goals), bool),
-            np.zeros((self.spec.num_tasks, goals)),
-        )
-        for place, hand in enumerate(hands):
-            patience = max(1.0, len(hand) / GOALS_PER_TIMEOUT)
-            success[:, hand], returns[:, hand] = self._answer(place, patience, stoppable=True)
+        many = len(self.workers)
+        parts = [list(range(first, goals, many)) for first in range(many)]
+        for index, part in enumerate(parts):
+            self._ask(index, "evaluate", part)
+        success = np.zeros((self.spec.num_tasks, goals), bool)
+        returns = np.zeros((self.spec.num_tasks, goals))
+        for index, part in enumerate(parts):
+            patience = max(1.0, len(part) / GOALS_PER_TIMEOUT)
+            success[:, part], returns[:, part] = self._answer(index, patience, stoppable=True)
         return [
             TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
             for i, task in enumerate(self.spec.tasks)
         ]
 
-    def state(self) -> State:
-        """The episodes under way, `[task, copy, ...]`: enough to re-execute them."""
-        return self.episodes.state()
-
-    def restore(self, state: State) -> None:
-        """Bring every environment to where `state` was taken, whatever the number of
-        processes was.
-        """
-        self.episodes.restore(state)
-        for place in range(len(self.shares)):
-            self._ask(place, "restore", self._part(place))
-        for place in range(len(self.shares)):
-            self._answer(place)
+    def restore(self, under_way: UnderWay) -> None:
+        """Bring every environment to where its episode was, whatever the number of processes."""
+        self.under_way = under_way
+        for index in range(len(self.workers)):
+            self._ask(index, "restore", self._part(index))
+        for index in range(len(self.workers)):
+            self._answer(index)
 
     def close(self) -> None:
-        """End all processes; safe to call twice."""
-        deadline = time.monotonic() + GOODBYE * (not signals.ending())
-        for share in self.shares:
-            share.say_goodbye()
-        for share in self.shares:
-            share.close(deadline)
+        """End all processes; repeated calls are harmless."""
+        deadline = time.monotonic() + SHUTDOWN * (not signals.ending())
+        for worker in self.workers:
+            worker.request_shutdown()
+        for worker in self.workers:
+            worker.close(deadline)
 
     def __enter__(self) -> Workers:
         return self
@@ -149,51 +145,48 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _publish(self, policy: dict[str, Tensor]) -> None:
-        """Put the weights where all workers read them; between two questions nobody does.
+    def _publish(self, policy: Float[Tensor, " number"]) -> None:
+        """Write the weights where all workers read them; between two requests none of them does.
 
         The memory has no name in the file system, so that nothing is left of it however the
         processes end.
         """
-        for place in range(len(self.shares)):
-            self._insist(place, lambda share: share.wait_until_ready())
-        flat = [
-            policy[name].numpy().reshape(-1) for name in self.names
-        ]  # PyTorch would wake up all its threads
-        np.concatenate(flat, out=self.weights)
+        for index in range(len(self.workers)):
+            self._retried(index, lambda worker: worker.wait_until_ready())
+        self.weights[:] = policy.numpy()
 
-    def _ask(self, place: int, method: str, *arguments: Any) -> None:
+    def _ask(self, index: int, method: str, *arguments: Any) -> None:
         try:
-            self.shares[place].ask(method, *arguments)
+            self.workers[index].ask(method, *arguments)
         except WorkerError as error:
-            self._replace(place, error)  # which asks the new one
+            self._restart(index, error)  # which repeats the request
 
-    def _answer(self, place: int, patience: float = 1.0, stoppable: bool = False) -> Any:
-        return self._insist(place, lambda share: share.answer(patience, stoppable))
+    def _answer(self, index: int, patience: float = 1.0, stoppable: bool = False) -> Any:
+        return self._retried(index, lambda worker: worker.answer(patience, stoppable))
 
-    def _insist(self, place: int, request: Callable[[Share], Any]) -> Any:
-        """The result of a request to a share, or to the one that replaces it."""
+    def _retried(self, index: int, request: Callable[[Worker], Any]) -> Any:
+        """Return the result of a request to a worker, restarted as often as that is allowed."""
         while True:
             try:
-                return request(self.shares[place])
+                return request(self.workers[index])
             except PhysicsError:  # it would break again
                 raise
             except WorkerError as error:
-                self._replace(place, error)
+                self._restart(index, error)
 
-    def _replace(self, place: int, error: WorkerError) -> None:
-        """Put a new process in the place of one that failed, and bring it to where that one was.
+    def _restart(self, index: int, error: WorkerError) -> None:
+        """Restart a worker that failed, and bring it to where it was.
 
         Raises:
             WorkerError: the given one, or one from the attempt, when no restart is left.
         """
-        old = self.shares[place]
+        old = self.workers[index]
         while True:
             self._count_restart(old, error)
-            fresh = self.shares[place] = old.anew()
+            fresh = self.workers[index] = old.restarted()
             try:
                 if self.training and old.asked[0] != "restore":
-                    fresh.ask("restore", self._part(place))
+                    fresh.ask("restore", self._part(index))
                     fresh.answer()
                 if old.asked[0]:
                     fresh.ask(*old.asked)
@@ -201,91 +194,46 @@ class Workers:
             except WorkerError as again:
                 error = again
 
-    def _count_restart(self, share: Share, error: WorkerError) -> None:
+    def _count_restart(self, worker: Worker, error: WorkerError) -> None:
         now = time.monotonic()
         self._restarted = [moment for moment in self._restarted if now - moment < WINDOW]
-        if isinstance(share, Inline) or len(self._restarted) >= self.restarts:
+        if isinstance(worker, InlineWorker) or len(self._restarted) >= self.restarts:
             raise error
         self._restarted.append(now)
         log.warning(
             "%s; a new one takes over (%d of %d)", error, len(self._restarted), self.restarts
         )
 
-    def _part(self, place: int) -> State:
-        share = self.shares[place]
-        return {
-            name: array[np.ix_(share.tasks, share.copies)]
-            for name, array in self.episodes.state().items()
-        }
+    def _part(self, index: int) -> UnderWay:
+        """Return a worker's part of the episodes under way."""
+        at = np.ix_(self.workers[index].tasks, self.workers[index].copies)
+        whole = self.under_way
+        return UnderWay(whole.episode[at], whole.steps[at], whole.actions[at], whole.obs[at])
 
-    def _whole(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    def _joined(self, parts: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        """Join the workers' arrays `[task, copy, ...]`."""
         whole = np.empty((self.spec.num_tasks, self.copies, *parts[0].shape[2:]), parts[0].dtype)
-        for share, part in zip(self.shares, parts, strict=True):
-            whole[np.ix_(share.tasks, share.copies)] = part
+        for worker, part in zip(self.workers, parts, strict=True):
+            whole[np.ix_(worker.tasks, worker.copies)] = part
         return whole
-
-
-class Episodes:
-    """The episodes under way, as the rollouts tell: which, how many steps of them, their actions,
-    where they are.
-    """
-
-    def __init__(self, spec: EnvSpec, copies: int) -> None:
-        shape = (spec.num_tasks, copies)
-        self.horizon = spec.episode_steps
-        self._state: State = {
-            "episode": np.full(shape, -1, np.int64),
-            "steps": np.full(
-                shape, spec.episode_steps, np.int64
-            ),  # the last one is over, and there is none yet
-            "actions": np.zeros((*shape, spec.episode_steps, spec.action_dim), np.float32),
-            "obs": np.zeros((*shape, spec.obs_dim), np.float32),
-        }
-
-    def advance(self, rollout: Rollout) -> None:
-        """A round was made."""
-        episode, steps, actions = (self._state[name] for name in ("episode", "steps", "actions"))
-        cut = {((fault.task, fault.copy), fault.step): fault.episode for fault in rollout.faults}
-        for at in np.ndindex(steps.shape):
-            done, total = 0, rollout.action.shape[2]
-            cuts = sorted(step for where, step in cut if where == at)
-            while done < total:
-                if done in cuts:
-                    episode[at], steps[at] = cut[at, done], self.horizon
-                if steps[at] == self.horizon:
-                    episode[at], steps[at], actions[at] = episode[at] + 1, 0, 0.0
-                end = next((step for step in cuts if step > done), total)
-                count = min(end - done, self.horizon - int(steps[at]))
-                actions[at][steps[at] : steps[at] + count] = rollout.action[at][done : done + count]
-                steps[at], done = steps[at] + count, done + count
-        self._state["obs"][...] = rollout.next_obs[:, :, -1]
-
-    def state(self) -> State:
-        return {name: array.copy() for name, array in self._state.items()}
-
-    def restore(self, state: State) -> None:
-        for name, array in self._state.items():
-            array[...] = state[name]
 
 
 def partition(
     costs: Sequence[float], copies: int, processes: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Shares `(tasks, copies)` for each process: by task first, by copies when processes outnumber
+    """Return each worker's `(tasks, copies)`: by task first, by copies where processes outnumber
     tasks.
 
-    Tasks go to the hand that has least to do so far, the heaviest first, and all hands get as many,
-    or one less.
+    Tasks go to the worker that has least to do so far, the heaviest first; all workers get as many
+    tasks, or one less.
     """
     num_tasks = len(costs)
     wanted = max(1, min(processes, num_tasks * copies))
     groups = max(1, min(copies, wanted // num_tasks))
     hands: list[list[int]] = [[] for _ in range(min(num_tasks, wanted // groups))]
-    for place, task in enumerate(sorted(range(num_tasks), key=lambda task: -costs[task])):
-        open_ones = [
-            hand for hand in hands if len(hand) == place // len(hands)
-        ]  # those that this turn has not served
-        min(open_ones, key=lambda hand: sum(costs[mine] for mine in hand)).append(task)
+    for turn, task in enumerate(sorted(range(num_tasks), key=lambda task: -costs[task])):
+        unserved = [hand for hand in hands if len(hand) == turn // len(hands)]
+        min(unserved, key=lambda hand: sum(costs[mine] for mine in hand)).append(task)
     return [
         (sorted(hand), list(range(group, copies, groups)))
         for hand in hands

@@ -1,4 +1,4 @@
-"""A share of the environments, asked and answering: here, or in a process of its own."""
+"""One worker: some of the environments, stepped in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from softmod.errors import PhysicsError, WorkerError
+from softmod.networks.weights import count
 from softmod.spec import Floats
 from softmod.system import signals
 from softmod.workers.worker import Collector, Plan, describe, serve
 
 LOOK = 0.2  # seconds between looks for a signal
-GOODBYE = 2.0  # seconds that a worker may take to end
-Question = tuple[Any, ...]  # the method's name and its arguments
-NOTHING: Question = ("",)
+SHUTDOWN = 2.0  # seconds that a worker may take to end
+Request = tuple[Any, ...]  # a method's name and its arguments
+NOTHING: Request = ("",)
 
 
-class Inline:
-    """A share stepped in this process: asked now, computed when answered."""
+class InlineWorker:
+    """A worker in this process: asked now, computed when the answer is taken."""
 
-    asked: Question
+    asked: Request
 
     def __init__(
         self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats
@@ -41,7 +42,7 @@ class Inline:
         self.asked = NOTHING
 
     def wait_until_ready(self) -> None:
-        """It is."""
+        """No-op."""
 
     def ask(self, method: str, *arguments: Any) -> None:
         self.asked = (method, *arguments)
@@ -55,20 +56,21 @@ class Inline:
         except Exception as error:
             raise WorkerError(describe(error)) from error
 
-    def anew(self) -> Inline:
-        return self  # never called: what fails in this process fails again
+    def restarted(self) -> InlineWorker:
+        """No-op: what fails in this process fails again."""
+        return self
 
-    def say_goodbye(self) -> None:
-        """It hears nothing."""
+    def request_shutdown(self) -> None:
+        """No-op."""
 
     def close(self, deadline: float = 0.0) -> None:
         self.collector.close()
 
 
-class Process:
-    """A share in a process of its own.
+class ProcessWorker:
+    """A worker in a process of its own.
 
-    Replies carry the number of their question: a stale one is never used.
+    Replies carry the number of their request, so that a stale one is never used.
     """
 
     def __init__(
@@ -109,8 +111,12 @@ class Process:
             raise WorkerError(self._died()) from error
 
     def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        """What was asked for, within so many time-outs; if it is `stoppable`, a signal ends the
-        waiting.
+        """Wait for the answer, for `patience` time-outs at most.
+
+        Raises:
+            WorkerError: the worker failed, died or did not answer in time.
+            PhysicsError: the physics of an environment broke too often.
+            StoppedError: a signal asked the run to stop, and the wait is `stoppable`.
         """
         number = -1
         while number != self.number:
@@ -121,17 +127,17 @@ class Process:
         self.asked = NOTHING
         return payload
 
-    def anew(self) -> Process:
-        """The same share in a new process; this one is killed."""
+    def restarted(self) -> ProcessWorker:
+        """Kill this process; return a worker of the same environments in a new one."""
         self.process.kill()
         self.close(0.0)
-        return Process(*self.arguments)
+        return ProcessWorker(*self.arguments)
 
     def close(self, deadline: float | None = None) -> None:
-        """End it, by force after the deadline."""
+        """Wait for the process to end; kill it after the deadline."""
         if deadline is None:
-            deadline = time.monotonic() + GOODBYE
-            self.say_goodbye()
+            deadline = time.monotonic() + SHUTDOWN
+            self.request_shutdown()
         self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
@@ -139,7 +145,7 @@ class Process:
         self.connection.close()
 
     def wait_until_ready(self) -> None:
-        """Environments are built while the learner is; the first question waits for them."""
+        """Wait until the environments are built, which happens while the learner is built."""
         if not self.ready:
             _, kind, payload = self._receive()
             if kind == "error":
@@ -177,20 +183,18 @@ class Process:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
 
-    def say_goodbye(self) -> None:
+    def request_shutdown(self) -> None:
         try:
             self.connection.send((0, "close", ()))
         except OSError:
             pass
 
 
-Share = Inline | Process
+Worker = InlineWorker | ProcessWorker
 
 
 def limit(connection: Connection, seconds: float) -> None:
-    """Let a transfer that has begun fail with BlockingIOError when it does not go on
-    for so long.
-    """
+    """Let a transfer fail with BlockingIOError where it stalls for so many seconds."""
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
         span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # C's timeval
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -198,23 +202,24 @@ def limit(connection: Connection, seconds: float) -> None:
 
 
 def start_forkserver() -> None:
-    """Workers are forked from a process that has imported what they need, and has not computed.
+    """Start the process that workers are forked from: it has imported what they need, and has not
+    computed.
 
-    Signals do not reach it: while it imports, one would end it, with a traceback.
+    Signals are blocked in it: one that came while it imports would end it with a traceback.
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
-    # else the next line does, and that lets SIGINT and SIGTERM through
+    # Otherwise the next line starts it, and that unblocks SIGINT and SIGTERM.
     resource_tracker.ensure_running()
     with signals.kept_from_children():
         forkserver.ensure_running()
 
 
 def shared_weights(plan: Plan) -> Any:
-    """Memory for the actor's weights that processes can share."""
-    return RawArray("f", sum(tensor.numel() for tensor in plan.actor.state_dict().values()))
+    """Return memory for the actor's weights that processes can share."""
+    return RawArray("f", count(plan.actor))
 
 
-def share_of(
+def start_worker(
     plan: Plan,
     tasks: list[int],
     copies: list[int],
@@ -222,11 +227,11 @@ def share_of(
     timeout: float,
     inline: bool,
     shared: Any = None,
-) -> Share:
-    """Some environments, here or in a process of their own; `shared` is where the policy's weights
-    lie.
+) -> Worker:
+    """Start a worker of some environments, in this process or in one of its own; `shared` is the
+    memory of the policy's weights.
     """
     shared = shared_weights(plan) if shared is None else shared
     if inline:
-        return Inline(plan, tasks, copies, training, np.frombuffer(shared, np.float32))
-    return Process(plan, tasks, copies, training, shared, timeout)
+        return InlineWorker(plan, tasks, copies, training, np.frombuffer(shared, np.float32))
+    return ProcessWorker(plan, tasks, copies, training, shared, timeout)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,22 +22,27 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from softmod.capture.numpy_graph import Repeated, repeated
+from softmod.envs.episode import EvalEpisode
 from softmod.errors import PhysicsError, SoftmodError, WorkerError
 from softmod.networks.gaussian import Actor, actions
+from softmod.networks.weights import bind
 from softmod.seeding import Purpose, generator, pink
-from softmod.spec import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite
+from softmod.spec import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite, UnderWay
 from softmod.system import signals
 
-State = dict[str, NDArray[Any]]
 MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every worker of a run is told once.
+    """Describe to every worker what it steps, and how.
 
-    `draw_goals`: goals are drawn anew for each episode. `pink_noise`: an episode's exploration is
-    correlated in time.
+    Args:
+        suite: the task set.
+        actor: the policy's form; its weights change each round.
+        seed: of the run.
+        draw_goals: draw a new goal for each episode, instead of one of the task's goals.
+        pink_noise: correlate an episode's exploration over its steps.
     """
 
     suite: TaskSuite
@@ -46,9 +52,9 @@ class Plan:
     pink_noise: bool = False
 
 
-class Lane:
-    """One environment and the episode under way in it; goal and noise are keyed by (task, copy,
-    episode).
+class EnvSlot:
+    """An environment and the training episode under way in it. Goal and noise are keyed by (seed,
+    task, copy, episode).
     """
 
     def __init__(self, plan: Plan, task: int, copy: int) -> None:
@@ -57,52 +63,62 @@ class Lane:
         self.env: TaskEnv = plan.suite.make(task)
         self.goals = None if plan.draw_goals else plan.suite.goals(task)
         self.actions = np.zeros((self.spec.episode_steps, self.spec.action_dim), np.float32)
+        self.noise = np.zeros_like(self.actions)
+        self.obs = np.zeros(self.spec.obs_dim, np.float32)
         self.episode = -1
-        self.steps = self.spec.episode_steps
+        self.steps = self.spec.episode_steps  # of an episode before the first one, which is over
         self.rewards: list[float] = []
+        self.success = False
 
     def begin(self, episode: int) -> None:
         """Reset to the episode's own goal."""
-        address = (self.plan.seed, Purpose.GOAL, self.task, self.copy, episode)
-        draws = generator(*address)
-        goal = (
-            self.env.draw_goal(draws)
-            if self.goals is None
-            else self.goals[draws.integers(len(self.goals))]
-        )
+        draws = generator(self.plan.seed, Purpose.GOAL, self.task, self.copy, episode)
+        if self.goals is None:
+            goal = self.env.draw_goal(draws)
+        else:
+            goal = self.goals[draws.integers(len(self.goals))]
         noise = generator(self.plan.seed, Purpose.EXPLORATION, self.task, self.copy, episode)
         white = noise.standard_normal(self.actions.shape, np.float32)
         self.noise = pink(white) if self.plan.pink_noise else white
         self.obs = self.env.reset(goal)
         self.actions[:] = 0.0
-        self.episode, self.steps, self.rewards, self.success = episode, 0, [], False
+        self.episode, self.steps = episode, 0
+        self.rewards, self.success = [], False
 
-    def ready(self) -> None:
-        """Begin the next episode if the last one is over."""
-        if self.steps == self.spec.episode_steps:
-            self.begin(self.episode + 1)
+    @property
+    def over(self) -> bool:
+        """Return whether the episode has had all its steps."""
+        return self.steps == self.spec.episode_steps
 
     def step(self, action: Floats) -> float:
-        """Act; the reward."""
+        """Act; return the reward."""
         self.actions[self.steps] = action
         self.obs, reward, success = self.env.step(action)
         self.rewards.append(reward)
-        self.steps, self.success = self.steps + 1, self.success or success
+        self.steps += 1
+        self.success = self.success or success
         return reward
 
     def ended(self) -> Episode:
-        """The episode, after its last step."""
+        """Return the episode, after its last step."""
         rewards = tuple(self.rewards)
         return Episode(self.task, self.copy, self.episode, sum(rewards), self.success, rewards)
 
-    def resume(self, episode: int, actions: Floats, obs: Floats) -> None:
-        """Re-execute an episode's actions, and check that they lead to the same observation.
+    def restore(self, episode: int, steps: int, actions: Floats, obs: Floats) -> None:
+        """Re-execute the first steps of an episode, and check that they lead to the same
+        observation.
+
+        An episode that is over, or the one before the first, is only noted.
 
         Raises:
             WorkerError: they do not.
         """
+        if steps == self.spec.episode_steps:
+            self.episode, self.steps, self.obs = episode, steps, obs
+            self.actions[:] = actions
+            return
         self.begin(episode)
-        for action in actions:
+        for action in actions[:steps]:
             self.step(action)
         if not np.array_equal(np.asarray(self.obs, np.float32), obs):
             name = self.spec.tasks[self.task]
@@ -111,21 +127,16 @@ class Lane:
             )
 
 
-def bind(actor: Actor, weights: Floats) -> None:
-    """Make a network's weights views of a flat array, in the order of its state dict: who writes
-    there, loads it.
-    """
-    offset = 0
-    for tensor in actor.state_dict(keep_vars=True).values():
-        tensor.data = torch.from_numpy(weights[offset : offset + tensor.numel()]).view(tensor.shape)
-        offset += tensor.numel()
-
-
 class Collector:
-    """The environments of `tasks x copies`, and others for evaluation; the policy they act with.
+    """The environments of `tasks x copies`, others for evaluation, and the policy that acts in
+    them.
 
-    `weights` is the flat array that the policy's weights lie in; None leaves it with the plan's
-    own.
+    Args:
+        plan: what is stepped, and how.
+        tasks: indices of the tasks.
+        copies: of each task.
+        training: whether to build training environments; `evaluate` needs none.
+        weights: a flat array that holds the policy's weights; None: the plan's own weights.
     """
 
     def __init__(
@@ -141,19 +152,17 @@ class Collector:
         if weights is not None:
             bind(self.actor, weights)
         self.tasks, self.copies = torch.tensor(tasks), copies
-        self.lanes = (
-            [[Lane(plan, task, copy) for copy in copies] for task in tasks] if training else []
-        )
-        self.places = [
-            (i, j, lane) for i, row in enumerate(self.lanes) for j, lane in enumerate(row)
-        ]
-        self.judges: list[TaskEnv] = []
+        self.slots: dict[tuple[int, int], EnvSlot] = {}  # by where a task and a copy stand
+        if training:
+            for at in np.ndindex(len(tasks), len(copies)):
+                self.slots[at] = EnvSlot(plan, tasks[at[0]], copies[at[1]])
+        self.eval_envs: list[TaskEnv] = []
 
     # Recorded at their first use, when there are weights to check them with.
 
     @cached_property
     def explore(self) -> Repeated:
-        """Actions `[task, copy, action]` from its inputs: observations and noise of every lane."""
+        """Actions `[task, copy, action]` from its inputs: observations and noise of every slot."""
         rows = len(self.tasks), len(self.copies)
         inputs = [torch.zeros(*rows, self.spec.obs_dim), torch.zeros(*rows, self.spec.action_dim)]
         return repeated(lambda obs, noise: actions(self.actor, obs, self.tasks, noise), inputs)
@@ -166,8 +175,8 @@ class Collector:
         )
 
     def collect(self, steps: int, uniform: bool = False) -> Rollout:
-        """Take `steps` in every environment, exploring, or with uniform actions: `[task, copy,
-        step, ...]`.
+        """Take `steps` in every environment, exploring or with uniform actions; return `[task,
+        copy, step, ...]`.
         """
         began = time.monotonic()
         shape = (len(self.tasks), len(self.copies), steps)
@@ -181,6 +190,7 @@ class Collector:
         act = self._uniform if uniform else self.explore
         for step in range(steps):
             self._step(rollout, step, act)
+        rollout.under_way = self._under_way()
         rollout.seconds = time.monotonic() - began
         return rollout
 
@@ -190,103 +200,112 @@ class Collector:
         return (2.0 * ndtr(noise) - 1.0).astype(np.float32)
 
     def _step(self, rollout: Rollout, step: int, act: Callable[[], Floats]) -> None:
-        """One step of every lane, acting for all of them at once."""
+        """Take one step in every slot; the policy acts once for all of them."""
         obs, noise = self.explore.inputs
-        for i, j, lane in self.places:
-            lane.ready()
-            obs[i, j] = lane.obs
-            noise[i, j] = lane.noise[lane.steps]
-            rollout.begins[i, j, step] = lane.steps == 0
-        rollout.obs[:, :, step], rollout.action[:, :, step] = obs, act()
-        actions = rollout.action[:, :, step]
-        for i, j, lane in self.places:
+        for at, slot in self.slots.items():
+            if slot.over:
+                slot.begin(slot.episode + 1)
+            obs[at] = slot.obs
+            noise[at] = slot.noise[slot.steps]
+            rollout.begins[*at, step] = slot.steps == 0
+        rollout.obs[:, :, step] = obs
+        rollout.action[:, :, step] = act()
+        for at, slot in self.slots.items():
             try:
-                rollout.reward[i, j, step] = lane.step(actions[i, j])
+                reward = slot.step(rollout.action[*at, step])
             except PhysicsError as error:
-                rollout.reward[i, j, step] = self._begin_anew(
-                    rollout, (i, j, step), lane, act, error
-                )
-            rollout.next_obs[i, j, step] = lane.obs
-            if lane.steps == self.spec.episode_steps:
-                rollout.episodes.append(lane.ended())
+                reward = self._begin_anew(rollout, (*at, step), slot, act, error)
+            rollout.reward[*at, step] = reward
+            rollout.next_obs[*at, step] = slot.obs
+            if slot.over:
+                rollout.episodes.append(slot.ended())
 
     def _begin_anew(
         self,
         rollout: Rollout,
         at: tuple[int, int, int],
-        lane: Lane,
+        slot: EnvSlot,
         act: Callable[[], Floats],
         error: PhysicsError,
     ) -> float:
-        """In place of a step that broke the physics, the first one of the next episode; its reward.
+        """Replace a step that broke the physics by the first one of the next episode; return its
+        reward.
 
         Raises:
             PhysicsError: that one broke as well, and so did those after it.
         """
         obs, noise = self.explore.inputs
         for _ in range(MOST_IN_A_ROW):
-            rollout.faults.append(Fault(lane.task, lane.copy, lane.episode, at[2]))
-            lane.begin(lane.episode + 1)
-            obs[at[:2]], noise[at[:2]] = lane.obs, lane.noise[0]
-            rollout.obs[at], rollout.action[at], rollout.begins[at] = lane.obs, act()[at[:2]], True
+            rollout.faults.append(Fault(slot.task, slot.copy, slot.episode, at[2]))
+            slot.begin(slot.episode + 1)
+            obs[at[:2]], noise[at[:2]] = slot.obs, slot.noise[0]
+            rollout.obs[at] = slot.obs
+            rollout.action[at] = act()[at[:2]]
+            rollout.begins[at] = True
             try:
-                return lane.step(rollout.action[at])
+                return slot.step(rollout.action[at])
             except PhysicsError as again:
                 error = again
         raise error
 
-    def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """The deterministic policy on these goals of every task: success and return `[task, goal]`.
+    def _under_way(self) -> UnderWay:
+        """Return a copy of the episodes under way."""
+        under_way = UnderWay.none(self.spec, len(self.tasks), len(self.copies))
+        for at, slot in self.slots.items():
+            under_way.episode[at] = slot.episode
+            under_way.steps[at] = slot.steps
+            under_way.actions[at] = slot.actions
+            under_way.obs[at] = slot.obs
+        return under_way
 
-        An episode ends at success, or where its physics breaks. Actions are always computed for all
-        tasks, one environment each, so that the result does not depend on how goals are spread over
-        workers.
+    def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Play the deterministic policy on these goals of every task; return success and return
+        `[task, goal]`.
+
+        Actions are always computed for all tasks, one environment each, so that the result does not
+        depend on how goals are spread over workers.
 
         Raises:
-            StoppedError: this process, which is no worker's then, was told to stop.
+            StoppedError: a signal asked this process to stop; workers ignore signals.
         """
-        self.judges = self.judges or [
-            self.plan.suite.make(task) for task in range(self.spec.num_tasks)
-        ]
+        tasks = range(self.spec.num_tasks)
+        self.eval_envs = self.eval_envs or [self.plan.suite.make(task) for task in tasks]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
         returns = np.zeros((self.spec.num_tasks, len(goals)))
+        waiting = {task: deque(range(len(goals))) for task in tasks}
+        playing: dict[int, tuple[int, EvalEpisode]] = {}
         (obs,) = self.exploit.inputs
-        turn, steps = [0] * self.spec.num_tasks, [0] * self.spec.num_tasks
-        while running := [task for task in range(self.spec.num_tasks) if turn[task] < len(goals)]:
-            for task in running:
-                if steps[task] == 0:
-                    obs[task, 0] = self.judges[task].reset(
-                        self.plan.suite.goals(task)[goals[turn[task]]]
-                    )
+        while True:
+            for task in tasks:
+                if task not in playing and waiting[task]:
+                    turn = waiting[task].popleft()
+                    playing[task] = turn, self._episode(task, goals[turn])
+            if not playing:
+                return success, returns
             if signals.stopping():
                 raise signals.StoppedError
+            for task, (_, episode) in playing.items():
+                obs[task, 0] = episode.obs
             actions = self.exploit()
-            for task in running:
-                try:
-                    obs[task, 0], reward, reached = self.judges[task].step(actions[task, 0])
-                except PhysicsError:  # an episode without success
-                    turn[task], steps[task] = turn[task] + 1, 0
-                    continue
-                returns[task, turn[task]] += reward
-                success[task, turn[task]] |= reached
-                steps[task] += 1
-                if reached or steps[task] == self.spec.horizon:
-                    turn[task], steps[task] = turn[task] + 1, 0
-        return success, returns
+            for task, (turn, episode) in list(playing.items()):
+                episode.step(actions[task, 0])
+                if episode.over:
+                    success[task, turn] = episode.success
+                    returns[task, turn] = episode.episode_return
+                    del playing[task]
 
-    def restore(self, state: State) -> None:
-        """Bring every environment to where `state` was taken."""
-        for i, row in enumerate(self.lanes):
-            for j, lane in enumerate(row):
-                episode, steps = int(state["episode"][i, j]), int(state["steps"][i, j])
-                if steps == self.spec.episode_steps:  # over, or none yet
-                    lane.episode, lane.steps, lane.obs = episode, steps, state["obs"][i, j]
-                    lane.actions[:] = state["actions"][i, j]
-                else:
-                    lane.resume(episode, state["actions"][i, j, :steps], state["obs"][i, j])
+    def _episode(self, task: int, goal: int) -> EvalEpisode:
+        goals = self.plan.suite.goals(task)
+        return EvalEpisode(self.eval_envs[task], goals[goal], self.spec.horizon)
+
+    def restore(self, under_way: UnderWay) -> None:
+        """Bring every environment to where its episode was."""
+        for at, slot in self.slots.items():
+            episode, steps = int(under_way.episode[at]), int(under_way.steps[at])
+            slot.restore(episode, steps, under_way.actions[at], under_way.obs[at])
 
     def close(self) -> None:
-        for env in [*(lane.env for row in self.lanes for lane in row), *self.judges]:
+        for env in [*(slot.env for slot in self.slots.values()), *self.eval_envs]:
             env.close()
 
 
@@ -298,10 +317,10 @@ def serve(
     weights: Any,
     connection: Connection,
 ) -> None:
-    """A worker process: builds its environments, then answers (number, method, arguments) until
-    told to close.
+    """Run a worker process: build its environments, then answer (number, method, arguments) until
+    asked to close.
 
-    `weights` is shared memory that the policy's weights lie in.
+    `weights` is shared memory that holds the policy's weights.
     """
     for number in (signal.SIGINT, *signals.STOPS):  # the learner's to handle
         signal.signal(number, signal.SIG_IGN)
@@ -313,8 +332,7 @@ def serve(
         except Exception as error:
             connection.send((0, "error", describe(error)))
             return
-        # what was imported and built stays; looking it all through takes a fifth of a second each
-        # time
+        # Collecting garbage among what was imported and built would take 0.2 s each time.
         gc.freeze()
         try:
             connection.send((0, "ready", None))
@@ -337,11 +355,12 @@ def _answer(collector: Collector, connection: Connection) -> None:
 
 
 def describe(error: BaseException) -> str:
+    """Return an error's text, with its type where it is none of ours."""
     return str(error) if isinstance(error, SoftmodError) else f"{type(error).__name__}: {error}"
 
 
 def _end_with_parent() -> None:
-    """No worker outlives its learner, however that one ends."""
+    """End this process with its learner, however that one ends."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -20,6 +20,7 @@ from softmod.networks.gaussian import Actor, split, squash
 from softmod.networks.hard_routing import HardRouting
 from softmod.networks.mlp import MLP
 from softmod.networks.soft_modular import SoftModular
+from softmod.networks.weights import bind
 from softmod.seeding import Purpose, torch_generator
 from softmod.spec import EnvSpec, Episode, Rollout
 
@@ -412,19 +413,31 @@ def test_entropy_of_known_distributions():
     assert entropy(torch.eye(4)).item() == 0.0
 
 
+def act(agent: MTSAC, *arguments) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.actions(agent.acting_actor.eval(), *arguments)
+
+
+def frozen(agent: MTSAC) -> Actor:
+    """The policy that workers would act with."""
+    actor = deepcopy(agent.acting_actor)
+    bind(actor, agent.policy().numpy())
+    return actor
+
+
 def test_acts_for_some_of_the_tasks():
     agent = make()
     obs, noise = torch.randn(2, 1, 5), torch.randn(2, 1, 2)
     tasks = torch.tensor([2, 0])
-    whole = agent.act(torch.stack([obs[1], obs[0], obs[0]]))
-    torch.testing.assert_close(agent.act(obs, tasks)[0], whole[2])
-    torch.testing.assert_close(agent.act(obs, tasks)[1], whole[0])
-    assert not torch.equal(agent.act(obs, tasks, noise), agent.act(obs, tasks))
-    frozen = agent.policy()
+    whole = act(agent, torch.stack([obs[1], obs[0], obs[0]]))
+    torch.testing.assert_close(act(agent, obs, tasks)[0], whole[2])
+    torch.testing.assert_close(act(agent, obs, tasks)[1], whole[0])
+    assert not torch.equal(act(agent, obs, tasks, noise), act(agent, obs, tasks))
+    before = frozen(agent)
     agent.training_step(batch(), 0)
-    assert not torch.equal(
-        frozen["network.first.weight"], agent.actor.network.first.weight
-    )  # a copy, not a view
+    assert not torch.equal(  # a copy, not a view
+        before.network.first.weight, agent.actor.network.first.weight
+    )
 
 
 # --- options of the update ------------------------------------------------------------------------
@@ -480,11 +493,11 @@ def test_the_averaged_policy_acts_and_follows_the_policy():
     expected = torch.lerp(before, agent.actor.network.first.weight.detach(), 0.25)
     torch.testing.assert_close(agent.averaged_actor.network.first.weight, expected)
     assert torch.equal(
-        agent.policy()["network.first.weight"], agent.averaged_actor.network.first.weight
+        frozen(agent).network.first.weight, agent.averaged_actor.network.first.weight
     )
     obs = torch.randn(3, 1, 5)
-    assert torch.equal(agent.act(obs), policy.actions(agent.averaged_actor, obs))
-    assert not torch.equal(agent.act(obs), policy.actions(agent.actor, obs))
+    assert torch.equal(act(agent, obs), policy.actions(agent.averaged_actor, obs))
+    assert not torch.equal(act(agent, obs), policy.actions(agent.actor, obs))
 
 
 def test_a_bad_update_moves_no_average():
@@ -522,7 +535,9 @@ def test_networks_learn_on_normalised_observations_and_scaled_rewards():
         plain.update(by_hand, noise[0], noise[1]),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scaled.act(given.obs), plain.act(by_hand.obs), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        act(scaled, given.obs), act(plain, by_hand.obs), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("program", ["update", "update_critics"])
@@ -543,7 +558,7 @@ def test_statistics_reach_both_policies_and_the_weights_that_workers_get():
     expected = torch.from_numpy(obs.reshape(-1, 5).mean(0))
     for actor in (agent.actor, agent.averaged_actor):
         torch.testing.assert_close(actor.normalizer.mean, expected)
-    torch.testing.assert_close(agent.policy()["normalizer.mean"], expected)
+    torch.testing.assert_close(frozen(agent).normalizer.mean, expected)
 
 
 def test_weight_decay_does_nothing_before_the_first_update():

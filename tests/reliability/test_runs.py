@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from softmod.workers.pool import Workers
-from softmod.workers.process import Process
+from softmod.workers.process import ProcessWorker
 from tests.command.test_train import SMALL
 from tests.reliability.test_killed import CASES, METAWORLD, command, finish, gone, hashes, leftovers
 from tests.workers.test_workers import plan, rounds, same, weights
@@ -228,18 +228,18 @@ def workers_of(pid: int) -> list[psutil.Process]:
 def test_a_replacement_that_is_not_brought_to_where_the_other_was(monkeypatch):
     with Workers(plan(), 0) as workers:
         expected = rounds(workers, 3)
-    ask = Process.ask
+    ask = ProcessWorker.ask
 
     def careless(self, method, *arguments):
         ask(self, *(("collect", 1) if method == "restore" else (method, *arguments)))
 
-    monkeypatch.setattr(Process, "ask", careless)
+    monkeypatch.setattr(ProcessWorker, "ask", careless)
     with Workers(plan(), 3) as workers:
         for theirs in expected[:2]:
             workers.start(weights(), 10)
             same(workers.finish(), theirs)
-        workers.shares[1].process.kill()
-        workers.shares[1].process.join()
+        workers.workers[1].process.kill()
+        workers.workers[1].process.join()
         workers.start(weights(), 10)
         with pytest.raises(AssertionError):
             same(workers.finish(), expected[2])
@@ -270,9 +270,9 @@ def stale_and_due(workers: Workers) -> tuple[np.ndarray, np.ndarray]:
     have answered.
     """
     workers.start(weights(), 10)
-    for share in workers.shares:
-        share.ask("collect", 10)  # the first answer lies in the pipe when this one is waited for
-    return workers.shares[0].answer().obs, expected_second()
+    for worker in workers.workers:
+        worker.ask("collect", 10)  # the first answer lies in the pipe when this one is waited for
+    return workers.workers[0].answer().obs, expected_second()
 
 
 def expected_second() -> np.ndarray:
@@ -289,8 +289,12 @@ def test_a_stale_reply_is_never_used():
 
 @pytest.mark.control(12)
 def test_replies_without_numbers_are_stale(monkeypatch):
-    receive = Process._receive
-    monkeypatch.setattr(Process, "_receive", lambda self, *a: (self.number, *receive(self, *a)[1:]))
+    receive = ProcessWorker._receive
+
+    def careless(self, *arguments):
+        return self.number, *receive(self, *arguments)[1:]
+
+    monkeypatch.setattr(ProcessWorker, "_receive", careless)
     with Workers(plan(), 1) as workers:
         given, due = stale_and_due(workers)
     assert np.abs(given - due).max() > 1e-2

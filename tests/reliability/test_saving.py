@@ -82,7 +82,7 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
 
         def save() -> Path:
             clock.env_steps += 1
-            return saver.save(clock, log, workers.state())
+            return saver.save(clock, log)
 
         told, place = cost(Path(name), save, "first")
         told |= {"delta bytes": new * len(spec.tasks) * bytes_per_transition(spec)}

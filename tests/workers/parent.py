@@ -9,14 +9,15 @@ def begin() -> None:
     from softmod.envs.toy import Toy
     from softmod.networks.gaussian import Actor
     from softmod.networks.mlp import MLP
+    from softmod.networks.weights import flatten
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
     actor = Actor(MLP(9, 4, 2, 1, num_layers=1, width=8))
     with Workers(Plan(Toy(["toy-reach", "toy-touch"]), actor, 0), 2) as workers:
-        workers.start(dict(actor.state_dict()), 10)
+        workers.start(flatten(actor), 10)
         workers.finish()
-        print(*(share.process.pid for share in workers.shares), flush=True)
+        print(*(worker.process.pid for worker in workers.workers), flush=True)
         time.sleep(600)
 
 

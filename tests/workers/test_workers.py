@@ -29,10 +29,11 @@ from softmod.errors import PhysicsError, WorkerError
 from softmod.experiment.build import make_plan
 from softmod.networks.gaussian import Actor, Policy
 from softmod.networks.mlp import MLP
+from softmod.networks.weights import flatten
 from softmod.seeding import Purpose, generator, pink
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
-from softmod.workers.process import Process, limit, share_of
+from softmod.workers.process import ProcessWorker, limit, start_worker
 from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
 
@@ -48,8 +49,8 @@ def plan(suite=None, seed=0, draw_goals=False) -> Plan:
     return Plan(suite or Toy(TASKS, horizon=20), actor(), seed, draw_goals)
 
 
-def weights() -> dict[str, torch.Tensor]:
-    return dict(actor().state_dict())
+def weights() -> torch.Tensor:
+    return flatten(actor())
 
 
 def rounds(workers: Workers, count: int, steps: int = 10):
@@ -110,7 +111,7 @@ def test_training_episodes_may_be_shorter_than_evaluations(processes):
     shorter = Plan(Toy(TASKS, horizon=20, train_horizon=5), actor(), 0)
     with Workers(shorter, processes) as workers:
         first, second = rounds(workers, 2)
-        state = workers.state()
+        state = workers.under_way
         scores = workers.evaluate(weights(), 2)
     assert np.flatnonzero(first.begins[0, 0]).tolist() == [0, 5]
     assert [e[:3] for e in first.episodes if e.task == 0] == [(0, 0, 0), (0, 0, 1)]
@@ -227,7 +228,7 @@ def test_episodes_under_way_resume_exactly(processes, draw_goals):
     one = plan(draw_goals=draw_goals)
     with Workers(one, processes) as workers:
         rounds(workers, 3, steps=5)
-        state = workers.state()
+        state = workers.under_way
         expected = rounds(workers, 4, steps=5)
     with Workers(one, processes) as workers:
         workers.restore(state)
@@ -238,8 +239,8 @@ def test_episodes_under_way_resume_exactly(processes, draw_goals):
 def test_a_state_that_does_not_repeat_is_refused():
     with Workers(plan(), 0) as workers:
         rounds(workers, 1)
-        state = workers.state()
-    state["obs"][1, 0, 0] += 1e-6
+        state = workers.under_way
+    state.obs[1, 0, 0] += 1e-6
     with (
         Workers(plan(), 0) as workers,
         pytest.raises(WorkerError, match="toy-opposite: re-executing episode 0"),
@@ -274,7 +275,7 @@ def test_evaluation_ends_an_episode_at_success():
     suite = Toy(["toy-reach"], horizon=40)
     policy = Actor(Always(9, 4, 1, 1))
     with Workers(Plan(suite, policy, 0), 0, training=False) as workers:
-        (score,) = workers.evaluate(dict(policy.state_dict()), 50)
+        (score,) = workers.evaluate(flatten(policy), 50)
     assert score.success_rate == 1.0
     assert score.episodes == 50
     assert score.episode_return < 40 * 10 * 0.8  # not collected up to the horizon
@@ -330,7 +331,7 @@ def test_inline_failures_are_worker_errors_too():
 def test_a_killed_worker_is_told_with_its_signal():
     with Workers(plan(), 2, restarts=0) as workers:
         rounds(workers, 1)
-        os.kill(workers.shares[0].process.pid, signal.SIGKILL)
+        os.kill(workers.workers[0].process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="died: signal 9"):
             rounds(workers, 1)
 
@@ -347,11 +348,11 @@ def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path
     suite = Faulty(TASKS, horizon=20, name=fault)
     suite.marker = tmp_path / "marker"
     with Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0) as workers:
-        before = {share.process.pid for share in workers.shares}
+        before = {worker.process.pid for worker in workers.workers}
         for mine, theirs in zip(rounds(workers, 5), expected, strict=True):
             same(mine, theirs)
         assert workers.evaluate(weights(), 3) == score
-        assert len({share.process.pid for share in workers.shares} - before) == 1
+        assert len({worker.process.pid for worker in workers.workers} - before) == 1
     assert "a new one takes over (1 of 3)" in caplog.text
 
 
@@ -362,11 +363,11 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
     with Workers(plan(), 2, copies=2) as workers:
         for number, theirs in enumerate(expected):
             if number == 1:
-                os.kill(workers.shares[0].process.pid, signal.SIGKILL)
-                workers.shares[0].process.join()  # so that asking it fails already
+                os.kill(workers.workers[0].process.pid, signal.SIGKILL)
+                workers.workers[0].process.join()  # so that asking it fails already
             workers.start(weights(), 10)
             if number == 3:
-                os.kill(workers.shares[1].process.pid, signal.SIGKILL)
+                os.kill(workers.workers[1].process.pid, signal.SIGKILL)
             same(workers.finish(), theirs)
 
 
@@ -383,7 +384,7 @@ def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
     suite.marker = tmp_path / "marker"
     with Workers(plan(suite), processes) as workers:
         rollouts = rounds(workers, 4)
-        state = workers.state()
+        state = workers.under_way
         after = rounds(workers, 2)
     broken, step = divmod(at - 1, 10)
     faults = [[tuple(fault) for fault in rollout.faults] for rollout in rollouts]
@@ -433,7 +434,7 @@ def test_old_restarts_do_not_count(monkeypatch):
     monkeypatch.setattr(pool, "WINDOW", 0.0)
     with Workers(plan(), 2, restarts=1) as workers:
         for _ in range(3):
-            os.kill(workers.shares[0].process.pid, signal.SIGKILL)
+            os.kill(workers.workers[0].process.pid, signal.SIGKILL)
             rounds(workers, 1)
 
 
@@ -483,13 +484,13 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
     torch.manual_seed(0)
     policy = Actor(MLP(39, 8, 2, 1, num_layers=1, width=8))
     with Workers(Plan(suite, policy, 0), 0) as workers:
-        workers.start(dict(policy.state_dict()), 10)
+        workers.start(flatten(policy), 10)
         expected = workers.finish()
     monkeypatch.setattr(MetaWorldEnv, "step", damaged)
     with Workers(Plan(suite, policy, 0), 0) as workers:
-        workers.start(dict(policy.state_dict()), 10)
+        workers.start(flatten(policy), 10)
         rollout = workers.finish()
-        assert workers.state()["steps"].tolist() == [[6], [10]]
+        assert workers.under_way.steps.tolist() == [[6], [10]]
     assert [tuple(fault) for fault in rollout.faults] == [(0, 0, 0, 4)]
     assert all(
         np.isfinite(getattr(rollout, name)).all()
@@ -502,10 +503,9 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
 @pytest.mark.bar(10)
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
-    share_of(plan(), [0], [0], True, 10.0, inline=False).close()  # the fork server runs
+    start_worker(plan(), [0], [0], True, 10.0, inline=False).close()  # the fork server runs
     ours, theirs = multiprocessing.Pipe()
-    flat = np.concatenate([tensor.numpy().ravel() for tensor in weights().values()])
-    arguments = (plan(), [0], [0], True, flat, theirs)
+    arguments = (plan(), [0], [0], True, weights().numpy(), theirs)
     process = multiprocessing.get_context("forkserver").Process(
         target=serve, args=arguments, daemon=True
     )
@@ -524,13 +524,14 @@ def test_a_transfer_that_stops_half_way_is_a_worker_that_does_not_answer():
     """Replies of many tasks are larger than a socket's buffer: a worker can be stopped
     within one.
     """
-    share, (silent, _) = Process.__new__(Process), os.pipe()
-    share.connection, theirs = multiprocessing.Pipe()
-    share.names, share.timeout, share.process = "toy-reach", 0.3, SimpleNamespace(sentinel=silent)
-    limit(share.connection, share.timeout)
+    worker, (silent, _) = ProcessWorker.__new__(ProcessWorker), os.pipe()
+    worker.connection, theirs = multiprocessing.Pipe()
+    worker.names, worker.timeout = "toy-reach", 0.3
+    worker.process = SimpleNamespace(sentinel=silent)
+    limit(worker.connection, worker.timeout)
     os.write(theirs.fileno(), struct.pack("!i", 1000) + b"the beginning")
     with pytest.raises(WorkerError, match=r"worker of toy-reach did not answer within 0\.3 s"):
-        share._receive()
-    share.ready, share.number = True, 0
+        worker._receive()
+    worker.ready, worker.number = True, 0
     with pytest.raises(WorkerError, match=r"did not answer within 0\.3 s"):
-        share.ask("collect", b"x" * 10_000_000)
+        worker.ask("collect", b"x" * 10_000_000)
