@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softmod.networks.soft_modular import SoftModular
+from tests.settings import network
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -51,9 +52,11 @@ def build(
         "gating_layers": size["gates"],
         "gating_width": size["gating"],
     } | options
-    network = SoftModular(in_dim, out_dim, size["tasks"], len(members), **arguments).double()
-    load(network, data, members, size["layers"], size["modules"])
-    return network
+    net = SoftModular(
+        in_dim, out_dim, size["tasks"], len(members), **network("soft_modular", **arguments)
+    ).double()
+    load(net, data, members, size["layers"], size["modules"])
+    return net
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from softmod.agent.update import (
     move_targets,
     step_if,
 )
-from softmod.agent.value_heads import Squared, ValueHead
+from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
 from softmod.networks.gaussian import Actor, squash
 from softmod.networks.gaussian import actions as policy_actions
@@ -58,7 +58,7 @@ class MTSAC(L.LightningModule):
             parameters.
         batch_per_task: transitions of each task in an update.
         seed: keys the noise of every update.
-        value_head: what the critics' outputs mean (None: squared error, the minimum of twins).
+        value_head: what the critics' outputs mean.
         discount, target_smoothing: gamma and tau.
         initial_temperature: alpha of every task at the start.
         target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
@@ -92,22 +92,22 @@ class MTSAC(L.LightningModule):
         critic: Network,
         optimizers: Mapping[str, MakeOptimizer],
         batch_per_task: int,
-        seed: int = 0,
-        value_head: ValueHead | None = None,
+        seed: int,
+        value_head: ValueHead,
         *,
-        discount: float = 0.99,
-        target_smoothing: float = 0.005,
-        initial_temperature: float = 1.0,
-        target_entropy_per_action: float = -1.0,
-        task_weights: str = "released",
-        update_order: str = "sequential",
-        clip_norm: float = 1.0,
-        gradient_surgery: str = "none",
-        n_step: int = 1,
-        reward_scaling: str = "none",
-        value_scaling: str = "none",
-        policy_delay: int = 1,
-        policy_averaging: float = 0.0,
+        discount: float,
+        target_smoothing: float,
+        initial_temperature: float,
+        target_entropy_per_action: float,
+        task_weights: str,
+        update_order: str,
+        clip_norm: float,
+        gradient_surgery: str,
+        n_step: int,
+        reward_scaling: str,
+        value_scaling: str,
+        policy_delay: int,
+        policy_averaging: float,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -135,7 +135,7 @@ class MTSAC(L.LightningModule):
         )
         self.value_scaling = value_scaling
         self.target_entropy = target_entropy_per_action * spec.action_dim
-        self.value_head: ValueHead = Squared() if value_head is None else value_head
+        self.value_head = value_head
         self.actor, self.critic = actor, critic
         self.target_critic = deepcopy(critic).requires_grad_(False)
         self.averaged_actor = deepcopy(actor).requires_grad_(False) if policy_averaging else None

@@ -96,7 +96,7 @@ class Categorical(ValueHead):
 
     support: Tensor
 
-    def __init__(self, atoms: int = 101, low: float = -10.0, high: float = 10.0) -> None:
+    def __init__(self, atoms: int, low: float, high: float) -> None:
         super().__init__()
         if atoms < 2 or low >= high:
             raise ValueError(

@@ -1,7 +1,4 @@
-"""`--help`: the groups with their options, and the keys that people type.
-
-Reads `conf/` and the schemas only.
-"""
+"""`--help`: the groups with their options, and the keys that people type."""
 
 from __future__ import annotations
 
@@ -9,22 +6,25 @@ import dataclasses
 import inspect
 from typing import Any
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
 from softmod.config import schema
+from softmod.config.compose import compose
 from softmod.config.groups import GROUPS, options
 
-SECTIONS: dict[str, Any] = {
-    "": schema.TrainConfig,
-    "env.": schema.EnvConfig,
-    "actor. (and critic.)": schema.SoftModularConfig,
-    "policy.": schema.PolicyConfig,
-    "critic_head. (categorical)": schema.CategoricalConfig,
-    "algorithm.": schema.AlgorithmConfig,
-    "optimizer.actor. (critic., temperature.)": schema.AdamWConfig,
-    "run.": schema.RunConfig,
-    "workers.": schema.WorkersConfig,
-    "fabric.": schema.FabricConfig,
-    "tracking.": schema.TrackingConfig,
-}
+SECTIONS: tuple[tuple[str, Any, str], ...] = (  # title, schema, key
+    ("", schema.TrainConfig, ""),
+    ("env.", schema.EnvConfig, "env"),
+    ("actor. (and critic., which is residual)", schema.SoftModularConfig, "actor"),
+    ("policy.", schema.PolicyConfig, "policy"),
+    ("critic_head.", schema.CategoricalConfig, "critic_head"),
+    ("algorithm.", schema.AlgorithmConfig, "algorithm"),
+    ("optimizer.actor. (critic., temperature.)", schema.AdamWConfig, "optimizer.actor"),
+    ("run.", schema.RunConfig, "run"),
+    ("workers.", schema.WorkersConfig, "workers"),
+    ("fabric.", schema.FabricConfig, "fabric"),
+    ("tracking.", schema.TrackingConfig, "tracking"),
+)
 ABOUT = {
     "env": "task sets (python -m softmod.envs lists the tasks)",
     "network": "networks, chosen for network@actor and network@critic",
@@ -48,7 +48,8 @@ ABOUT = {
 
 
 def text() -> str:
-    """The whole help."""
+    """Return the whole help."""
+    default = compose([])
     groups = [f"  {group:<12}{', '.join(options(group))}{_about(group)}" for group in GROUPS]
     return "\n".join(
         [
@@ -86,8 +87,8 @@ def text() -> str:
             "Groups and their options:",
             *groups,
             "",
-            "Keys (with the schema's defaults; an option's file may set others):",
-            *(line for prefix, kind in SECTIONS.items() for line in _keys(prefix, kind)),
+            "Keys, with their values in the default configuration:",
+            *(line for section in SECTIONS for line in _keys(*section, default)),
             "",
             (
                 "Exit codes: 0 done, 2 configuration, 3 no valid checkpoint, 4 cannot save, 5"
@@ -102,36 +103,41 @@ def _about(group: str) -> str:
     return f"\n{'':<14}({ABOUT[group]})" if group in ABOUT else ""
 
 
-def _keys(prefix: str, kind: Any) -> list[str]:
+def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
+    """Return a line for each key of a group: its value in the default configuration, and what it
+    is.
+    """
     comments = _comments(kind)
-    fields = [field for field in dataclasses.fields(kind) if not field.name.startswith("_")]
-    plain = [
-        field
-        for field in fields
-        if not dataclasses.is_dataclass(field.default_factory) and field.type != "Any"
-    ]
-    lines = [f"  {prefix}"] if prefix else []
-    return lines + [
-        f"    {field.name:<26}{_value(field):<16}{comments.get(field.name, '')}".rstrip()
-        for field in plain
-    ]
+    values = OmegaConf.select(default, key) if key else default
+    lines = [f"  {title}"] if title else []
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name)
+        if field.name.startswith("_") or isinstance(value, DictConfig):
+            continue
+        shown = _shown(value)
+        about = [comments[field.name]] if field.name in comments else []
+        if "choices" in field.metadata:
+            about.append(f"one of {', '.join(field.metadata['choices'])}")
+        lines.append(f"    {field.name:<26}{shown:<16}{'; '.join(about)}".rstrip())
+    return lines
 
 
-def _value(field: Any) -> str:
-    choices = field.metadata.get("choices")
-    if choices:
-        return "|".join(choices) + " "
-    default = field.default
-    if default is dataclasses.MISSING or default == "???":
-        return ""
-    return "null" if default is None else str(default)
+def _shown(value: Any) -> str:
+    if isinstance(value, ListConfig):
+        return f"[{','.join(map(str, value))}]"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _comments(kind: Any) -> dict[str, str]:
-    """The comment at each field of a schema."""
-    pairs = (
-        line.split("#", 1)
-        for line in inspect.getsource(kind).splitlines()
-        if "#" in line and ":" in line
-    )
-    return {code.split(":")[0].strip(): comment.strip() for code, comment in pairs}
+    """Return the comment at each field of a schema, or on the line above it."""
+    comments: dict[str, str] = {}
+    above = ""
+    for line in inspect.getsource(kind).splitlines():
+        code, _, comment = line.partition("#")
+        name, colon, _ = code.partition(":")
+        if colon and (comment or above):
+            comments[name.strip()] = comment.strip() or above
+        above = comment.strip() if not code.strip() else ""
+    return comments

@@ -81,6 +81,22 @@ def classes(module: Any) -> list[str]:
     )
 
 
+def check_options(target: type, values: Mapping[str, Any], part: str) -> None:
+    """
+    Raises:
+        ConfigError: the class does not take one of the options.
+    """
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in values:
+        if name not in parameters:
+            key = f"{part}.{name}".lstrip(".")
+            raise ConfigError(
+                f"{key}: {target.__name__} takes no such option{near(name, parameters)}"
+            )
+
+
 def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) -> Any:
     """An object of the class that `node._target_` names, made from the node's other fields and
     `extra`.
@@ -96,6 +112,7 @@ def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) ->
     )
     path = values.pop("_target_")
     target, line = resolve_target(path, allow, part), f"{part}._target_={path}".lstrip(".")
+    check_options(target, values, part)
     try:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:

@@ -72,13 +72,13 @@ class CARE(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_experts: int = 6,
-        encoder_layers: int = 2,
-        encoder_width: int = 50,
-        num_layers: int = 3,
-        width: int = 400,
-        init: str = "released",
-        norm: str = "none",
+        num_experts: int,
+        encoder_layers: int,
+        encoder_width: int,
+        num_layers: int,
+        width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
@@ -139,11 +139,11 @@ class MOORE(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_experts: int = 4,
-        num_layers: int = 3,
-        width: int = 400,
-        init: str = "released",
-        norm: str = "none",
+        num_experts: int,
+        num_layers: int,
+        width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.experts = Encoders(stack, num_experts, [in_dim] + [width] * num_layers, init, norm)

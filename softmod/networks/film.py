@@ -35,11 +35,11 @@ class FiLM(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_layers: int = 3,
-        width: int = 400,
-        embedding_width: int = 50,
-        init: str = "released",
-        norm: str = "none",
+        num_layers: int,
+        width: int,
+        embedding_width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm

@@ -24,7 +24,7 @@ TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = (
 
 
 def split(
-    outputs: Float[Tensor, "*batch two_actions"], log_std: str = "clamp"
+    outputs: Float[Tensor, "*batch two_actions"], log_std: str
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
     """Return a network's outputs as mean and log standard deviation.
 
@@ -64,9 +64,7 @@ class Actor(Network):
             date.
     """
 
-    def __init__(
-        self, network: Network, log_std: str = "clamp", normalize_obs: bool = False
-    ) -> None:
+    def __init__(self, network: Network, log_std: str, normalize_obs: bool) -> None:
         super().__init__(network.in_dim, network.out_dim, network.num_tasks, network.stack)
         self.network, self.log_std = network, log_std
         self.normalizer = Normalizer(network.in_dim) if normalize_obs else None

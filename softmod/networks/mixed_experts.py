@@ -31,13 +31,13 @@ class MixedExperts(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_experts: int = 4,
-        num_layers: int = 3,
-        width: int = 400,
-        gate_layers: int = 2,
-        gate_width: int = 256,
-        init: str = "released",
-        norm: str = "none",
+        num_experts: int,
+        num_layers: int,
+        width: int,
+        gate_layers: int,
+        gate_width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.trunks = Trunk(in_dim, num_tasks, stack * num_experts, num_layers, width, init, norm)

@@ -22,10 +22,10 @@ class MultiHead(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_layers: int = 3,
-        width: int = 400,
-        init: str = "released",
-        norm: str = "none",
+        num_layers: int,
+        width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.trunk = Trunk(in_dim, num_tasks, stack, num_layers, width, init, norm)

@@ -57,11 +57,11 @@ class PaCo(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_sets: int = 5,
-        num_layers: int = 3,
-        width: int = 400,
-        init: str = "released",
-        norm: str = "none",
+        num_sets: int,
+        num_layers: int,
+        width: int,
+        init: str,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm

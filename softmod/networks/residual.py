@@ -37,11 +37,11 @@ class Residual(Network):
         num_tasks: int,
         stack: int = 1,
         *,
-        num_blocks: int = 2,
-        width: int = 128,
-        embedding_width: int = 32,
-        head_gain: float = 1.0,
-        norm: str = "layer",
+        num_blocks: int,
+        width: int,
+        embedding_width: int,
+        head_gain: float,
+        norm: str,
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.task = nn.Parameter(normalize(torch.randn(stack, num_tasks, embedding_width), dim=-1))

@@ -30,7 +30,7 @@ def sample(network, obs, noise):
     """Action, log-probability, and the log-probability with the released correction `log(1 - a^2 +
     1e-6)`.
     """
-    mean, log_std = split(network(obs)[0])
+    mean, log_std = split(network(obs)[0], "clamp")
     action, log_prob = squash(mean, log_std, noise)
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     return action, log_prob, (gaussian - (1 - action.square() + 1e-6).log()).sum(-1)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from softmod.agent import losses, mtsac
 from softmod.agent.mtsac import MTSAC, entropy
 from softmod.agent.replay import Batch, Replay, random_rollout
+from softmod.agent.value_heads import Squared
 from softmod.networks import gaussian as policy
 from softmod.networks.gaussian import Actor, split, squash
 from softmod.networks.hard_routing import HardRouting
@@ -23,6 +24,8 @@ from softmod.networks.soft_modular import SoftModular
 from softmod.networks.weights import bind
 from softmod.seeding import Purpose, torch_generator
 from softmod.spec import EnvSpec, Episode, Rollout
+from tests import settings
+from tests.networks.kinds import FORMS
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
 SIZES = {
@@ -38,19 +41,24 @@ def make(network=SoftModular, **options) -> MTSAC:
     """An agent under Fabric, as a run has it."""
     torch.manual_seed(3)
     sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
-    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, init="torch", **sizes)
-    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, init="torch", **sizes)
+    option = next(name for name, form in FORMS.items() if form is network)
+    sizes = settings.network(option, init="torch", **sizes)
+    actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
+    critic = network(SPEC.obs_dim + SPEC.action_dim, 1, 3, 2, **sizes)
     optimizers = dict.fromkeys(
         ("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=True)
     )
     normalize_obs = options.pop("normalize_obs", False)
+    seed = options.pop("seed", 0)
     agent = MTSAC(
         SPEC,
-        Actor(actor, normalize_obs=normalize_obs),
+        settings.published(actor, normalize_obs),
         critic,
         optimizers,
         batch_per_task=6,
-        **options,
+        seed=seed,
+        value_head=Squared(),
+        **settings.algorithm(**({"task_weights": "released"} | options)),
     )
     with torch.no_grad():
         agent.log_temperature.copy_(torch.tensor([0.3, -0.4, -1.2]))
@@ -107,7 +115,7 @@ class Plain:
         return losses.task_weights(self.log_alpha.detach(), self.agent.task_weights)
 
     def sample(self, obs, noise):
-        return squash(*split(self.actor(obs)[0]), noise)
+        return squash(*split(self.actor(obs)[0], "clamp"), noise)
 
     def q(self, net, obs, action):
         return net(torch.cat([obs, action], -1))[..., 0]
@@ -566,7 +574,8 @@ def test_weight_decay_does_nothing_before_the_first_update():
     averages are copies.
     """
     torch.manual_seed(3)
-    actor, critic = MLP(5, 4, 3, 1, num_layers=1, width=8), MLP(7, 1, 3, 2, num_layers=1, width=8)
+    sizes = settings.network("mlp", num_layers=1, width=8)
+    actor, critic = MLP(5, 4, 3, 1, **sizes), MLP(7, 1, 3, 2, **sizes)
     before = [
         parameter.detach().clone() for parameter in (*actor.parameters(), *critic.parameters())
     ]
@@ -574,7 +583,10 @@ def test_weight_decay_does_nothing_before_the_first_update():
         ("actor", "critic", "temperature"),
         lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True),
     )
-    agent = MTSAC(SPEC, Actor(actor), critic, decaying, batch_per_task=6)
+    agent = MTSAC(
+        SPEC, settings.published(actor), critic, decaying, batch_per_task=6, seed=0,
+        value_head=Squared(), **settings.algorithm(),
+    )  # fmt: skip
     agent.configure_optimizers()
     after = (*agent.actor.parameters(), *agent.critic.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

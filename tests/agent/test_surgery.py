@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softmod.agent.mtsac import ALL, MTSAC
 from softmod.agent.surgery import agreement, cosines, pcgrad, set_gradient
-from softmod.networks.gaussian import Actor
+from softmod.agent.value_heads import Squared
 from softmod.networks.mlp import MLP
 from softmod.networks.multi_head import MultiHead
 from softmod.networks.single_task import SingleTask
@@ -20,6 +20,7 @@ from softmod.networks.soft_modular import SoftModular
 from softmod.spec import EnvSpec
 from tests.agent.test_mtsac import SPEC, batch, make
 from tests.capture.test_update_graph import make as make_agent
+from tests.settings import algorithm, network, published
 
 
 def printed(gradients: Tensor, order: Tensor) -> Tensor:
@@ -66,10 +67,10 @@ def test_what_does_not_conflict_stays():
 @pytest.mark.parametrize("stack", [1, 2])
 def test_a_gradient_lies_as_its_parameter_does(stack: int):
     """Fused optimizers on a GPU compare strides, of axes of size 1 too."""
-    network = MLP(3, 2, 4, stack, num_layers=1, width=5)
-    flat = torch.arange(float(sum(p.numel() for p in network.parameters()))).view(stack, -1)
-    set_gradient(network, flat)
-    parameters = list(network.parameters())
+    net = MLP(3, 2, 4, stack, **network("mlp", num_layers=1, width=5))
+    flat = torch.arange(float(sum(p.numel() for p in net.parameters()))).view(stack, -1)
+    set_gradient(net, flat)
+    parameters = list(net.parameters())
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
     assert torch.equal(
         torch.cat([p.grad.view(stack, -1) for p in parameters if p.grad is not None], 1), flat
@@ -163,19 +164,20 @@ def test_single_tasks_learn_as_agents_of_their_own():
         spec = EnvSpec((SPEC.tasks[task],), SPEC.obs_dim, SPEC.action_dim, SPEC.horizon)
         networks = []
         for source in (together.actor.network, together.critic):
-            net = SingleTask(
-                source.in_dim, source.out_dim, 1, source.stack, num_layers=2, width=8, init="torch"
-            )
+            sizes = network("single_task", num_layers=2, width=8, init="torch")
+            net = SingleTask(source.in_dim, source.out_dim, 1, source.stack, **sizes)
             for own, shared in zip(net.parameters(), source.parameters(), strict=True):
                 own.data.copy_(shared.data.unflatten(0, (source.stack, 3))[:, task])
             networks.append(net)
         agent = MTSAC(
             spec,
-            Actor(networks[0]),
+            published(networks[0]),
             networks[1],
             together.make_optimizers,
             batch_per_task=6,
-            clip_norm=together.clip_norm,
+            seed=0,
+            value_head=Squared(),
+            **algorithm(clip_norm=together.clip_norm),
         )
         import lightning as L
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from softmod.agent.value_heads import Categorical, Squared, ValueHead
 from softmod.errors import ConfigError
 from softmod.experiment.build import check_value_head
 
+ATOMS: dict[str, Any] = {"atoms": 101, "low": -10.0, "high": 10.0}
 SUPPORT = torch.linspace(-10.0, 10.0, 101)
 
 
@@ -93,7 +95,7 @@ def test_the_categorical_target_has_the_mean_of_the_soft_value():
     """Within the atoms' range it is the squared head's target, with the critics' mean in place of
     their minimum.
     """
-    head, draws = Categorical(), torch.Generator().manual_seed(0)
+    head, draws = Categorical(**ATOMS), torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 3, 5, 101, generator=draws)
     reward, entropy = (0.5 * torch.rand(2, 3, 5, generator=draws)).unbind(0)
     discount = torch.full((3, 5), 0.9)
@@ -128,10 +130,10 @@ def test_cross_entropy_is_least_at_the_target_and_weighs_tasks():
 @pytest.mark.parametrize("wrong", [{"atoms": 1}, {"low": 1.0, "high": 1.0}])
 def test_a_distribution_needs_a_range(wrong):
     with pytest.raises(ValueError, match="at least two atoms"):
-        Categorical(**wrong)
+        Categorical(**(ATOMS | wrong))
 
 
-@pytest.mark.parametrize("head", [Squared(), Categorical()])
+@pytest.mark.parametrize("head", [Squared(), Categorical(**ATOMS)])
 def test_heads_compute_in_full_precision_under_autocast(head):
     draws = torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 3, 5, head.outputs, generator=draws)

@@ -22,6 +22,7 @@ from softmod.networks.network import Network
 from softmod.networks.soft_modular import SoftModular
 from tests.networks.kinds import FORMS
 from tests.networks.kinds import SMALL as SIZES
+from tests.settings import network, published
 
 TASKS, OBS, ACTION = 4, 6, 3
 
@@ -29,12 +30,9 @@ TASKS, OBS, ACTION = 4, 6, 3
 def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
     """A policy; as the `recipe` has it, it normalises observations and squashes its log std."""
     torch.manual_seed(0)
-    network = form(OBS, 2 * ACTION, TASKS, **options)
-    net = (
-        (Actor(network, "tanh", normalize_obs=True) if recipe else Actor(network))
-        .eval()
-        .requires_grad_(False)
-    )
+    inner = form(OBS, 2 * ACTION, TASKS, **options)
+    net = Actor(inner, "tanh", normalize_obs=True) if recipe else published(inner)
+    net.eval().requires_grad_(False)
     for parameter in net.parameters():  # away from the small start values, so that an error shows
         parameter.add_(torch.randn_like(parameter) * 0.3)
     if net.normalizer is not None:
@@ -42,21 +40,22 @@ def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) ->
     return net
 
 
-SMALL = {
-    "num_layers": 3,
-    "num_modules": 3,
-    "module_width": 8,
-    "embedding_width": 12,
-    "gating_width": 8,
-}
+SMALL = network(
+    "soft_modular",
+    num_layers=3,
+    num_modules=3,
+    module_width=8,
+    embedding_width=12,
+    gating_width=8,
+)
 ACTORS = {
     "soft_modular": lambda: actor(SoftModular, **SMALL),
     "before_sum": lambda: actor(
-        SoftModular, **SMALL, relu="before_sum", head="sum", routing_reads="last"
+        SoftModular, **(SMALL | {"relu": "before_sum", "head": "sum", "routing_reads": "last"})
     ),
     "recipe": lambda: actor(SoftModular, recipe=True, **SMALL),
     "before_sum_normed": lambda: actor(
-        SoftModular, **SMALL, relu="before_sum", head="sum", norm="layer"
+        SoftModular, **(SMALL | {"relu": "before_sum", "head": "sum", "norm": "layer"})
     ),
 } | {
     name: partial(actor, form, **SIZES[name])
@@ -164,7 +163,7 @@ def test_lengths_are_those_of_pytorch(order: float):
 
 
 def test_what_numpy_does_not_know_is_left_to_pytorch():
-    net = Actor(Unusual()).requires_grad_(False)
+    net = published(Unusual()).requires_grad_(False)
     act = repeated(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
     assert isinstance(act, Recorded)
     act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)

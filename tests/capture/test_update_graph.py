@@ -25,6 +25,8 @@ from softmod.networks.soft_modular import SoftModular
 from softmod.spec import EnvSpec, Episode
 from tests.agent.test_mtsac import everything, live
 from tests.networks.kinds import KINDS
+from tests.settings import algorithm
+from tests.settings import network as settings
 
 SPEC = EnvSpec(("a", "b", "c"), 5, 2, 10)
 SIZES = {
@@ -38,10 +40,11 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
 
 
 def sizes_of(network: type, norm: str) -> dict[str, object]:
+    option = next(name for name, form in KINDS.items() if form is network)
     if issubclass(network, Residual):
-        return {"width": 8}
+        return settings(option, width=8, head_gain=1.0)
     sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
-    return sizes | {"init": "torch", "norm": norm}
+    return settings(option, **sizes, init="torch", norm=norm)
 
 
 def make(
@@ -56,13 +59,16 @@ def make(
     torch.manual_seed(3)
     sizes = sizes_of(network, norm)
     actor = network(SPEC.obs_dim, 2 * SPEC.action_dim, 3, 1, **sizes)
-    head = options.get("value_head", Squared())
+    head = options.pop("value_head", Squared())
     critic = network(SPEC.obs_dim + SPEC.action_dim, head.outputs, 3, 2, **sizes)
     optimizers = dict.fromkeys(
         ("actor", "critic", "temperature"), lambda p: torch.optim.Adam(p, lr=1e-2, fused=fused)
     )
-    policy = options.pop("policy", {})
-    agent = MTSAC(SPEC, Actor(actor, **policy), critic, optimizers, batch_per_task=6, **options)
+    policy = options.pop("policy", {"log_std": "clamp", "normalize_obs": False})
+    agent = MTSAC(
+        SPEC, Actor(actor, **policy), critic, optimizers, 6, options.pop("seed", 0), head,
+        **algorithm(**({"task_weights": "released"} | options)),
+    )  # fmt: skip
     fabric = L.Fabric(
         accelerator="cuda" if device == "cuda" else "cpu", devices=1, precision=precision
     )
@@ -139,7 +145,7 @@ def test_normalised_networks_update_as_eager_ones_do(network: type):
 
 
 RECIPE = {  # every option that the recipe turns on
-    "value_head": Categorical(11),
+    "value_head": Categorical(11, -10.0, 10.0),
     "policy": {"log_std": "tanh", "normalize_obs": True},
     "reward_scaling": "return",
     "value_scaling": "spread",

@@ -4,16 +4,19 @@ name.
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from softmod.command import sweep_identity
 from softmod.config.compose import compose, typed
 from softmod.config.groups import conf_folder, options
 from softmod.config.identity import identity, run_folder
 from softmod.config.instantiate import build, resolve_target
+from softmod.envs.metaworld import MetaWorld
 from softmod.errors import ConfigError
 from softmod.train import check, split
 
@@ -467,7 +470,7 @@ def test_own_packages_are_allowed_by_name():
 
 
 def test_options_that_a_class_does_not_take():
-    with pytest.raises(ConfigError, match="num_heads"):
+    with pytest.raises(ConfigError, match="num_heads: MLP takes no such option"):
         build(
             {"_target_": "softmod.networks.mlp.MLP", "num_heads": 3},
             in_dim=1,
@@ -488,3 +491,11 @@ def test_training_episodes_of_the_recipe_are_no_longer_than_evaluations(horizon,
 def test_training_episodes_have_whole_rounds_and_are_no_longer_than_the_horizon(steps):
     with pytest.raises(ConfigError, match=f"env.train_horizon={steps}|run.round_steps=50"):
         typed(compose(["env=mt10", f"env.train_horizon={steps}"]))
+
+
+def test_a_task_set_made_in_python_is_that_of_the_configuration():
+    """Its class is also used directly, and the only one whose options have defaults."""
+    values = OmegaConf.to_container(compose(["env=mt1", "algorithm=mtsac"]).env)
+    for name, parameter in inspect.signature(MetaWorld).parameters.items():
+        if parameter.default is not parameter.empty and name != "name":
+            assert parameter.default == values[name], name

@@ -15,6 +15,7 @@ from softmod.networks.paco import PaCo
 from softmod.networks.residual import Residual
 from softmod.networks.single_task import SingleTask
 from softmod.networks.soft_modular import SoftModular
+from tests.settings import network
 
 MODULES = {
     "num_layers": 3,
@@ -37,7 +38,7 @@ KINDS: dict[str, type[Network]] = {
     "film": FiLM,
     "residual": Residual,
 }
-SMALL: dict[str, dict[str, Any]] = {
+CHANGED: dict[str, dict[str, Any]] = {
     "soft_modular": MODULES,
     "hard_routing": MODULES,
     "mlp": LAYERS,
@@ -50,6 +51,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "film": LAYERS | {"embedding_width": 5},
     "residual": {"num_blocks": 2, "width": 8, "embedding_width": 5},
 }
+CHANGED["residual"] |= {"head_gain": 1.0}
+SMALL = {kind: network(kind, **changed) for kind, changed in CHANGED.items()}
 NORMED = {
     f"{kind}_normed": kind for kind in KINDS if kind != "residual"
 }  # the residual network always is

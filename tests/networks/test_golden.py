@@ -25,7 +25,7 @@ def outputs(name: str, **options):
     network = build(data, ["actor"], size["obs"], 2 * size["action"], **options)
     obs = torch.from_numpy(data["obs"]).double()
     with torch.no_grad():
-        mean, log_std = split(network(obs)[0])
+        mean, log_std = split(network(obs)[0], "clamp")
         routes = [route[0] for route in network.routing(obs)]
     return data, mean.numpy(), log_std.numpy(), [route.numpy() for route in routes]
 

@@ -15,6 +15,7 @@ from softmod.networks.paco import PaCo
 from softmod.networks.single_task import SingleTask
 from tests.networks.kinds import SMALL
 from tests.networks.plain import chain, standard
+from tests.settings import network
 
 TASKS, IN, OUT, ROWS = 3, 4, 3, 5
 
@@ -235,7 +236,7 @@ def test_weights_are_linear_in_the_sets():
 
 
 def test_composed_weights_start_as_wide_as_those_of_a_set():
-    net = PaCo(50, 3, 400, 1, num_sets=5, num_layers=1, width=30)
+    net = PaCo(50, 3, 400, 1, **network("paco", num_layers=1, width=30))
     composed = net.composition @ net.hidden[0].weight.flatten(2)
     assert 0.9 < (composed.std() / net.hidden[0].weight.std()).item() < 1.1
 

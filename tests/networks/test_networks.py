@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softmod.networks.gaussian import Actor, Policy, split, squash
+from softmod.networks.gaussian import Policy, split, squash
 from softmod.networks.hard_routing import HardRouting
 from softmod.networks.soft_modular import SoftModular
 from tests.networks.kinds import EVERY, FORMS, ROUTING_LAYERS, SMALL
 from tests.networks.plain import standard
+from tests.settings import network, published
 
 
 def make(kind: str, stack: int = 2, tasks: int = 3, **options):
@@ -192,9 +193,10 @@ def test_tasks_are_told_apart(kind):
 def test_rows_of_routing_are_distributions(layers, modules, head, reads, seed):
     torch.manual_seed(seed)
     net = SoftModular(
-        4, 3, 2, 1, num_layers=layers, num_modules=modules, module_width=3, embedding_width=6,
-        gating_width=5,
-        head=head, routing_reads=reads,
+        4, 3, 2, 1, **network(
+            "soft_modular", num_layers=layers, num_modules=modules, module_width=3,
+            embedding_width=6, gating_width=5, head=head, routing_reads=reads,
+        )
     )  # fmt: skip
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter)
@@ -210,7 +212,7 @@ def test_rows_of_routing_are_distributions(layers, modules, head, reads, seed):
 
 
 def test_start_values_as_released():
-    net = SoftModular(39, 8, 10, 2, num_modules=4, module_width=128)
+    net = SoftModular(39, 8, 10, 2, **network("soft_modular", num_modules=4, module_width=128))
     state, head = net.state[1], net.last
     assert state.weight.abs().max() <= 1 / math.sqrt(400)
     assert state.weight.abs().max() > 0.99 / math.sqrt(400)
@@ -222,7 +224,7 @@ def test_start_values_as_released():
     for layer in [head, *net.router.output]:
         assert 0.0029 < layer.weight.abs().max() <= 3e-3
         assert layer.bias.abs().max() <= 3e-3
-    torch_like = SoftModular(39, 8, 10, 1, init="torch").state[0]
+    torch_like = SoftModular(39, 8, 10, 1, **network("soft_modular", init="torch")).state[0]
     assert 0.99 / math.sqrt(39) < torch_like.weight.abs().max() <= 1 / math.sqrt(39)
 
 
@@ -265,7 +267,7 @@ def test_log_probability_stays_finite_where_tanh_saturates():
 
 
 def test_log_std_is_clamped():
-    mean, log_std = split(torch.tensor([[0.5, -0.5, 50.0, -50.0]]))
+    mean, log_std = split(torch.tensor([[0.5, -0.5, 50.0, -50.0]]), "clamp")
     assert mean.tolist() == [[0.5, -0.5]]
     assert log_std.tolist() == [[2.0, -20.0]]
 
@@ -277,8 +279,8 @@ def test_the_frozen_policy_acts_like_the_network(kind):
     noise = np.random.default_rng(1).standard_normal((2, 3, 1), np.float32)
     tasks = np.array([2, 0])
     net = FORMS[kind](4, 2, 3, 1, **SMALL[kind])
-    policy = Policy(Actor(net))
-    mean, log_std = split(net(torch.from_numpy(obs), torch.from_numpy(tasks))[0])
+    policy = Policy(published(net))
+    mean, log_std = split(net(torch.from_numpy(obs), torch.from_numpy(tasks))[0], "clamp")
     np.testing.assert_array_equal(policy.act(obs, tasks), mean.tanh().numpy())
     sampled = squash(mean, log_std, torch.from_numpy(noise))[0]
     np.testing.assert_allclose(policy.act(obs, tasks, noise), sampled.numpy(), atol=1e-6)

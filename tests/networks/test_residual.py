@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softmod.networks.residual import Residual
 from tests.networks.plain import standard
+from tests.settings import network
 
 TASKS, IN, OUT, ROWS = 3, 4, 5, 6
 
@@ -35,7 +36,8 @@ def naive(net: Residual, member: int, x: Tensor, task: int) -> Tensor:
 @pytest.mark.parametrize("tasks", [None, [2, 0]])
 def test_it_equals_a_loop_over_members_and_tasks(num_blocks: int, tasks: list[int] | None):
     torch.manual_seed(0)
-    net = Residual(IN, OUT, TASKS, 2, num_blocks=num_blocks, width=8, embedding_width=5).double()
+    sizes = network("residual", num_blocks=num_blocks, width=8, embedding_width=5, head_gain=1.0)
+    net = Residual(IN, OUT, TASKS, 2, **sizes).double()
     for parameter in net.parameters():  # embeddings leave the unit sphere, biases leave zero
         torch.nn.init.uniform_(parameter, -0.7, 0.7)
     index = None if tasks is None else torch.tensor(tasks)
@@ -54,7 +56,7 @@ def test_it_equals_a_loop_over_members_and_tasks(num_blocks: int, tasks: list[in
 
 
 def test_weights_start_orthogonal_and_biases_at_zero():
-    net = Residual(39, 101, 10, 2, head_gain=0.1)
+    net = Residual(39, 101, 10, 2, **network("residual", width=128, head_gain=0.1))
     inner = [layer for block in net.blocks for layer in (block.inner, block.outer)]
     assert [tuple(layer.weight.shape) for layer in (net.first, *inner, net.head)] == [
         (2, 71, 128), *[(2, 128, 128)] * 4, (2, 128, 101),
@@ -73,7 +75,7 @@ def test_weights_start_orthogonal_and_biases_at_zero():
 
 
 def test_tasks_are_embedded_at_unit_length():
-    net = Residual(39, 8, 10, 2)
+    net = Residual(39, 8, 10, 2, **network("residual"))
     assert net.task.shape == (2, 10, 32)
     torch.testing.assert_close(net.task.square().sum(-1), torch.ones(2, 10))
     x = torch.randn(10, 3, 39)

@@ -36,13 +36,14 @@ from softmod.workers.pool import Workers, partition
 from softmod.workers.process import ProcessWorker, limit, start_worker
 from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
+from tests.settings import network, published
 
 TASKS = ["toy-reach", "toy-opposite", "toy-touch"]
 
 
 def actor() -> Actor:
     torch.manual_seed(0)
-    return Actor(MLP(9, 4, 3, 1, num_layers=1, width=8, init="torch"))
+    return published(MLP(9, 4, 3, 1, **network("mlp", num_layers=1, width=8, init="torch")))
 
 
 def plan(suite=None, seed=0, draw_goals=False) -> Plan:
@@ -273,7 +274,7 @@ def test_evaluation_ends_an_episode_at_success():
             return torch.cat([towards, torch.zeros_like(towards)], -1)[None]
 
     suite = Toy(["toy-reach"], horizon=40)
-    policy = Actor(Always(9, 4, 1, 1))
+    policy = published(Always(9, 4, 1, 1, **network("mlp")))
     with Workers(Plan(suite, policy, 0), 0, training=False) as workers:
         (score,) = workers.evaluate(flatten(policy), 50)
     assert score.success_rate == 1.0
@@ -482,7 +483,7 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
         return step(env, action)
 
     torch.manual_seed(0)
-    policy = Actor(MLP(39, 8, 2, 1, num_layers=1, width=8))
+    policy = published(MLP(39, 8, 2, 1, **network("mlp", num_layers=1, width=8)))
     with Workers(Plan(suite, policy, 0), 0) as workers:
         workers.start(flatten(policy), 10)
         expected = workers.finish()
