@@ -238,7 +238,7 @@ def learning_rate(experiment: str) -> float:
     training takes.
     """
     update, _, spec, cfg = ours(experiment, [])
-    torch.set_num_threads(choose(cfg, build(cfg.env)).threads)
+    torch.set_num_threads(choose(cfg, build(cfg.env, "env")).threads)
     return per_second(update, LONG) / cfg.run.update_ratio * spec.num_tasks
 
 

@@ -15,11 +15,9 @@ from softmod.errors import SoftmodError
 from softmod.system import signals
 from softmod.tracking.redact import redacted
 
-MAIN = "SOFTMOD_MAIN"  # the process that was called, where a launcher runs jobs in others
-
 
 def to_the_end(work: Callable[[], int]) -> int:
-    """Run the job or jobs, unless a scheduler takes the machine back; the exit code."""
+    """Run the job or jobs, unless a signal asks to save and stop; return the exit code."""
     try:
         return work()
     except signals.StoppedError as stop:

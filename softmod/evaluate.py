@@ -71,8 +71,9 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         seed, env_steps = int(facts["seed"]), int(facts["clock"]["env_steps"])
         processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
     output = folder_for(cfg, folder)
+    weights = flatten(actor)
     with Workers(Plan(suite, actor, seed), processes, training=False) as workers:
-        scores = workers.evaluate(flatten(actor), cfg.goals)
+        scores = workers.evaluate(weights, cfg.goals)
     goals = scores[0].episodes
     print_table(scores, f"{folder}: {env_steps:,} env steps, {goals} goals per task")
     result = {

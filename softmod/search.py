@@ -5,7 +5,6 @@ parent in MLflow.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -14,13 +13,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from omegaconf import OmegaConf
 
-from softmod.command import MAIN, sweep_identity, tell, to_the_end
+from softmod.command import sweep_identity, tell, to_the_end
 from softmod.config.compose import compose, parse, typed
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system import signals
-from softmod.tracking.redact import without_passwords
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -64,7 +61,6 @@ def run(arguments: list[str], ends: bool = False) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    os.environ[MAIN] = str(os.getpid())
     try:
         search = read(arguments)
         with signals.heeded(ends):
@@ -177,19 +173,14 @@ class Search:
     sweep: dict[str, str]
     codes: list[int] = field(default_factory=list)  # of the trials that failed
 
-    def compose(self, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-        """A trial's configuration, typed and plain, and its overrides.
+    def compose(self, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+        """Return a trial's configuration and its overrides.
 
         Raises:
             ConfigError: something is wrong with it.
         """
         overrides = [*self.lines, *(f"{key}={value}" for key, value in values.items())]
-        composed = compose(overrides)
-        return (
-            typed(composed),
-            without_passwords(OmegaConf.to_container(composed, resolve=True)),
-            overrides,
-        )
+        return typed(compose(overrides)), overrides
 
     def make(self) -> int:
         """Make what is missing of the trials; the code of the first failure among them, or 0."""
@@ -219,11 +210,11 @@ class Search:
         try:
             signals.check()
             trial.study.sampler = sampler(trial)
-            cfg, resolved, overrides = self.compose(
+            cfg, overrides = self.compose(
                 {key: draw(trial, key, one) for key, one in self.space.items()}
             )
             print(f"trial {trial.number}: {told(trial.params)}", flush=True)
-            return self.success(cfg, resolved, overrides)
+            return self.success(cfg, overrides)
         except SoftmodError as error:
             self.codes.append(tell(error, told(trial.params)))
             raise
@@ -233,17 +224,15 @@ class Search:
             trial.study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else {})
             raise
 
-    def success(self, cfg: Any, resolved: dict[str, Any], overrides: list[str]) -> float:
+    def success(self, cfg: Any, overrides: list[str]) -> float:
         """Train, with several seeds side by side if there are some; the mean success."""
         from softmod.experiment.run import run_experiment, run_seeds
         from softmod.spec import mean_success
 
         if cfg.seeds is None:
-            return mean_success(run_experiment(cfg, resolved, overrides, self.sweep))
+            return mean_success(run_experiment(cfg, overrides, self.sweep))
         errors: list[Exception] = []
-        results = run_seeds(
-            cfg, resolved, overrides, self.sweep, lambda seed, error: errors.append(error)
-        )
+        results = run_seeds(cfg, overrides, self.sweep, lambda seed, error: errors.append(error))
         if errors:
             raise errors[0]
         return fmean(map(mean_success, results.values()))

@@ -1,4 +1,4 @@
-"""`python -m softmod.train`: compose, validate, hand over.
+"""`python -m softmod.train`: compose, check, and let Hydra run the job or the jobs.
 
 Heavy imports come after the command line was checked.
 """
@@ -6,41 +6,71 @@ Heavy imports come after the command line was checked.
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from softmod.command import MAIN, sweep_identity, tell, to_the_end
-from softmod.config.compose import compose, parse, register, typed
+from softmod.command import sweep_identity, tell, to_the_end
+from softmod.config import renamed
+from softmod.config.compose import compose, hydra_of, parse, register, typed, without_hydra
 from softmod.config.groups import conf_folder
-from softmod.config.hydra_keys import check_hydra
-from softmod.errors import ConfigError, SoftmodError, near
+from softmod.config.schema import TrainConfig
+from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.system import signals
-from softmod.tracking.redact import redacted, without_passwords
+from softmod.tracking.redact import redacted
 
-SWEEP = "SOFTMOD_SWEEP"  # tells jobs, in whatever process they run, which sweep they belong to
-MULTIRUN = "multirun.yaml"  # Hydra writes it, nobody reads it
-FLAGS = {  # Hydra's flags that make sense here, and the value that each of them takes
-    "-m": "", "--multirun": "", "--resolve": "",
+FLAGS = {  # of Hydra, and the value that each of them takes
+    "--multirun": "", "-m": "", "--run": "", "-r": "", "--resolve": "", "--hydra-help": "",
+    "--shell-completion": "", "-sc": "", "--info": "", "-i": "",
     "--cfg": "job, hydra or all", "-c": "job, hydra or all",
     "--package": "a part of the configuration, as in --package run",
     "-p": "a part of the configuration, as in -p run",
     "--config-dir": "a folder of your own beside conf/", "-cd": "a folder of your own beside conf/",
+    "--config-name": "a configuration of your own, which begins with defaults: [train, _self_]",
+    "-cn": "a configuration of your own, which begins with defaults: [train, _self_]",
 }  # fmt: skip
+REFUSED = {  # flags of Hydra that make no sense here, and why
+    "--config-path": "softmod's conf/ is always used; --config-dir adds a folder of your own",
+    "-cp": "softmod's conf/ is always used; --config-dir adds a folder of your own",
+    "--experimental-rerun": "a stopped run goes on with the same command",
+}
 CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+SHOWS = {"--cfg", "-c", "--info", "-i"}  # what these overrides make, and nothing runs
+HELPS = {"--hydra-help", "--shell-completion", "-sc"}
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
-failures: list[int] = []  # codes of the jobs that failed in this process
+
+Sweep = dict[str, str]  # its id and its name
+
+
+@dataclass
+class Command:
+    """A command line: Hydra's flags with their values, the overrides, what they are applied to."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+    config_name: str = "train"
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Compose the configuration with these overrides, and Hydra's own part of it."""
+        return compose(overrides, self.config_name, self.config_dir, hydra=True)
 
 
 def main() -> None:
-    """The command; exits with the codes of docs/exit_codes.md."""
+    """Run the command; exit with the codes of docs/exit_codes.md."""
     try:
         code = run(sys.argv[1:], ends=True)
         sys.stdout.flush()
@@ -51,9 +81,11 @@ def main() -> None:
 
 
 def run(arguments: list[str], ends: bool = False) -> int:
-    """Check the command line, run its jobs; the exit code.
+    """Check a command line and run its jobs; return the exit code.
 
-    `ends`: the process does so after this.
+    Args:
+        arguments: of the command line.
+        ends: whether the process ends afterwards.
     """
     if {"-h", "--help"} & set(arguments):
         from softmod.config import help
@@ -65,19 +97,16 @@ def run(arguments: list[str], ends: bool = False) -> int:
 
         print(f"softmod {version('softmod')}")
         return 0
-    failures.clear()
-    os.environ[MAIN] = str(os.getpid())
     try:
-        flags, overrides, folder = split(arguments)
-        composed, sweep = check(flags, overrides, folder)
-        os.environ[SWEEP] = json.dumps(sweep)
-        alone = not is_multirun(flags, composed) and not {"--cfg", "-c"} & set(flags)
+        command = split(arguments)
+        flags = {flag.partition("=")[0] for flag in command.flags}
+        if HELPS & flags:
+            return show(command)
+        multirun, sweep = check(command)
+        if SHOWS & flags:
+            return show(command)
         with signals.heeded(ends):
-            return to_the_end(
-                partial(single, composed)
-                if alone
-                else partial(hand_over, [*with_numbers(flags), *overrides])
-            )
+            return to_the_end(partial(launch, command, multirun, sweep))
     except KeyboardInterrupt:
         print(
             "softmod: interrupted; the same command goes on from the last checkpoint",
@@ -88,118 +117,123 @@ def run(arguments: list[str], ends: bool = False) -> int:
         return tell(error)
 
 
-def failed_path() -> Path:
-    """Where jobs in other processes, or on other machines, leave the codes of those that failed."""
-    return Path(f".softmod-failed-{os.environ[MAIN]}")
+def split(arguments: list[str]) -> Command:
+    """Read a command line, its parts in any order.
+
+    Raises:
+        ConfigError: a flag is unknown, or lacks its value.
+    """
+    command, rest = Command(), list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            command.overrides.append(argument)
+            continue
+        flag, _, value = argument.partition("=")
+        if flag in REFUSED:
+            raise ConfigError(f"{flag}: {REFUSED[flag]}")
+        if flag not in FLAGS:
+            raise ConfigError(
+                f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is"
+            )
+        if flag in ("--info", "-i"):
+            value = value or (rest.pop(0) if rest and rest[0] in INFO else "all")
+        elif FLAGS[flag]:
+            value = value or (rest.pop(0) if rest else "")
+            if not value:
+                raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
+        _take(command, flag, value)
+    if {"--resolve", "--package", "-p"} & set(command.flags) and not {"--cfg", "-c"} & set(
+        command.flags
+    ):
+        raise ConfigError("--resolve and --package: only together with --cfg job")
+    return command
 
 
-def failures_elsewhere() -> list[int]:
-    """The codes of jobs that failed in other processes; the file that told them is removed."""
-    try:
-        codes = [int(line) for line in failed_path().read_text().split()]
-        failed_path().unlink()
-    except FileNotFoundError:
-        return []
-    return codes
+def _take(command: Command, flag: str, value: str) -> None:
+    """Note a flag and its value.
+
+    Raises:
+        ConfigError: it is none of the values that it may have.
+    """
+    allowed = {"--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO}.get(flag)
+    if allowed and value not in allowed:
+        raise ConfigError(
+            f"{flag}={value}: must be one of {', '.join(allowed)}{near(value, allowed)}"
+        )
+    if flag in ("--config-dir", "-cd"):
+        command.config_dir = value
+        if not os.path.isdir(value):
+            raise ConfigError(f"{flag}={value}: there is no such folder")
+    if flag in ("--config-name", "-cn"):
+        command.config_name = value.removesuffix(".yaml")
+    command.flags += [flag, value] if value and flag not in ("--info", "-i") else []
+    command.flags += [f"--info={value}"] if flag in ("--info", "-i") else []
+    command.flags += [] if value else [flag]
 
 
-def check(
-    flags: list[str], overrides: list[str], folder: str | None
-) -> tuple[DictConfig, dict[str, str] | None]:
-    """Check every job of a command line before any starts; the first one's configuration, the
-    sweep's id and name.
+def check(command: Command) -> tuple[bool, Sweep | None]:
+    """Check every job of a command line before any starts.
+
+    Returns:
+        Whether Hydra runs several jobs, and the sweep that the runs belong to.
 
     Raises:
         ConfigError: what is wrong, in one line.
     """
-    fixed = [o for o in parse(overrides) if not o.is_sweep_override()]
-    swept = {o.get_key_element(): _values(o) for o in parse(overrides) if o.is_sweep_override()}
+    parsed = parse(command.overrides)
+    for override in parsed:
+        if override.key_or_group == "allow":
+            raise ConfigError(f"{override.input_line}: {renamed.ALLOW}")
+    fixed = [o for o in parsed if not o.is_sweep_override()]
+    swept = {o.get_key_element(): _values(o) for o in parsed if o.is_sweep_override()}
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
-    composed = compose(lines + first, config_dir=folder, hydra=True)
-    one_seed = [str(o.input_line) for o in parse(overrides) if o.get_key_element() == "seed"]
-    if one_seed and composed.seeds is not None:
+    composed = command.compose(lines + first)
+    one_seed = [str(o.input_line) for o in parsed if o.get_key_element() == "seed"]
+    several = composed.get("seeds") is not None
+    if one_seed and several:
         raise ConfigError(f"{one_seed[-1]}: together with seeds=; seed is one, seeds are several")
     asked = [o for o in fixed if o.get_key_element() != "seeds"]
-    if not is_multirun(flags, composed):
+    seeds = ["seed"] if several else []
+    if not is_multirun(command, composed):
         if swept:
             raise ConfigError(
                 f"{next(iter(swept))}: several values need -m (every combination, one after"
                 " another)"
             )
-        checked(composed)
-        return composed, None if composed.seeds is None else sweep_identity(asked, ["seed"])
+        checked(composed, command.config_name)
+        return False, sweep_identity(asked, seeds) if several else None
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
-        checked(compose(lines + job, config_dir=folder, hydra=True))
-    return composed, sweep_identity(
-        asked, [*swept, *(["seed"] if composed.seeds is not None else [])]
-    )
+        checked(command.compose(lines + job), command.config_name)
+    return True, sweep_identity(asked, [*swept, *seeds])
 
 
-def is_multirun(flags: list[str], composed: DictConfig) -> bool:
-    """Return whether there are several jobs: Hydra's flag says so, or its mode in the
-    configuration.
-    """
-    return bool({"-m", "--multirun"} & set(flags)) or str(composed.hydra.mode).endswith("MULTIRUN")
+def is_multirun(command: Command, composed: DictConfig) -> bool:
+    """Return whether there are several jobs: by the flag, or by `hydra.mode`."""
+    mode = str(composed.hydra.mode).endswith("MULTIRUN")
+    return mode or bool({"-m", "--multirun"} & set(command.flags))
 
 
-def checked(composed: DictConfig) -> None:
+def checked(composed: DictConfig, name: str) -> None:
     """
     Raises:
-        ConfigError: something is wrong with a job, or with what it says of Hydra.
+        ConfigError: something is wrong with a job.
     """
-    check_hydra(composed)
-    typed(_without_hydra(composed))
-
-
-def split(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """Flags for Hydra (with their values), overrides, and the user's configuration folder; in any
-    order.
-
-    Raises:
-        ConfigError: an unknown flag, or one without its value.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    folder, rest = None, iter(arguments)
-    for argument in rest:
-        if not argument.startswith("-"):
-            overrides.append(argument)
-            continue
-        flag, _, value = argument.partition("=")
-        if flag not in FLAGS:
-            raise ConfigError(
-                f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is"
-            )
-        flags.append(flag)
-        if FLAGS[flag]:
-            value = value or next(rest, "")
-            if not value:
-                raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
-            flags.append(value)
-        if flag in ("--cfg", "-c") and value not in CFG:
-            raise ConfigError(f"{flag}={value}: must be one of {', '.join(CFG)}{near(value, CFG)}")
-        if flag in ("--config-dir", "-cd"):
-            folder = value
-            if not os.path.isdir(folder):
-                raise ConfigError(f"{flag}={folder}: there is no such folder")
-    if {"--resolve", "--package", "-p"} & set(flags) and not {"--cfg", "-c"} & set(flags):
-        raise ConfigError("--resolve and --package: only together with --cfg job")
-    return flags, overrides, folder
-
-
-def with_numbers(flags: list[str]) -> list[str]:
-    """Let `--cfg job` show numbers instead of interpolations."""
-    return [*flags, "--resolve"] if "job" in flags and "--resolve" not in flags else flags
+    if not isinstance(typed(without_hydra(composed)), TrainConfig):
+        raise ConfigError(
+            f"--config-name={name}: is no configuration of a run; it has to begin with"
+            " defaults: [train, _self_]"
+        )
 
 
 def _values(override: Override) -> list[str]:
-    """What a sweep goes through.
+    """Return the values that a sweep goes through.
 
     Raises:
-        ConfigError: that cannot be told beforehand, as with glob(*) and interval(0,1).
+        ConfigError: they cannot be known beforehand, as with glob(*) and interval(0,1).
     """
     try:
         return list(override.sweep_string_iterator())
@@ -210,7 +244,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
-    """The values that a sweep file goes through."""
+    """Return the values that a sweep file goes through."""
     params = composed.hydra.sweeper.get("params") or {}
     parsed = parse([f"{key}={value}" for key, value in params.items()])
     return {
@@ -219,93 +253,106 @@ def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     }
 
 
-def _without_hydra(composed: DictConfig) -> DictConfig:
-    OmegaConf.set_readonly(composed, False)
-    with_hydra = composed.copy()
-    del with_hydra.__dict__["_content"]["hydra"]
-    return with_hydra
-
-
-def single(composed: DictConfig) -> int:
-    """The one job of a command line; Hydra would compose it twice more.
-
-    The code of its failure, or 0.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    HydraConfig.instance().set_config(composed)
-    codes = one_run(_without_hydra(composed), list(composed.hydra.overrides.task))
-    return codes[0] if codes else 0
-
-
-def hand_over(arguments: list[str]) -> int:
-    """Let Hydra run the jobs of a sweep, or show a configuration; the code of the first that
-    failed, or 0.
-    """
+def show(command: Command) -> int:
+    """Let Hydra show a configuration, its search path, or its help."""
     import hydra
 
     register()
-    sys.argv = [sys.argv[0], *arguments]
+    logging.raiseExceptions = False  # where the reader has seen enough, as `head` does
+    flags = command.flags
+    if "job" in flags and "--resolve" not in flags:
+        flags = [*flags, "--resolve"]  # numbers instead of interpolations
+    sys.argv = [sys.argv[0], *flags, *command.overrides]
+    shown = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")
+    shown(lambda composed: None)()
+    return 0
+
+
+def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
+    """Let Hydra run the job or the jobs; return the code of the first that failed, or 0.
+
+    Raises:
+        ConfigError: Hydra could not: a launcher or a callback cannot be built.
+    """
+    task = partial(job, sweep=sweep, main=os.getpid())
+    name, overrides = command.config_name, command.overrides
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(job)()
-    finally:
-        failures.extend(failures_elsewhere())
-    return failures[0] if failures else 0
+        with hydra_of(command.config_dir) as hydra:
+            if multirun:
+                returned = hydra.multirun(name, task, overrides)
+            else:
+                returned = hydra.run(name, task, overrides)
+    except HydraException as error:
+        raise ConfigError(f"Hydra: {one_line(error)}") from error
+    return next((code for code in codes(returned) if code), 0)
 
 
-def job(composed: DictConfig) -> None:
-    """One run. A failure is told and noted; it does not end a sweep."""
+def codes(returned: Any) -> Iterator[int]:
+    """Yield the exit codes of jobs, in whatever lists a sweeper returns them."""
+    if isinstance(returned, JobReturn):
+        yield int(returned.return_value)
+    elif isinstance(returned, list | tuple):
+        for one in returned:
+            yield from codes(one)
+
+
+def job(composed: DictConfig, sweep: Sweep | None, main: int) -> int:
+    """Run one job; report its failure, which does not end a sweep, and return its code.
+
+    Args:
+        composed: its configuration.
+        sweep: that it belongs to.
+        main: the process that was called; launchers run jobs in others too.
+    """
     from hydra.core.hydra_config import HydraConfig
 
-    strike_out_passwords(Path(HydraConfig.get().sweep.dir, MULTIRUN))
-    overrides = list(HydraConfig.get().overrides.task)
-    if os.environ.get(MAIN) == str(os.getpid()):
-        failures.extend(one_run(composed, overrides))
-        return
-    with signals.heeded():  # a launcher's process, which has heard of no signals
+    hydra = HydraConfig.get()
+    if hydra.verbose:  # of which loggers, Hydra has set
+        logging.basicConfig(format="%(name)s: %(message)s")
+    strike_out_passwords(hydra)
+    overrides = list(hydra.overrides.task)
+    if os.getpid() == main:
+        return one_job(composed, overrides, sweep)
+    with signals.heeded():
         try:
-            codes = one_run(composed, overrides)
+            return one_job(composed, overrides, sweep)
         except signals.StoppedError:
             signals.requeue()
             raise
-    if codes:
-        with failed_path().open("a") as file:
-            file.write(f"{codes[0]}\n")
 
 
-def one_run(composed: DictConfig, overrides: list[str]) -> list[int]:
-    """The run of one job; the code of its failure, if it failed."""
-    sweep = json.loads(os.environ.get(SWEEP, "null"))
+def one_job(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> int:
+    """Run the run, or the seeds side by side, of one job; return the code of the first failure."""
+    failed: list[int] = []
     try:
         cfg = typed(composed)
-        resolved = without_passwords(OmegaConf.to_container(composed, resolve=True))
         from softmod.experiment.run import run_experiment, run_seeds
 
         signals.leave_if_told()
         if cfg.seeds is None:
-            run_experiment(cfg, resolved, overrides, sweep)
-            return []
-        codes: list[int] = []
-        run_seeds(
-            cfg,
-            resolved,
-            overrides,
-            sweep,
-            lambda seed, error: codes.append(tell(error, f"seed={seed}")),
-        )
-        return codes
+            run_experiment(cfg, overrides, sweep)
+        else:
+
+            def fail(seed: int, error: Exception) -> None:
+                failed.append(tell(error, f"seed={seed}"))
+
+            run_seeds(cfg, overrides, sweep, fail)
     except Exception as error:
         signals.check()
-        line = " ".join(overrides)
-        return [tell(error, line if sweep else "")]
+        failed.append(tell(error, " ".join(overrides) if sweep else ""))
+    return failed[0] if failed else 0
 
 
-def strike_out_passwords(path: Path) -> None:
-    """From what Hydra writes down of a sweep, if it has."""
-    with suppress(OSError, ValueError):
-        text = path.read_text()
-        if redacted(text) != text:
-            path.write_text(redacted(text))
+def strike_out_passwords(hydra: HydraConf) -> None:
+    """Strike out passwords in the files that Hydra has written, if it has."""
+    files = [Path(hydra.sweep.dir, "multirun.yaml")]
+    if hydra.output_subdir is not None:
+        files += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")
+    for path in files:
+        with suppress(OSError, ValueError):
+            text = path.read_text()
+            if redacted(text) != text:
+                path.write_text(redacted(text))
 
 
 if __name__ == "__main__":

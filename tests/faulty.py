@@ -1,4 +1,4 @@
-"""Toy tasks that fail on demand, for tests; `allow=[tests]` lets a command line name them."""
+"""Toy tasks that fail on demand, for tests."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmod.checkpoint import files as checkpoint
+from softmod.config import trust
 from softmod.config.instantiate import build
 from softmod.envs.episode import EvalEpisode
 from softmod.errors import CheckpointError, ConfigError
@@ -109,7 +110,8 @@ def find(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def suite_of(facts: dict[str, Any], allow: Iterable[str] = ()) -> TaskSuite:
     """The task set that a checkpoint's policy was trained on."""
-    suite: TaskSuite = build(facts["config"]["env"], allow, "env")
+    trust.check({"env": facts["config"]["env"]}, allow)
+    suite: TaskSuite = build(facts["config"]["env"], "env")
     return suite
 
 
@@ -130,9 +132,9 @@ def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> 
     """
     config = facts["config"]
     policy = config["policy"]
-    actor = build_actor(
-        config["actor"], policy["log_std"], policy["normalize_obs"], spec_of(facts), allow
-    )
+    trust.check({"actor": config["actor"]}, allow)
+    spec = spec_of(facts)
+    actor = build_actor(config["actor"], policy["log_std"], policy["normalize_obs"], spec)
     arrays = checkpoint.arrays(folder, "agent")
     prefix = (
         "averaged_actor."

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from softmod.config import renamed, resolvers, schema
+from softmod.config import renamed, resolvers, schema, trust
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
 from softmod.config.messages import explain
@@ -80,33 +85,60 @@ def read(text: str) -> Override:
         ) from error
 
 
+@contextmanager
+def hydra_of(config_dir: str | None = None) -> Iterator[Hydra]:
+    """Set up Hydra on `conf/`, and on a folder of the user's own beside it."""
+    register()
+    version.setbase("1.3")
+    path = create_config_search_path(str(conf_folder()))
+    if config_dir:
+        own = f"file://{Path(config_dir).resolve()}"
+        path.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
 def compose(
     overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False
 ) -> DictConfig:
-    """The configuration that these overrides make; with `hydra`, Hydra's own part too.
+    """Compose a configuration; with `hydra`, Hydra's own part of it too.
+
+    Args:
+        overrides: as on a command line.
+        name: of the configuration that the others are chosen in.
+        config_dir: a folder of the user's own beside `conf/`.
+        hydra: whether the key `hydra` is wanted.
 
     Raises:
         ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
     """
     register()
     parse(overrides)
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return hydra_compose(name, overrides=overrides + extra, return_hydra_config=hydra)
+        with hydra_of(config_dir) as loader:
+            composed = loader.compose_config(name, overrides, RunMode.RUN, from_shell=False)
+        return composed if hydra else without_hydra(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, overrides, keys, name)) from error
     except (YAMLError, RecursionError, OSError) as error:
         raise ConfigError(
             f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]
         ) from error
-    finally:
-        GlobalHydra.instance().clear()
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """Return a copy without Hydra's own part."""
+    copied = deepcopy(composed)
+    with read_write(copied), open_dict(copied):
+        del copied["hydra"]
+    return copied
 
 
 def typed(config: DictConfig) -> Any:
-    """The dataclasses that a composed configuration stands for, checked.
+    """Return the dataclasses that a composed configuration stands for, checked.
 
     Raises:
         ConfigError: a type, a range, a choice or a rule across fields is broken.
@@ -123,15 +155,20 @@ def typed(config: DictConfig) -> Any:
 
 
 def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainConfig:
-    """The configuration of a saved run; which packages it may name is for the caller to say.
+    """Return the configuration of a saved run.
+
+    Args:
+        values: as they were saved.
+        allow: packages of the user's own that it may name classes of.
 
     Raises:
         CheckpointError: it is none of a run.
+        ConfigError: it names a class that is not allowed.
     """
+    known = {name: value for name, value in values.items() if name != "allow"}  # once a key
+    trust.check(known, allow)
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(schema.TrainConfig), dict(values), {"allow": list(allow)}
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(schema.TrainConfig), known)
         cfg: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise CheckpointError(f"no configuration of a run ({one_line(error)})") from error

@@ -1,87 +1,51 @@
-"""What a configuration may name as a class (`_target_`), and building it."""
+"""Build objects of the classes that a configuration names (`_target_`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from softmod.errors import ConfigError, near
 
-PACKAGES = ("softmod", "torch.optim")  # what a _target_ may name, besides the user's own (`allow`)
-PLACES = {  # and where the classes of each part lie: others could do harm when they are built
-    "env": "softmod.envs", "actor": "softmod.networks", "critic": "softmod.networks",
-    "algorithm": "softmod.agent",
-    "critic_head": "softmod.agent", "optimizer": "torch.optim",
-}  # fmt: skip
-
 
 def target_of(node: Any) -> str:
-    return str(
-        node.get("_target_", "") if isinstance(node, Mapping) else getattr(node, "_target_", "")
-    )
+    """Return the path of the class that a node names; empty where it names none."""
+    if isinstance(node, Mapping):
+        return str(node.get("_target_", ""))
+    return str(getattr(node, "_target_", ""))
 
 
-def allowed(module: str, allow: Iterable[str]) -> bool:
-    return lies_in(module, (*PACKAGES, *allow))
-
-
-def lies_in(module: str, packages: Iterable[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
-
-
-def within(part: str, path: str, allow: Iterable[str]) -> None:
-    """
-    Raises:
-        ConfigError: the class lies neither where those of this part do nor in a package of the
-            user's own.
-    """
-    places = (PLACES[part.split(".")[0]], *allow)
-    if not lies_in(path, places):
-        raise ConfigError(
-            f"{part}._target_={path}: must lie in {', '.join(places)} (allow=[package])"
-        )
-
-
-def resolve_target(path: str, allow: Iterable[str] = (), part: str = "") -> type:
-    """The class that a `_target_` names, judged by what it resolves to and not by its spelling.
+def resolve_target(path: str, key: str, kind: type = object) -> type:
+    """Return the class that `<key>._target_` names.
 
     Raises:
-        ConfigError: not there, not a class, or its own module lies elsewhere, or where this `part`
-            (see PLACES) has none.
+        ConfigError: it is not there, is no class, or none of this kind.
     """
     module, _, name = path.rpartition(".")
-    line = f"{part}._target_={path}".lstrip(".")
-    if not allowed(path, allow):
-        raise ConfigError(f"{line}: must lie in {', '.join([*PACKAGES, *allow])} (allow=[package])")
+    line = f"{key}._target_={path}"
     found: Any = None
     try:
         found = importlib.import_module(module)
         found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{line}: not found ({error}){near(name, classes(found))}") from error
-    if not isinstance(found, type) or not allowed(found.__module__, allow):
-        raise ConfigError(
-            f"{line}: must be a class of"
-            f" {', '.join([*PACKAGES, *allow])}{near(name, classes(found))}"
-        )
-    if part:
-        within(part, f"{found.__module__}.{found.__qualname__}", allow)
+    if not isinstance(found, type) or not issubclass(found, kind):
+        wanted = "class" if kind is object else f"{kind.__module__}.{kind.__qualname__}"
+        raise ConfigError(f"{line}: must be a {wanted}{near(name, classes(found))}")
     return found
 
 
 def classes(module: Any) -> list[str]:
-    """The names of the classes in a module."""
-    return (
-        [name for name, value in vars(module).items() if isinstance(value, type)]
-        if inspect.ismodule(module)
-        else []
-    )
+    """Return the names of the classes in a module."""
+    if not inspect.ismodule(module):
+        return []
+    return [name for name, value in vars(module).items() if isinstance(value, type)]
 
 
-def check_options(target: type, values: Mapping[str, Any], part: str) -> None:
+def check_options(target: type, values: Mapping[str, Any], key: str) -> None:
     """
     Raises:
         ConfigError: the class does not take one of the options.
@@ -91,28 +55,30 @@ def check_options(target: type, values: Mapping[str, Any], part: str) -> None:
         return
     for name in values:
         if name not in parameters:
-            key = f"{part}.{name}".lstrip(".")
-            raise ConfigError(
-                f"{key}: {target.__name__} takes no such option{near(name, parameters)}"
-            )
+            taken = near(name, parameters)
+            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such option{taken}")
 
 
-def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) -> Any:
-    """An object of the class that `node._target_` names, made from the node's other fields and
+def build(node: Any, key: str, kind: type = object, **extra: Any) -> Any:
+    """Build an object of the class that `node._target_` names, from the node's other fields and
     `extra`.
 
+    Args:
+        node: a dataclass or a mapping.
+        key: of the node in the configuration, for messages.
+        kind: what the class has to be derived from.
+
     Raises:
-        ConfigError: the class is not allowed, is none of this `part`'s (see PLACES), or refuses the
-            fields.
+        ConfigError: the class is not there or none of this kind, or it refuses the fields.
     """
-    values = (
-        dict(node)
-        if isinstance(node, Mapping)
-        else {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    )
+    if isinstance(node, Mapping):
+        values = dict(node)
+    else:
+        values = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     path = values.pop("_target_")
-    target, line = resolve_target(path, allow, part), f"{part}._target_={path}".lstrip(".")
-    check_options(target, values, part)
+    target = resolve_target(path, key, kind)
+    line = f"{key}._target_={path}"
+    check_options(target, values, key)
     try:
         inspect.signature(target).bind(**extra, **values)
     except TypeError as error:
@@ -121,13 +87,15 @@ def build(node: Any, allow: Iterable[str] = (), part: str = "", **extra: Any) ->
         return target(**extra, **values)
     except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"{line}: {error}") from error
-    except (
-        ArithmeticError,
-        RuntimeError,
-        MemoryError,
-    ) as error:  # of numbers beyond what memory or PyTorch can hold
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        numbers = {name: value for name, value in values.items() if isinstance(value, int)}
-        most = max(numbers, key=lambda name: numbers[name], default="")
-        largest = f"; {part}.{most}={numbers[most]} is the largest of its numbers" if most else ""
-        raise ConfigError(f"{line}: cannot be built ({told}){largest}") from error
+    except (ArithmeticError, RuntimeError, MemoryError) as error:
+        # Of numbers beyond what memory or PyTorch can hold.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{line}: cannot be built ({reason}){_largest(values, key)}") from error
+
+
+def _largest(values: Mapping[str, Any], key: str) -> str:
+    numbers = {name: value for name, value in values.items() if isinstance(value, int)}
+    if not numbers:
+        return ""
+    most = max(numbers, key=lambda name: numbers[name])
+    return f"; {key}.{most}={numbers[most]} is the largest of its numbers"

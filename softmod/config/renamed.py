@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 
 from softmod.errors import ConfigError
 
+ALLOW = "what is typed or in a configuration of your own is trusted; leave allow out"
 Words = dict[str, str]  # group (or key) -> option (or value), as typed
 
 MODELS = {  # of what used to be methods and experiments, where the name is another one now
@@ -81,6 +82,8 @@ def hint(message: str) -> str:
     found = re.search(r"'([a-z]+)/([a-z0-9_]+)'", message)
     if found and (new := OPTIONS.get(f"{found[1]}={found[2]}")):
         return f"; {found[1]}={found[2]} is now {new}"
+    if re.search(r"'allow'", message):
+        return f"; {ALLOW}"
     return "; method is now model" if re.search(r"'(method|method/\w+)'", message) else ""
 
 

@@ -290,7 +290,6 @@ class TrainConfig:
     model: str = MISSING
     seed: int = number(low=0)
     seeds: list[int] | None = MISSING  # several, side by side in one process, instead of `seed`
-    allow: list[str] = MISSING  # packages of your own that a _target_ may name
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
+from torch.optim import Optimizer
 
 from softmod import kernels
 from softmod.agent.mtsac import MTSAC
@@ -54,10 +55,11 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
     here.
 
     Raises:
-        ConfigError: a class is not where `_target_` says, is none of those allowed, or does not
-            take the options.
+        ConfigError: a class is not where `_target_` says, is of another kind, or does not take the
+            options.
     """
-    suite: TaskSuite = build(cfg.env, cfg.allow, "env")
+    suite: TaskSuite = build(cfg.env, "env")
+    check_suite(cfg, suite)
     for task in range(suite.spec.num_tasks):
         suite.goals(task)  # now, so that no worker draws them anew
     check_value_head(cfg)
@@ -65,9 +67,9 @@ def assemble(cfg: TrainConfig) -> tuple[TaskSuite, Actor, Network]:
     check_memory(cfg, suite.spec)
     for name in ("actor", "critic", "temperature"):
         key, params = f"optimizer.{name}", [torch.zeros(1, requires_grad=True)]
-        check_capture(cfg, build(getattr(cfg.optimizer, name), cfg.allow, key, params=params), key)
+        check_capture(cfg, build(getattr(cfg.optimizer, name), key, Optimizer, params=params), key)
     check_surgery(cfg, actor, critic)
-    resolve_target(cfg.algorithm._target_, cfg.allow)
+    resolve_target(cfg.algorithm._target_, "algorithm", MTSAC)
     return suite, actor, critic
 
 
@@ -75,22 +77,20 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
     """Actor and twin critics, their start values drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
-        actor = build_actor(
-            cfg.actor, cfg.policy.log_std, cfg.policy.normalize_obs, spec, cfg.allow
-        )
+        actor = build_actor(cfg.actor, cfg.policy.log_std, cfg.policy.normalize_obs, spec)
         outputs = value_head(cfg).outputs
         sizes = {
             "in_dim": spec.obs_dim + spec.action_dim,
             "out_dim": outputs,
             "num_tasks": spec.num_tasks,
         }
-        critic: Network = build(cfg.critic, cfg.allow, "critic", **sizes, stack=2)
+        critic: Network = build(cfg.critic, "critic", Network, **sizes, stack=2)
     return actor, critic
 
 
 def value_head(cfg: TrainConfig) -> ValueHead:
     """Build the value head, which says what the critics' outputs mean."""
-    head: ValueHead = build(cfg.critic_head, cfg.allow, "critic_head")
+    head: ValueHead = build(cfg.critic_head, "critic_head", ValueHead)
     return head
 
 
@@ -166,12 +166,12 @@ def make_agent(
 
     def maker(name: str) -> Any:
         return lambda parameters: build(
-            getattr(cfg.optimizer, name), cfg.allow, f"optimizer.{name}", params=parameters
+            getattr(cfg.optimizer, name), f"optimizer.{name}", Optimizer, params=parameters
         )
 
     optimizers = {name: maker(name) for name in ("actor", "critic", "temperature")}
     agent: MTSAC = build(
-        cfg.algorithm, cfg.allow, "algorithm", spec=spec, actor=actor, critic=critic,
+        cfg.algorithm, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,
         optimizers=optimizers,
         batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
     )  # fmt: skip
@@ -205,19 +205,27 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
         )
 
 
+def check_suite(cfg: TrainConfig, suite: object) -> None:
+    """
+    Raises:
+        ConfigError: the class is no task set.
+    """
+    if not isinstance(getattr(suite, "spec", None), EnvSpec):
+        raise ConfigError(
+            f"env._target_={target_of(cfg.env)}: must be a task set (softmod.spec.TaskSuite)"
+        )
+
+
 def check_value_head(cfg: TrainConfig) -> None:
     """
     Raises:
-        ConfigError: the class is no value head, or what it makes of outputs has other shapes than
-            it should.
+        ConfigError: what the value head makes of outputs has other shapes than it should.
     """
     head = value_head(cfg)
     line = f"critic_head._target_={target_of(cfg.critic_head)}"
     number = getattr(head, "outputs", None)
-    if not isinstance(head, ValueHead) or not isinstance(number, int) or number < 1:
-        raise ConfigError(
-            f"{line}: must be a softmod.agent.value_heads.ValueHead with a whole number of outputs"
-        )
+    if not isinstance(number, int) or number < 1:
+        raise ConfigError(f"{line}: must have a whole number of outputs")
     critics, tasks, rows = 2, 3, 5
     outputs, reward = torch.zeros(critics, tasks, rows, number), torch.zeros(tasks, rows)
     try:
@@ -233,7 +241,7 @@ def check_value_head(cfg: TrainConfig) -> None:
             raise ConfigError(f"{line}: {what} has shape {list(made.shape)}, not {list(wanted)}")
 
 
-def check_capture(cfg: TrainConfig, optimizer: torch.optim.Optimizer, key: str) -> None:
+def check_capture(cfg: TrainConfig, optimizer: Optimizer, key: str) -> None:
     """
     Raises:
         ConfigError: an update with this optimizer cannot be captured, which is asked for.

@@ -22,8 +22,9 @@ from softmod.agent.replay import Replay
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.saver import Saver
 from softmod.clock import Clock, Schedule
-from softmod.config.identity import flat, identity, of_results, run_folder
+from softmod.config.identity import as_values, flat, identity, of_results, run_folder
 from softmod.config.schema import TrainConfig
+from softmod.config.trust import foreign
 from softmod.envs.tasks import flawed_success
 from softmod.errors import CheckpointError, ConfigError, UpdateError
 from softmod.experiment.autotune import Chosen
@@ -54,6 +55,7 @@ from softmod.tracking import names
 from softmod.tracking.console import Board, Progress, print_means, print_table
 from softmod.tracking.metrics import Log
 from softmod.tracking.record import Record
+from softmod.tracking.redact import without_passwords
 from softmod.tracking.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
 from softmod.workers.pool import Workers
 
@@ -64,13 +66,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_experiment(
-    cfg: TrainConfig, resolved: dict[str, Any], overrides: list[str], sweep: dict[str, str] | None
+    cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None
 ) -> list[TaskScore]:
     """Train as configured, or go on where the run stopped, or say that it is finished; the final
     scores.
 
     Args:
-        cfg: the validated configuration; `resolved` is the same as plain values, kept with the run.
+        cfg: the validated configuration.
         overrides: what was typed, for the run's name.
         sweep: id and name of the sweep that this run belongs to.
 
@@ -78,12 +80,11 @@ def run_experiment(
         ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see
             docs/exit_codes.md.
     """
-    return alone(one_run(cfg, resolved, overrides, sweep))
+    return alone(one_run(cfg, overrides, sweep))
 
 
 def run_seeds(
     cfg: TrainConfig,
-    resolved: dict[str, Any],
     overrides: list[str],
     sweep: dict[str, str] | None,
     failed: Callable[[int, Exception], None],
@@ -100,7 +101,6 @@ def run_seeds(
         runs = {
             seed: one_run(
                 dataclasses.replace(cfg, seed=seed, seeds=None),
-                resolved | {"seed": seed, "seeds": None},
                 [*typed, f"seed={seed}"],
                 sweep,
                 board,
@@ -116,7 +116,6 @@ def run_seeds(
 
 def one_run(
     cfg: TrainConfig,
-    resolved: dict[str, Any],
     overrides: list[str],
     sweep: dict[str, str] | None,
     board: Board | None = None,
@@ -152,14 +151,14 @@ def one_run(
         # Another process may have gone on with the run, and be gone now.
         if checkpoint.versions(folder) != there:
             found = resume_point(cfg, folder)
-        tell_about(journal, cfg, resolved, folder)
+        tell_about(journal, cfg, folder)
         journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
         journal.status("RUNNING")
         uploader = None
         try:
             if cfg.tracking.mlflow:
                 uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep))
-            scores = yield from _train(cfg, resolved, folder, journal, found, parts, board)
+            scores = yield from _train(cfg, folder, journal, found, parts, board)
             status = "FINISHED"
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -180,7 +179,6 @@ def one_run(
 
 def _train(
     cfg: TrainConfig,
-    resolved: dict[str, Any],
     folder: Path,
     journal: tracking.Journal,
     found: Found | None,
@@ -213,7 +211,7 @@ def _train(
             cfg.run.round_steps * cfg.workers.copies,
         )
         about = {
-            "config": resolved,
+            "config": without_passwords(as_values(cfg)),
             "spec": spec.__dict__,
             "identity": identity(cfg),
             "seed": cfg.seed,
@@ -261,7 +259,7 @@ def _train(
             from softmod.checkpoint.bundle import bundle
 
             place = bundle(folder / "faults", agent, optimizers, about)
-            allow = "".join(f" --allow {package}" for package in cfg.allow)
+            allow = "".join(f" --allow {package}" for package in foreign(as_values(cfg)))
             raise UpdateError(
                 f"{error}; python -m softmod.replay_fault {place}{allow} repeats it"
             ) from error
@@ -382,13 +380,12 @@ def about_run(
     }
 
 
-def tell_about(
-    journal: tracking.Journal, cfg: TrainConfig, resolved: dict[str, Any], folder: Path
-) -> None:
-    """The configuration and where it runs, into the journal and the folder."""
+def tell_about(journal: tracking.Journal, cfg: TrainConfig, folder: Path) -> None:
+    """Write the configuration into folder and journal, and where it runs into the journal."""
+    values = without_passwords(as_values(cfg))
     with checkpoint.writing(folder / "config.yaml"):
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    journal.params(flat(resolved))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    journal.params(flat(values))
     group = f"{cfg.name}-{identity(cfg)}"
     journal.tags(machine.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
     journal.artifact(folder / "config.yaml")

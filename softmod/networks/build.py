@@ -4,7 +4,6 @@ and reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from softmod.config.instantiate import build
@@ -13,14 +12,12 @@ from softmod.networks.network import Network
 from softmod.spec import EnvSpec
 
 
-def build_actor(
-    node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec, allow: Iterable[str] = ()
-) -> Actor:
+def build_actor(node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec) -> Actor:
     """Build the policy of a configuration's `actor` node and its `policy` options.
 
     Raises:
-        ConfigError: the node's class is not allowed, or does not take its options.
+        ConfigError: the node's class is no network, or does not take its options.
     """
     sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks}
-    network: Network = build(node, allow, "actor", **sizes, stack=1)
+    network: Network = build(node, "actor", Network, **sizes, stack=1)
     return Actor(network, log_std, normalize_obs)

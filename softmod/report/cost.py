@@ -37,7 +37,7 @@ def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
     """The cost of a run's updates; None, and a word, where its networks cannot be built here."""
     try:
         cfg = from_saved(nested(run.config), allow)
-        suite: TaskSuite = build(cfg.env, cfg.allow, "env")
+        suite: TaskSuite = build(cfg.env, "env")
         return of(cfg, suite.spec)
     except SoftmodError as error:
         logger.warning("%s: parameters and FLOP are left out (%s)", run.source, error)

@@ -183,9 +183,9 @@ class Fails(Squared):
 )  # fmt: skip
 def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told):
     name = f"{head.__module__}.{head.__name__}"
-    cfg = SimpleNamespace(critic_head=SimpleNamespace(_target_=name), allow=["tests"])
+    cfg = SimpleNamespace(critic_head=SimpleNamespace(_target_=name))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("softmod.experiment.build.build", lambda node, allow, part: built(head))
+        patch.setattr("softmod.experiment.build.build", lambda node, key, kind: built(head))
         with pytest.raises(ConfigError, match=told):
             check_value_head(cfg)
 

@@ -98,7 +98,7 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
             return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
 
         def composed(_, values):  # without the second that it takes
-            return SimpleNamespace(values=values, seeds=None), {}, []
+            return SimpleNamespace(values=values, seeds=None), []
 
         monkeypatch.setattr(search.Search, "compose", composed)
         monkeypatch.setattr(experiment, "run_experiment", scored)
@@ -120,7 +120,7 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
     given = []
 
     def interrupted(*args):
-        given.append(args[3])
+        given.append(args[2])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "run_experiment", interrupted)

@@ -519,26 +519,6 @@ CONF = {  # files of a folder that `--config-dir` names, and what selects them
                           "steps_per_task: !!python/object/apply:os.system ['touch {canary}']"),
     "another tag": ("run/evil.yaml", "!!python/object/new:os.system ['touch {canary}']"),
     "os.system as a target": ("env/evil.yaml", "_target_: os.system\ncommand: touch {canary}"),
-    "Popen as a target": (
-        "env/evil.yaml",
-        "defaults:\n  - /schema/env/env\n  - _self_\n"
-        "_target_: subprocess.Popen\nname: touch {canary}\ntasks: [a]",
-    ),
-    "a callback": (
-        "experiment/evil.yaml",
-        "# @package _global_\nhydra:\n  callbacks:\n    x:\n"
-        "      _target_: subprocess.Popen\n      args: [touch, '{canary}']",
-    ),
-    "a callback from elsewhere": (
-        "experiment/evil.yaml", "# @package _global_\nhydra:\n  callbacks: ${{oc.create:'x'}}"
-    ),
-    "a logger": (
-        "experiment/evil.yaml",
-        "# @package _global_\nhydra:\n  job_logging:\n    version: 1\n    handlers:\n      x:\n"
-        "        class: subprocess.Popen\n        args: [touch, '{canary}']",
-    ),
-    "a variable": ("experiment/evil.yaml",
-                   "# @package _global_\nhydra:\n  job:\n    env_set:\n      PYTHONPATH: evil"),
     "deep YAML": ("run/evil.yaml", 3000 * "["),
 }  # fmt: skip
 

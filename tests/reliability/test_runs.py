@@ -29,7 +29,6 @@ TOY = [word for word in CASES["toy"] if not word.startswith(("tracking", "worker
 ]
 QUIET = [*METAWORLD, "tracking=journal"]
 ONCE = [
-    "allow=[tests]",
     "env._target_=tests.faulty.Once",
 ]  # an environment that fails once in a whole run
 
@@ -338,7 +337,6 @@ def test_a_worker_that_does_not_look_outlives_it(tmp_path):
     line = [
         *TOY,
         "workers.processes=3",
-        "allow=[tests]",
         "env._target_=tests.faulty.Orphan",
         "env.name=hang-307",
     ]
@@ -414,7 +412,6 @@ def test_a_long_run_stays_as_it_is(tmp_path, record_property):
 @pytest.mark.control(24)
 def test_a_leak_is_seen(tmp_path):
     leaky = [
-        "allow=[tests]",
         "env._target_=tests.faulty.Leaky",
         "run.steps_per_task=8000",
         "run.update_ratio=0.1",

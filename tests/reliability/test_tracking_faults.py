@@ -626,7 +626,7 @@ def test_seen_failing_a_database_that_training_needs(
 
 # --- 20: statuses ---------------------------------------------------------------------------------
 
-FAILING = ["allow=[tests]", "env._target_=tests.faulty.Faulty", "env.name=raise-25"]
+FAILING = ["env._target_=tests.faulty.Faulty", "env.name=raise-25"]
 
 
 def mlflow_runs(here: Path, experiment: str = "toy") -> list[Any]:
@@ -683,7 +683,7 @@ def checkpoints(here: Path, seed: int) -> list[Path]:
 def sweep_with_a_failing_job(here: Path, environment: Environment, script: str = "") -> list[str]:
     """What is wrong with a sweep of a job that fails and one that does not."""
     swept = "env._target_=tests.faulty.Faulty,softmod.envs.toy.Toy"
-    line = ["-m", "workers=inline", swept, "allow=[tests]", "env.name=raise-25"]
+    line = ["-m", "workers=inline", swept, "env.name=raise-25"]
     code = start(here, environment, *line, script=script).wait(120)
     wrong = [f"exit code {code}"] if code != 5 else []
     about = [
