@@ -15,7 +15,8 @@ from softmod.clock import Clock
 from softmod.config.compose import compose, typed
 from softmod.envs.tasks import TOY_TASKS
 from softmod.envs.toy import Toy
-from softmod.experiment.build import make_agent, make_fabric, networks
+from softmod.experiment.build import make_agent, networks
+from softmod.experiment.resources import fused, make_fabric
 from softmod.networks.weights import flatten
 from softmod.spec import EnvSpec
 from softmod.tracking.console import Progress
@@ -33,7 +34,7 @@ def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any
     """
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu"]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
-    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg), fused(cfg))
     replay = Replay(spec, transitions // spec.num_tasks)
     for seed in range(replay.capacity // ROUND):
         replay.extend(random_rollout(spec, ROUND, seed=seed))

@@ -21,7 +21,8 @@ from softmod.config.compose import compose, typed
 from softmod.config.groups import options
 from softmod.config.instantiate import build
 from softmod.config.schema import TrainConfig
-from softmod.experiment.build import choose, make_agent, make_fabric, networks, set_up
+from softmod.experiment.build import make_agent, networks
+from softmod.experiment.resources import choose, fused, make_fabric, set_up
 from softmod.report import cost
 from softmod.report.cost import Cost
 from softmod.spec import EnvSpec
@@ -200,7 +201,7 @@ def built(experiment: str, overrides: list[str]) -> tuple[MTSAC, Replay, EnvSpec
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
     fabric = make_fabric(cfg)
     set_up(cfg, fabric.device)
-    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric)
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric, fused(cfg))
     replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
     replay.extend(random_rollout(spec, replay.capacity))
     return agent, replay, spec, cfg

@@ -23,7 +23,8 @@ from softmod.checkpoint.bundle import KIND
 from softmod.checkpoint.load import spec_of
 from softmod.config.compose import from_saved
 from softmod.errors import CheckpointError, SoftmodError
-from softmod.experiment.build import fused, make_agent, make_fabric, networks
+from softmod.experiment.build import make_agent, networks
+from softmod.experiment.resources import fused, make_fabric
 
 
 def main(arguments: list[str] | None = None) -> int:

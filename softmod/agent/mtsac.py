@@ -162,6 +162,11 @@ class MTSAC(L.LightningModule):
             None  # of the first step of an update, from the first update on
         )
 
+    def describe(self) -> str:
+        """Return the sizes of the networks, for the terminal."""
+        actor, critics = self.actor.num_parameters(), self.critic.num_parameters()
+        return f"actor {actor:,} parameters, critics {critics:,}"
+
     # --- acting -----------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -46,6 +46,9 @@ class Agent(Protocol):
     def skipped_in_a_row(self) -> int:
         """Return how many of the last updates were not finite."""
 
+    def describe(self) -> str:
+        """Return the sizes of the networks, for the terminal."""
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -49,7 +49,7 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
     agent, _ = make_agent(
-        cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), use_kernels=False
+        cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), fused=False
     )
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)

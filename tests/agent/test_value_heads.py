@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from softmod.agent import losses
 from softmod.agent.value_heads import Categorical, Squared, ValueHead
 from softmod.errors import ConfigError
-from softmod.experiment.build import check_value_head
+from softmod.experiment.checks import check_value_head
 
 ATOMS: dict[str, Any] = {"atoms": 101, "low": -10.0, "high": 10.0}
 SUPPORT = torch.linspace(-10.0, 10.0, 101)
@@ -184,10 +184,8 @@ class Fails(Squared):
 def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told):
     name = f"{head.__module__}.{head.__name__}"
     cfg = SimpleNamespace(critic_head=SimpleNamespace(_target_=name))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("softmod.experiment.build.build", lambda node, key, kind: built(head))
-        with pytest.raises(ConfigError, match=told):
-            check_value_head(cfg)
+    with pytest.raises(ConfigError, match=told):
+        check_value_head(cfg, built(head))
 
 
 def built(head):

@@ -10,7 +10,8 @@ from softmod.agent.replay import Replay, random_rollout
 from softmod.capture.cpu_graph import CpuGraph
 from softmod.capture.update_graph import Captured
 from softmod.config.compose import compose, typed
-from softmod.experiment.build import make_agent, make_fabric, networks
+from softmod.experiment.build import make_agent, networks
+from softmod.experiment.resources import fused, make_fabric
 from softmod.spec import EnvSpec
 
 TASKS = tuple(f"task {number}" for number in range(10))
@@ -30,7 +31,7 @@ def operations(*overrides: str) -> dict[str, int]:
             ]
         )
     )
-    agent, _ = make_agent(cfg, SPEC, *networks(cfg, SPEC), make_fabric(cfg))
+    agent, _ = make_agent(cfg, SPEC, *networks(cfg, SPEC), make_fabric(cfg), fused(cfg))
     replay = Replay(SPEC, 64, agent.device)
     replay.extend(random_rollout(SPEC, replay.capacity))
     agent.learn(replay, 6)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from softmod.config.compose import compose, typed
-from softmod.experiment import build as parts
+from softmod.experiment import resources as parts
 from softmod.kernels import library
 
 WRONG = {  # what a compiler might get wrong, in one function each

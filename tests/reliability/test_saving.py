@@ -59,7 +59,8 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
     from softmod.clock import Clock
     from softmod.config.compose import compose, typed
     from softmod.envs.toy import Toy
-    from softmod.experiment.build import make_agent, make_fabric, networks
+    from softmod.experiment.build import make_agent, networks
+    from softmod.experiment.resources import fused, make_fabric
     from softmod.spec import EnvSpec
     from softmod.tracking.console import Progress
     from softmod.tracking.journal import Journal
@@ -69,7 +70,7 @@ def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
 
     cfg = typed(compose(["experiment=paper_mt10", "fabric=cpu", f"run.replay_per_task={rows}"]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, None, 18)
-    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg))
+    agent, optimizers = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg), fused(cfg))
     replay, clock, suite = Replay(spec, rows), Clock(), Toy(["toy-reach"])
     fill(replay, rows)
     agent.learn(replay, 1)

@@ -603,7 +603,7 @@ def test_a_database_that_cannot_be_used(
 
 CARELESS = """
 from softmod import train
-from softmod.experiment import run as experiment
+from softmod.experiment import publish as experiment
 from softmod.tracking import mlflow_store as store
 start = experiment.start_uploader
 def check_first(folder, tracking, about):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from softmod.config.compose import compose, typed
-from softmod.experiment import build as parts
+from softmod.experiment import resources as parts
 from softmod.system import libraries as cpu
 
 

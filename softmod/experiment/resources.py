@@ -1,0 +1,251 @@
+"""What of this machine a run uses: device, precision, kernels, processes and threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import lightning as L
+import torch
+
+from softmod import kernels
+from softmod.agent.replay import Replay, random_rollout
+from softmod.config.identity import identity
+from softmod.config.schema import TrainConfig
+from softmod.experiment.autotune import (
+    MEASURED_ROUNDS,
+    MEASURED_TASKS,
+    Chosen,
+    Costs,
+    Round,
+    best,
+    remembered,
+    thread_counts,
+    timed,
+)
+from softmod.experiment.build import make_agent, networks
+from softmod.spec import TaskSuite
+from softmod.system.hardware import available, cache_folder, hardware_tags
+from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
+from softmod.workers.process import start_worker
+from softmod.workers.worker import Plan
+
+PLAYED = (
+    0.5  # share of an evaluation's steps that is played: a guess, since an episode ends at success
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How a run computes on this machine.
+
+    Attributes:
+        fabric: the learner's device.
+        precision: of the networks, as in `fabric.precision`.
+        fused: whether updates use fused operations.
+        processes: of the workers; 0: inline.
+        threads: of the learner.
+        before: what the run used when it was saved; empty for a new run.
+    """
+
+    fabric: L.Fabric
+    precision: str
+    fused: bool
+    processes: int
+    threads: int
+    before: Mapping[str, Any]
+
+    @property
+    def device(self) -> str:
+        """Return the name of the GPU; "none" on a CPU."""
+        if self.fabric.device.type == "cuda":
+            return str(torch.cuda.get_device_name(self.fabric.device))
+        return "none"
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this, so that the run goes on alike."""
+        return {
+            "processes": self.processes,
+            "threads": self.threads,
+            "precision": self.precision,
+            "fused": kernels.key() if self.fused else self.before.get("fused"),
+        }
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the machine and of what was chosen for it."""
+        return hardware_tags(self.device) | {
+            "machine.worker_processes": str(self.processes),
+            "machine.threads": str(self.threads),
+            "machine.precision": self.precision,
+            "machine.kernels": "fused" if self.fused else "none",
+        }
+
+    def describe(self) -> str:
+        """Return one line for the terminal."""
+        where = f"{self.processes} worker processes" if self.processes else "workers inline"
+        by = product_library() if self.device == "none" else self.device
+        own = ", fused kernels" if self.fused else ""
+        on = self.fabric.device
+        return f"{where}, {self.threads} threads on {on} ({by}, {self.precision}{own})"
+
+    def differences(self) -> list[str]:
+        """Return what is not as it was when the run was saved, where results differ by rounding."""
+        lines = []
+        if self.before.get("threads", self.threads) > 1 and self.threads == 1:
+            lines.append("this run used several threads and goes on with one")
+        kept = self.before.get("fused")
+        if kept and kept != (kernels.key() if self.fused else None):
+            how = "other fused kernels" if self.fused else "none"
+            lines.append(f"this run used fused kernels and goes on with {how}")
+        return [f"{line}: results differ by rounding" for line in lines]
+
+
+def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside: bool) -> Resources:
+    """Choose how a run computes, and set up the libraries under it.
+
+    Args:
+        cfg: of the run.
+        suite: its task set; its steps are timed where processes or threads are to be chosen.
+        before: what the run used when it was saved; empty for a new run.
+        beside: whether it learns beside other runs in this process.
+    """
+    wanted, use_kernels = precision(cfg, before), fused(cfg, before)
+    fabric = make_fabric(cfg, wanted)
+    set_up(cfg, fabric.device)
+    chosen = beside_others(cfg, before) if beside else choose(cfg, suite, before)
+    torch.set_num_threads(chosen.threads)
+    return Resources(fabric, wanted, use_kernels, chosen.processes, chosen.threads, before)
+
+
+def set_up(cfg: TrainConfig, device: torch.device) -> None:
+    """Set up the libraries under the learner: memory, matrix products and their precision."""
+    keep_memory()
+    if device.type == "cpu":
+        fast_products()
+        return
+    torch.set_float32_matmul_precision("high" if cfg.fabric.precision == "tf32" else "highest")
+    if cfg.fabric.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the precision of the networks: as asked for, else as the run had it `before`, else
+    what suits the machine.
+
+    That is bf16-mixed on a processor that multiplies bfloat16 itself, 32-true elsewhere.
+    """
+    if cfg.fabric.precision != "auto":
+        return cfg.fabric.precision
+    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    suits = "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
+    return str(before.get("precision", suits))
+
+
+def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Return whether updates use fused operations: if they are not off, the run had them `before`,
+    and they compile.
+    """
+    if cfg.fabric.kernels == "off" or (
+        cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    ):
+        return False
+    return bool(before.get("fused", not before)) and kernels.available()
+
+
+def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
+    """Make the Fabric that the learner runs on: one device, in the wanted precision (None: the
+    configuration's).
+    """
+    wanted = wanted or precision(cfg)
+    of_fabric: Any = "32-true" if wanted == "tf32" else wanted
+    for name in (
+        "lightning.fabric",
+        "lightning.pytorch",
+    ):  # advice on a precision that the user has chosen
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=of_fabric)
+
+
+def choose(
+    cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = MappingProxyType({})
+) -> Chosen:
+    """Choose processes and threads: as asked for, else as the run had them `before`, else what
+    measures best.
+
+    A run keeps its numbers because equal states need equal ones.
+    """
+    processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
+    threads = cfg.fabric.threads or before.get("threads")
+    if processes is not None and threads:
+        return Chosen(processes, threads)
+    steps, environments = (
+        cfg.run.round_steps * cfg.workers.copies,
+        suite.spec.num_tasks * cfg.workers.copies,
+    )
+    env_steps, episodes = steps * suite.spec.num_tasks, cfg.run.eval_goals * suite.spec.num_tasks
+    evaluated = env_steps * episodes * suite.spec.horizon * PLAYED / cfg.run.eval_every
+    wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
+    question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
+        "accelerator": cfg.fabric.accelerator,
+        "evaluated": evaluated,
+        "torch": torch.__version__,
+        "products": product_library(),
+        "precision": precision(cfg),
+        "fused": fused(cfg),
+    }
+    return remembered(
+        cache_folder(),
+        question,
+        lambda: measure(cfg, suite, processes, threads),
+        lambda costs: best(costs, wanted, processes, threads),
+    )
+
+
+def beside_others(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> Chosen:
+    """Choose processes and threads of a run that learns beside others: it has a worker, and a share
+    of the threads.
+    """
+    spare = 1 if available() > 1 else 0
+    kept = before.get("processes", spare)
+    return Chosen(kept if cfg.workers.processes is None else cfg.workers.processes, 1)
+
+
+def measure(
+    cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None
+) -> Costs:
+    """An update's seconds by threads, with an agent of its own, and an environment step's, in a
+    worker of its own.
+
+    On a GPU, one thread is all that the learner needs.
+
+    Raises:
+        WorkerError: the environments cannot be built or stepped.
+    """
+    agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg), fused(cfg))
+    replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
+    replay.extend(random_rollout(suite.spec, replay.capacity))
+    update: dict[int, float] = {}
+    delay = cfg.algorithm.policy_delay  # updates until all kinds of them were made
+    for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:
+        torch.set_num_threads(count)
+        update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
+    torch.set_num_threads(1)
+    plan, tasks = (
+        Plan(suite, agent.actor.cpu(), cfg.seed),
+        list(range(min(MEASURED_TASKS, suite.spec.num_tasks))),
+    )
+    with closing(
+        start_worker(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)
+    ) as worker:
+        seconds = []
+        for _ in range(MEASURED_ROUNDS):
+            worker.ask("collect", cfg.run.round_steps)
+            seconds.append(worker.answer().seconds)
+    step = min(seconds) / (cfg.run.round_steps * len(tasks))
+    return Costs(update, step)

@@ -1,0 +1,107 @@
+"""Where a run lives, and where it goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from softmod.checkpoint import files as checkpoint
+from softmod.config.identity import flat, identity, of_results, run_folder
+from softmod.config.schema import TrainConfig
+from softmod.errors import CheckpointError, ConfigError
+from softmod.experiment.folder import nearest_run
+from softmod.spec import TaskScore
+from softmod.tracking import journal as tracking
+from softmod.tracking import names
+from softmod.tracking.record import Record
+
+Found = tuple[Path, dict[str, Any]]
+
+
+logger = logging.getLogger(__name__)
+MOST = 4096  # processes or threads that a checkpoint may ask for
+
+
+def place(cfg: TrainConfig) -> Path:
+    """Return the run's folder; with `run.resume=never` a fresh one beside those that exist.
+
+    A job that SLURM has queued again goes on with the newest of them instead.
+    """
+    folder = run_folder(cfg)
+    if cfg.run.resume != "never":
+        return folder
+    newest, taken = folder, 0
+    while (fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))).exists():
+        newest, taken = fresh, taken + 1
+    return newest if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else fresh
+
+
+def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | None:
+    """Return the environment steps and the scores of a run that has nothing left to do."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        with checkpoint.reading(path):
+            result = json.loads(path.read_text())
+            env_steps, seconds = int(result["env_steps"]), float(result["seconds"])
+            reached = result["stopped_at"]
+            scores = [
+                TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"])
+                for s in result["scores"]
+            ]
+    except CheckpointError as error:
+        logger.warning("%s; the run goes on from its last checkpoint", error)
+        return None
+    enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
+    out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
+    solved = (
+        cfg.run.stop_at is not None and reached is not None and float(reached) >= cfg.run.stop_at
+    )
+    return (env_steps, scores) if enough or out_of_time or solved else None
+
+
+def settle(folder: Path, env_steps: int) -> bool:
+    """Write a missing FINISHED status; return whether one was written."""
+    try:
+        record = Record.read(folder)
+        last = max(record.values.get(names.SUCCESS_MEAN, {}), default=-1)
+        if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
+            return False
+        journal = tracking.Journal(folder)
+    except (
+        ConfigError
+    ):  # without a journal, or where nothing can be written, there is a result all the same
+        return False
+    journal.status("FINISHED")
+    journal.close()
+    return True
+
+
+def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
+    """Return the checkpoint to go on from, and its metadata.
+
+    Raises:
+        CheckpointError: there is none and `run.resume=must`, or there are some and none is valid.
+        ConfigError: there is none, and a run beside it differs in little from what is asked for.
+    """
+    found = checkpoint.newest(folder)
+    if found is None and cfg.run.resume == "must":
+        if nearest := nearest_run(folder, flat(of_results(cfg)) | {"seed": cfg.seed}):
+            raise ConfigError(
+                f"{nearest}; run.resume=must goes on only with an equal configuration"
+            )
+        raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
+    if found and found[1].get("identity") != identity(cfg):
+        raise CheckpointError(
+            f"{found[0]}: belongs to another configuration ({found[1].get('identity')})"
+        )
+    kept = [found[1].get(name) for name in ("processes", "threads")] if found else []
+    if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
+        raise CheckpointError(
+            f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}"
+        )
+    return found
