@@ -65,8 +65,10 @@ class Clock:
         return counters | {"seconds": self.tick(), "success": self.success}
 
     def restore(self, facts: dict[str, Any]) -> None:
-        self.env_steps, self.rounds = int(facts["env_steps"]), int(facts["rounds"])
-        self.seconds, self.previous = float(facts["seconds"]), int(facts["previous"])
+        self.env_steps = int(facts["env_steps"])
+        self.rounds = int(facts["rounds"])
+        self.seconds = float(facts["seconds"])
+        self.previous = int(facts["previous"])
         self.success = [float(rate) for rate in facts["success"]]
 
 

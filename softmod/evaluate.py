@@ -67,8 +67,10 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
     folder, facts = find(Path(cfg.checkpoint))
     with checkpoint.reading(folder):
-        suite, actor = suite_of(facts, cfg.allow), actor_of(folder, facts, cfg.allow)
-        seed, env_steps = int(facts["seed"]), int(facts["clock"]["env_steps"])
+        suite = suite_of(facts, cfg.allow)
+        actor = actor_of(folder, facts, cfg.allow)
+        seed = int(facts["seed"])
+        env_steps = int(facts["clock"]["env_steps"])
         processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
     output = folder_for(cfg, folder)
     weights = flatten(actor)

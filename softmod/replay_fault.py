@@ -65,8 +65,10 @@ def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
 
 def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
     """Repeat the update of a bundle and return what is not finite."""
-    cfg, spec = from_saved(facts["config"], allow), spec_of(facts)
-    cfg.fabric.compile, cfg.fabric.accelerator = "eager", "cpu"
+    cfg = from_saved(facts["config"], allow)
+    spec = spec_of(facts)
+    cfg.fabric.compile = "eager"
+    cfg.fabric.accelerator = "cpu"
     agent, optimizers = make_agent(
         cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")), fused(cfg, facts)
     )

@@ -125,7 +125,9 @@ def distribution(override: Override) -> BaseDistribution:
     space: Any = override.value()
     try:
         if isinstance(space, IntervalSweep):
-            low, high, log = space.start, space.end, "log" in space.tags
+            low = space.start
+            high = space.end
+            log = "log" in space.tags
             if (
                 isinstance(low, int)
                 and isinstance(high, int)
@@ -187,7 +189,8 @@ class Search:
         from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
 
-        study, done = self.study(), (TrialState.COMPLETE,)
+        study = self.study()
+        done = (TrialState.COMPLETE,)
         if len(study.get_trials(states=done)) < self.trials:
             enough = MaxTrialsCallback(self.trials, states=done)
             study.optimize(self.one, callbacks=[enough, self.give_up], catch=SoftmodError)

@@ -150,7 +150,8 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
     """Hash the rows of each task in the order of their writing, and their episodes, whatever pieces
     they lie in.
     """
-    total, run = hashlib.sha256(f"{written}".encode()), folder.parent.parent
+    total = hashlib.sha256(f"{written}".encode())
+    run = folder.parent.parent
     pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
     files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
     oldest = max(0, written - capacity)
@@ -159,10 +160,8 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
         for first, file in files:
             rows = file.get_slice("rows")[task, max(0, oldest - first) :]
             total.update(rows.tobytes())
-            began, episodes = (
-                int(file.get_slice("first_episode")[task]),
-                file.get_slice("episodes")[task],
-            )
+            began = int(file.get_slice("first_episode")[task])
+            episodes = file.get_slice("episodes")[task]
             numbers = sorted(set(rows[:, -1].astype(int).tolist()))
             entries |= {number: episodes[number - began].tobytes() for number in numbers}
         for number in sorted(entries):

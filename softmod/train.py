@@ -123,7 +123,8 @@ def split(arguments: list[str]) -> Command:
     Raises:
         ConfigError: a flag is unknown, or lacks its value.
     """
-    command, rest = Command(), list(arguments)
+    command = Command()
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("-"):
@@ -275,7 +276,8 @@ def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
         ConfigError: Hydra could not: a launcher or a callback cannot be built.
     """
     task = partial(job, sweep=sweep, main=os.getpid())
-    name, overrides = command.config_name, command.overrides
+    name = command.config_name
+    overrides = command.overrides
     try:
         with hydra_of(command.config_dir) as hydra:
             if multirun:

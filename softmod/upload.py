@@ -27,7 +27,9 @@ from softmod.tracking.redact import redacted
 from softmod.tracking.uploader import Sender
 
 POLL = 0.5  # seconds
-FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0  # before another try
+# before another try
+FIRST_DELAY = 0.5
+LONGEST_DELAY = 10.0
 ORPHAN_SECONDS = 1.5  # for the last words, after training was killed
 TURN_SECONDS = 5.0  # for another uploader of the same run to end
 LOCK = ".uploading"
@@ -73,8 +75,10 @@ def follow(folder: Path) -> None:
             number, signal.SIG_IGN
         )  # sent to the whole job; the end of stdin is what counts
     os.nice(5)
-    parent, sender = Parent(), None
-    delay, said = FIRST_DELAY, ""
+    parent = Parent()
+    sender = None
+    delay = FIRST_DELAY
+    said = ""
     with turn(folder, patience=float("inf")):
         while True:
             ending = parent.gone.is_set()

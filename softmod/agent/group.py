@@ -140,7 +140,8 @@ class Together:
     """
 
     def __init__(self, part: Part, name: str) -> None:
-        self.part, self.name = part, name
+        self.part = part
+        self.name = name
         self.functions = [getattr(agent, FUNCTIONS[name]) for agent in part.agents]
         captured = all(isinstance(agent.programs[name], Captured) for agent in part.agents)
         self._next = self._first if captured else self._one_by_one
@@ -182,7 +183,8 @@ class Together:
         return recorder.operations, metrics
 
     def _prepare(self, operations: list[Operation], given: Given, metrics: Metrics) -> None:
-        self.axis, self.wanted = Axis(operations, self.part.stacks), metrics
+        self.axis = Axis(operations, self.part.stacks)
+        self.wanted = metrics
         batch, *noise = given
         self.inputs = [self._input(tensor) for tensor in (*batch, *noise)]
         rollback = self.part.agents[0].rollback

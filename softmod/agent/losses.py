@@ -107,7 +107,8 @@ def spread(value: Float[Tensor, "task batch"]) -> Float[Tensor, "task 1"]:
 
     Few outliers do not change it, such as the states around a task's first successes.
     """
-    ordered, quarter = value.detach().sort(-1).values, value.shape[-1] // 4
+    ordered = value.detach().sort(-1).values
+    quarter = value.shape[-1] // 4
     return (ordered[:, -1 - quarter] - ordered[:, quarter]).clamp(min=LEAST_SPREAD).unsqueeze(-1)
 
 

@@ -111,13 +111,15 @@ class MTSAC(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.spec, self.batch_per_task, self.seed = spec, batch_per_task, seed
-        self.discount, self.target_smoothing, self.clip_norm = discount, target_smoothing, clip_norm
-        self.task_weights, self.update_order, self.gradient_surgery = (
-            task_weights,
-            update_order,
-            gradient_surgery,
-        )
+        self.spec = spec
+        self.batch_per_task = batch_per_task
+        self.seed = seed
+        self.discount = discount
+        self.target_smoothing = target_smoothing
+        self.clip_norm = clip_norm
+        self.task_weights = task_weights
+        self.update_order = update_order
+        self.gradient_surgery = gradient_surgery
         if gradient_surgery != "none" and (actor.independent or critic.independent):
             name = type(actor.network).__name__
             raise ValueError(
@@ -128,15 +130,14 @@ class MTSAC(L.LightningModule):
                 "policy_delay: the released order updates policy and critics together"
                 " (policy_delay=1)"
             )
-        self.n_step, self.policy_delay, self.policy_averaging = (
-            n_step,
-            policy_delay,
-            policy_averaging,
-        )
+        self.n_step = n_step
+        self.policy_delay = policy_delay
+        self.policy_averaging = policy_averaging
         self.value_scaling = value_scaling
         self.target_entropy = target_entropy_per_action * spec.action_dim
         self.value_head = value_head
-        self.actor, self.critic = actor, critic
+        self.actor = actor
+        self.critic = critic
         self.target_critic = deepcopy(critic).requires_grad_(False)
         self.averaged_actor = deepcopy(actor).requires_grad_(False) if policy_averaging else None
         self.moments = RunningMoments(spec.obs_dim) if actor.normalizer is not None else None
@@ -156,6 +157,7 @@ class MTSAC(L.LightningModule):
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.undoing = {"whole"}  # programs that step before they know whether the update is finite
         self.fused = False  # whether updates use the fused operations of `softmod.kernels`
+        self.given: Given | None = None  # of the last update, for the case that it goes wrong
         self.updates = 0  # ever made
         self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
         self.rollback: Rollback | None = (
@@ -164,7 +166,8 @@ class MTSAC(L.LightningModule):
 
     def describe(self) -> str:
         """Return the sizes of the networks, for the terminal."""
-        actor, critics = self.actor.num_parameters(), self.critic.num_parameters()
+        actor = self.actor.num_parameters()
+        critics = self.critic.num_parameters()
         return f"actor {actor:,} parameters, critics {critics:,}"
 
     # --- acting -----------------------------------------------------------------------------------
@@ -253,11 +256,18 @@ class MTSAC(L.LightningModule):
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
-        self.given = (
-            Batch(*batch),
-            noise[0],
-            noise[1],
-        )  # kept until the next one, for the case that it goes wrong
+        given = Batch(*batch), noise[0], noise[1]
+        self.given = given
+        return given
+
+    def last_given(self) -> Given:
+        """Return what the last update was made of.
+
+        Raises:
+            RuntimeError: none was made yet.
+        """
+        if self.given is None:
+            raise RuntimeError("no update was made yet")
         return self.given
 
     def made(self, metrics: Metrics) -> Metrics:
@@ -281,9 +291,9 @@ class MTSAC(L.LightningModule):
         """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients
         too.
         """
-        return self.routing_entropies(self.given[0].obs) | (
-            self.gradient_agreement() if examine else {}
-        )
+        batch, _, _ = self.last_given()
+        agreement = self.gradient_agreement() if examine else {}
+        return self.routing_entropies(batch.obs) | agreement
 
     def program(self, number: int) -> str:
         """Return which program makes the update of this number, counted from 0."""
@@ -345,7 +355,8 @@ class MTSAC(L.LightningModule):
         reward = batch.reward
         if self.return_scale is not None:
             reward = self.return_scale(reward, self.log_temperature.detach().exp())
-        obs, next_obs = self.actor.normalize(batch.obs), self.actor.normalize(batch.next_obs)
+        obs = self.actor.normalize(batch.obs)
+        next_obs = self.actor.normalize(batch.next_obs)
         return Batch(obs, batch.action, reward, next_obs, batch.discount)
 
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
@@ -458,7 +469,8 @@ class MTSAC(L.LightningModule):
         """
 
         def loss(tasks: slice) -> tuple[Tensor, Tensor]:
-            obs, indices = batch.obs[tasks], self._indices(tasks)
+            obs = batch.obs[tasks]
+            indices = self._indices(tasks)
             action, log_prob = squash(*self.actor.distribution(obs, indices), noise[tasks])
             value = self.value_head.value(_outputs(self.critic, obs, action, indices))
             if self.value_scaling == "spread":
@@ -507,17 +519,16 @@ class MTSAC(L.LightningModule):
         self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
     def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
-        targets, sources = list(self.target_critic.parameters()), list(self.critic.parameters())
+        targets = list(self.target_critic.parameters())
+        sources = list(self.critic.parameters())
         move_targets(
             targets, [source.detach() for source in sources], self.target_smoothing, finite
         )
 
     def _move_average(self, finite: Bool[Tensor, ""]) -> None:
         if self.averaged_actor is not None:
-            averages, sources = (
-                list(self.averaged_actor.parameters()),
-                list(self.actor.parameters()),
-            )
+            averages = list(self.averaged_actor.parameters())
+            sources = list(self.actor.parameters())
             move_targets(
                 averages, [source.detach() for source in sources], self.policy_averaging, finite
             )
@@ -598,10 +609,8 @@ class MTSAC(L.LightningModule):
         """
         if self.spec.num_tasks < 2 or self.actor.independent or self.critic.independent:
             return {}
-        (batch, noise, next_noise), (temperature, weight) = (
-            self.given,
-            self._temperature_and_weight(),
-        )
+        batch, noise, next_noise = self.last_given()
+        temperature, weight = self._temperature_and_weight()
         with self._numerics():
             batch = self._as_learned(batch)
             of = {

@@ -71,7 +71,9 @@ class Replay:
     def __init__(
         self, spec: EnvSpec, capacity: int, device: torch.device | str = "cpu", copies: int = 1
     ) -> None:
-        self.spec, self.capacity, self.copies = spec, capacity, copies
+        self.spec = spec
+        self.capacity = capacity
+        self.copies = copies
         self.widths = (spec.state_dim, spec.action_dim, 1, 1)
         self.ring = capacity + copies  # the oldest transitions' rows before them are kept too
         self.rows = torch.empty(spec.num_tasks, self.ring, sum(self.widths), device=device)
@@ -179,7 +181,8 @@ class Replay:
 
     def _enter(self, tasks: Numbers, numbers: Numbers, values: Floats, columns: slice) -> None:
         """Write columns of the entries of episodes, each of which is a task's `number`-th."""
-        slots, needed = self.episodes.shape[1], numbers >= self._oldest[tasks]
+        slots = self.episodes.shape[1]
+        needed = numbers >= self._oldest[tasks]
         slot = self._there(torch.from_numpy((tasks * slots + numbers % slots)[needed]))
         self.episodes.flatten(0, 1)[:, columns].index_copy_(
             0, slot, self._there(torch.from_numpy(values[needed]))
@@ -199,7 +202,8 @@ class Replay:
         First by finding out which is the oldest; where that is not enough, since faults made many
         short episodes, in a larger table.
         """
-        newest, slots = self.running.max(1), self.episodes.shape[1]
+        newest = self.running.max(1)
+        slots = self.episodes.shape[1]
         if (newest - self._oldest).max() < slots:
             return
         self._oldest = self._lowest()
@@ -261,8 +265,10 @@ class Replay:
         )
         number = draws + (self.written - self.size)  # of the transition, since the run's beginning
         state, action, reward, episode = self._rows(number).split(self.widths, -1)
-        total, factor = reward.squeeze(-1), torch.full_like(reward.squeeze(-1), discount)
-        last, goes_on = number, torch.ones_like(number, dtype=torch.bool)
+        total = reward.squeeze(-1)
+        factor = torch.full_like(reward.squeeze(-1), discount)
+        last = number
+        goes_on = torch.ones_like(number, dtype=torch.bool)
         for _ in range(n_step - 1):
             last, reward_after, goes_on = self._step_on(last, episode, goes_on)
             total = total + factor * reward_after
@@ -324,7 +330,8 @@ class Replay:
         """Of an episode's entry: the state after its last transition, that before its first, what
         does not change.
         """
-        state, frame = self.spec.state_dim, self.spec.frame
+        state = self.spec.state_dim
+        frame = self.spec.frame
         end, before, constant = entry.split((state, frame, self.spec.obs_dim - state - frame), -1)
         return end, before, constant
 
@@ -358,8 +365,10 @@ def random_rollout(spec: EnvSpec, steps: int, copies: int = 1, seed: int = 0) ->
     """Make a round of random experience, for measurements and tests; its first step begins an
     episode.
     """
-    draws, shape = np.random.default_rng(seed), (spec.num_tasks, copies, steps)
-    state, frame = spec.state_dim, spec.frame
+    draws = np.random.default_rng(seed)
+    shape = (spec.num_tasks, copies, steps)
+    state = spec.state_dim
+    frame = spec.frame
     obs = draws.standard_normal((*shape, spec.obs_dim), np.float32)
     after = draws.standard_normal((*shape, spec.obs_dim), np.float32)
     begins = np.broadcast_to(np.arange(steps) % spec.episode_steps == 0, shape).copy()
@@ -381,8 +390,11 @@ def check(rollout: Rollout, spec: EnvSpec) -> None:
     Raises:
         WorkerError: naming the first task for which they do not.
     """
-    state, frame, inside = spec.state_dim, spec.frame, ~rollout.begins[:, :, 1:, None]
-    obs, after = rollout.obs, rollout.next_obs
+    state = spec.state_dim
+    frame = spec.frame
+    inside = ~rollout.begins[:, :, 1:, None]
+    obs = rollout.obs
+    after = rollout.next_obs
     flaws = {
         "the state one step before": after[..., state : state + frame] != obs[..., :frame],
         "what does not change within an episode": (

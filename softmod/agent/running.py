@@ -72,7 +72,8 @@ class ReturnScale(nn.Module):
 
     def __init__(self, num_tasks: int, discount: float, target_entropy: float) -> None:
         super().__init__()
-        self.discount, self.target_entropy = discount, target_entropy
+        self.discount = discount
+        self.target_entropy = target_entropy
         self.register_buffer("largest", torch.zeros(num_tasks))
 
     @torch.no_grad()

@@ -25,7 +25,9 @@ def task_gradients(
     one backward pass.
     """
     parameters = list(network.parameters())
-    values, gradients, aux = [], [], []
+    values = []
+    gradients = []
+    aux = []
     for task in range(num_tasks):
         value, own = loss(slice(task, task + 1))
         parts = torch.autograd.grad(value.sum(), parameters)

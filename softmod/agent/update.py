@@ -142,7 +142,8 @@ def move_targets(
     targets: Sequence[Tensor], sources: Sequence[Tensor], smoothing: float, finite: Bool[Tensor, ""]
 ) -> None:
     """`target += smoothing (source - target)`, not at all unless `finite`."""
-    targets, sources = list(targets), list(sources)
+    targets = list(targets)
+    sources = list(sources)
     if finite.device.type == "cpu":
         if finite:
             torch._foreach_lerp_(targets, sources, smoothing)

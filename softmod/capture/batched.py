@@ -148,7 +148,8 @@ class Axis:
     """
 
     def __init__(self, operations: Sequence[Operation], stacks: Stacks) -> None:
-        self.stacks, self.size = stacks, stacks.agents
+        self.stacks = stacks
+        self.size = stacks.agents
         self.steps = list(_asking_once(operations))
         self.made: dict[Key, Tensor] = {}
 

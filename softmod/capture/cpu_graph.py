@@ -62,7 +62,8 @@ class CpuGraph:
         undo: Callable[[], None] = lambda: None,
         undone: Sequence[Tensor] = (),
     ) -> None:
-        self._function, self._undo = function, undo
+        self._function = function
+        self._undo = undo
         self._undone = {place(tensor) for tensor in undone}
         self._calls: list[Call] = []
         self.names: list[str] = []  # of the operations that are repeated
@@ -127,7 +128,9 @@ class CpuGraph:
 
     def _give_up(self, why: str) -> None:
         log.info("updates run at PyTorch's speed: %s", why)
-        self._calls, self.names, self._next = [], [], self._function
+        self._calls = []
+        self.names = []
+        self._next = self._function
 
     def _prepare(self, operations: list[Operation], metrics: Metrics) -> None:
         """Make calls of the operations, unless a flag was not set: then the next call records.
@@ -142,7 +145,9 @@ class CpuGraph:
         moved = in_shared_memory(steps, operations, keep=metrics.values())
         self._calls = [call_of(operation, moved) for operation in steps]
         self.names = [operation.function._schema.name for operation in steps]
-        self._changes, self._metrics, self._next = changes_of(operations), metrics, self._compare
+        self._changes = changes_of(operations)
+        self._metrics = metrics
+        self._next = self._compare
 
 
 def flags_of(operations: Sequence[Operation], undone: set[int]) -> list[Operation]:

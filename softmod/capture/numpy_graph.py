@@ -29,10 +29,9 @@ Function = Callable[..., Tensor]
 Kernel = Callable[..., list[Call]]  # of the output and the arguments, tensors as arrays
 FEW_ROWS = 7  # up to here, without AVX-512, a product row by row is the faster one
 WIDE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's kernels with AVX-512
-SMALL, TILE = (
-    1_000_000,
-    64,
-)  # rows x k x n up to which they have a kernel of its own, and the columns they take at once
+# rows x k x n up to which they have a kernel of its own, and the columns they take at once
+SMALL = 1_000_000
+TILE = 64
 AGREES = 1e-4
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,8 @@ class Recorded(Repeated):
         return self._output
 
     def _check(self) -> None:
-        draws, held = np.random.default_rng(0), [array.copy() for array in self.inputs]
+        draws = np.random.default_rng(0)
+        held = [array.copy() for array in self.inputs]
         for array in self.inputs:
             array[...] = draws.standard_normal(array.shape)
         if not np.allclose(self(), self.called(), rtol=AGREES, atol=AGREES, equal_nan=True):
@@ -119,12 +119,10 @@ def wide_products() -> bool:
 
 def _repeat(operation: Operation) -> list[Call]:
     """Calls that write the outputs anew from what the arguments hold then."""
-    func, args, kwargs, outputs = (
-        operation.function,
-        operation.args,
-        operation.kwargs,
-        operation.outputs,
-    )
+    func = operation.function
+    args = operation.args
+    kwargs = operation.kwargs
+    outputs = operation.outputs
     kernel = KERNELS.get(func)
     if kernel is not None and set(kwargs) <= {"out", "memory_format", "pin_memory"}:
         return kernel(outputs[0].numpy(), *[_array(arg) for arg in args])
@@ -165,7 +163,9 @@ def _product(out: Array, a: Array, b: Array) -> list[Call]:
     if wide_products():
         return _product_of_two(out, a, b) if rows == 1 else _products_of_columns(out, a, b)
     if 1 < rows <= FEW_ROWS:
-        a, b, out = a[..., :, None, :], b[..., None, :, :], out[..., :, None, :]
+        a = a[..., :, None, :]
+        b = b[..., None, :, :]
+        out = out[..., :, None, :]
     return [partial(np.matmul, a, b, out)]
 
 
@@ -262,11 +262,9 @@ def _layer_norm(
         before.append(partial(np.copyto, out, x))
         x = rows
     width = rows.shape[-1]
-    average, share, least = (
-        np.full(width, 1 / width, x.dtype),
-        np.array(1 / width, x.dtype),
-        np.array(eps, x.dtype),
-    )
+    average = np.full(width, 1 / width, x.dtype)
+    share = np.array(1 / width, x.dtype)
+    least = np.array(eps, x.dtype)
     row = np.empty(
         (*rows.shape[:-1], 1), x.dtype
     )  # a number per row: first its mean, then its deviation

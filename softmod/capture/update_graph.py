@@ -61,7 +61,9 @@ class Captured:
     """
 
     def __init__(self, agent: Any, program: Update, undoes: bool) -> None:
-        self._agent, self._program, self._undoes = agent, program, undoes
+        self._agent = agent
+        self._program = program
+        self._undoes = undoes
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
@@ -104,7 +106,8 @@ def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[
     """Record a function as a CUDA graph, after a few calls that warm up and whose changes of `live`
     are taken back.
     """
-    device, before = live[0].device, [tensor.clone() for tensor in live]
+    device = live[0].device
+    before = [tensor.clone() for tensor in live]
     beside = torch.cuda.Stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(beside):

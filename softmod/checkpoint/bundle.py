@@ -17,7 +17,7 @@ def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, A
     Raises:
         SaveError: the disk refused.
     """
-    batch, noise, next_noise = agent.given
+    batch, noise, next_noise = agent.last_given()
     groups = {
         "agent": dict(agent.state_dict()),
         "optimizers": checkpoint.optimizer_arrays(optimizers),

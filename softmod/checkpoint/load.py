@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softmod.checkpoint import files as checkpoint
 from softmod.config import trust
+from softmod.config.earlier import completed
 from softmod.config.instantiate import build
 from softmod.envs.episode import EvalEpisode
 from softmod.errors import CheckpointError, ConfigError
@@ -130,7 +131,7 @@ def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> 
     Raises:
         CheckpointError: the weights are of another form.
     """
-    config = facts["config"]
+    config = completed(facts["config"])
     policy = config["policy"]
     trust.check({"actor": config["actor"]}, allow)
     spec = spec_of(facts)

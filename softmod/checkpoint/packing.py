@@ -153,7 +153,8 @@ def manifest_of(packed: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(path.read_text())
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {about['format']}, this version reads {FORMAT}")
-        folders, parts = Path(about["run"]).parts, dict(about["parts"])
+        folders = Path(about["run"]).parts
+        parts = dict(about["parts"])
         names = [*folders, *parts]
         if (
             len(folders) != 2
@@ -245,12 +246,11 @@ def narrow(array: NDArray[np.float32]) -> NDArray[np.uint8]:
 def widen(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Make `[task, row, column]` of bytes."""
     tasks, rows, columns = packed[:24].view(np.int64)
-    array, at = np.empty((tasks, rows, columns), np.uint32), 24
+    array = np.empty((tasks, rows, columns), np.uint32)
+    at = 24
     for bits in array if rows else ():
-        first, changes = (
-            packed[at : at + 4 * columns].view(np.uint32),
-            packed[at + 4 * columns : at + 5 * columns] > 0,
-        )
+        first = packed[at : at + 4 * columns].view(np.uint32)
+        changes = packed[at + 4 * columns : at + 5 * columns] > 0
         at += 5 * columns
         count = int(changes.sum())
         size = 4 * count * (rows - 1)

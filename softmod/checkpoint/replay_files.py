@@ -29,7 +29,8 @@ class Archive:
     """
 
     def __init__(self, run: Path, replay: Replay) -> None:
-        self.folder, self.replay = run / FOLDER, replay
+        self.folder = run / FOLDER
+        self.replay = replay
         self.pieces: dict[str, str] = {}  # name and hash, oldest first
 
     def save(self) -> dict[str, str]:

@@ -68,13 +68,11 @@ class Saver:
         workers: Workers,
         about: dict[str, Any],
     ) -> None:
-        self.run, self.agent, self.optimizers, self.replay, self.workers = (
-            run,
-            agent,
-            optimizers,
-            replay,
-            workers,
-        )
+        self.run = run
+        self.agent = agent
+        self.optimizers = optimizers
+        self.replay = replay
+        self.workers = workers
         self.about = about
         self.archive = Archive(run, replay)
         self.best = -1.0
@@ -170,7 +168,8 @@ class Saver:
         mean = mean_success(scores)
         if mean < self.best:
             return
-        place, groups = self.run / "checkpoints" / "best", {"agent": dict(self.agent.state_dict())}
+        place = self.run / "checkpoints" / "best"
+        groups = {"agent": dict(self.agent.state_dict())}
         facts = self.about | {
             "kind": "weights",
             "clock": clock.facts(),
@@ -196,10 +195,8 @@ class Saver:
             for name, hashed in checkpoint.shared(folder).items()
         }
         self.archive.restore(pieces, int(facts["counters"]["written"]))
-        self.agent.updates, self.best = (
-            int(facts["counters"]["updates"]),
-            float(facts["counters"]["best"]),
-        )
+        self.agent.updates = int(facts["counters"]["updates"])
+        self.best = float(facts["counters"]["best"])
         self.workers.restore(self._under_way(folder))
         clock.restore(facts["clock"])
         if skipped := facts["counters"].get("skipped"):

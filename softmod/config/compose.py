@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from softmod.config import renamed, resolvers, schema, trust
+from softmod.config.earlier import completed
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
 from softmod.config.messages import explain
@@ -165,7 +166,7 @@ def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainC
         CheckpointError: it is none of a run.
         ConfigError: it names a class that is not allowed.
     """
-    known = {name: value for name, value in values.items() if name != "allow"}  # once a key
+    known = completed(values)
     trust.check(known, allow)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema.TrainConfig), known)

@@ -18,7 +18,8 @@ def check_fields(node: Any, key: str) -> None:
     if not dataclasses.is_dataclass(node):
         return
     for field in dataclasses.fields(node):
-        value, name = getattr(node, field.name), f"{key}.{field.name}".lstrip(".")
+        value = getattr(node, field.name)
+        name = f"{key}.{field.name}".lstrip(".")
         if value == "???":
             raise ConfigError(f"{name}: no value given")
         check_fields(value, name)
@@ -60,9 +61,11 @@ def check_rules(cfg: schema.TrainConfig) -> None:
             f"run.warmup_per_task={run.warmup_per_task}: larger than"
             f" run.replay_per_task={run.replay_per_task}"
         )
-    name, steps = ("horizon", cfg.env.horizon)
+    name = "horizon"
+    steps = cfg.env.horizon
     if cfg.env.train_horizon is not None:
-        name, steps = ("train_horizon", cfg.env.train_horizon)
+        name = "train_horizon"
+        steps = cfg.env.train_horizon
     if steps > cfg.env.horizon:
         raise ConfigError(
             f"env.train_horizon={steps}: must be at most env.horizon={cfg.env.horizon}"

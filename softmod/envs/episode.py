@@ -23,7 +23,8 @@ class EvalEpisode:
     """
 
     def __init__(self, env: TaskEnv, goal: Goal, horizon: int) -> None:
-        self.env, self.horizon = env, horizon
+        self.env = env
+        self.horizon = horizon
         self.obs = env.reset(goal)
         self.steps = 0
         self.episode_return = 0.0

@@ -82,7 +82,9 @@ def draw(env: Any, rng: np.random.Generator | np.random.RandomState) -> Goal:
     What is drawn does not depend on the simulation, so the hand is not moved: that is most of a
     reset's time.
     """
-    env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    env._set_task_called = True
     env.np_random = rng
     with _standing_still(env):
         env.reset()

@@ -25,12 +25,9 @@ from softmod.envs.tasks import (
     check_choice,
     check_horizon,
     check_tasks,
-    never_succeeds,
 )
 from softmod.errors import PhysicsError, WorkerError
 from softmod.spec import EnvSpec, Floats, Goal
-
-__all__ = ["MetaWorld", "MetaWorldEnv", "never_succeeds"]
 
 FRAME = 18  # numbers of the state: hand, gripper, two objects
 CAMERA = "corner4"  # the nearest of the corner cameras; all of them hang upside down
@@ -123,7 +120,8 @@ class MetaWorldEnv:
         """
         env = self._env
         self._steps = 0
-        env._set_task_called, env._freeze_rand_vec = True, True
+        env._set_task_called = True
+        env._freeze_rand_vec = True
         env._last_rand_vec = _own_goal(env, goal)
         return self._checked(env.reset()[0])
 

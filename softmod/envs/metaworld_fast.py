@@ -99,11 +99,9 @@ class FastSawyer(SawyerXYZEnv):
                 f"{self.model_name}: only for models with one mocap body and no sensors"
             )
         self._body, self._site = Positions(data.body), Positions(data.site)
-        self._control, self._mocap_pos, self._mocap_quat = (
-            data.ctrl,
-            data.mocap_pos[0],
-            data.mocap_quat[0],
-        )
+        self._control = data.ctrl
+        self._mocap_pos = data.mocap_pos[0]
+        self._mocap_quat = data.mocap_quat[0]
         self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
         self._pair = np.empty(2)
         self._scale = np.full(3, self.action_scale, np.float32)
@@ -200,8 +198,11 @@ class FastSawyer(SawyerXYZEnv):
         if not (-1 <= x <= 1 and -1 <= y <= 1 and -1 <= z <= 1):
             action = np.clip(action, -1, 1)
         delta = action * (self._scale if action.dtype is SINGLE else self.action_scale)
-        place, by = self._mocap_pos, delta.tolist()
-        now, lows, highs = place.tolist(), self.mocap_low.tolist(), self.mocap_high.tolist()
+        place = self._mocap_pos
+        by = delta.tolist()
+        now = place.tolist()
+        lows = self.mocap_low.tolist()
+        highs = self.mocap_high.tolist()
         for axis in (0, 1, 2):
             moved = now[axis] + by[axis]
             place[axis] = (
@@ -243,7 +244,8 @@ class FastSawyer(SawyerXYZEnv):
         apart = body["rightclaw"] - body["leftclaw"]
         obs[:3] = body["hand"]
         obs[3] = min(max(sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
-        position, quaternion = self._get_pos_objects(), self._get_quat_objects()
+        position = self._get_pos_objects()
+        quaternion = self._get_quat_objects()
         if len(position) == 3:
             obs[4:7], obs[7:11] = position, quaternion
         else:
@@ -276,7 +278,8 @@ class FastSawyer(SawyerXYZEnv):
 
     def touching_object(self, object_geom_id: int) -> bool:
         """Return whether both pads press on an object."""
-        contact, force = self.data.contact, [0.0, 0.0]
+        contact = self.data.contact
+        force = [0.0, 0.0]
         for place, pair in enumerate(contact.geom.tolist()):
             if object_geom_id in pair:
                 for side, pad in enumerate(self._pads):
@@ -317,8 +320,10 @@ class FastSawyer(SawyerXYZEnv):
 
     def _caging_y(self, obj_pos: Doubles, near: float, far: float) -> float:
         """Both pads beside the object along y; margins are distances from where it lay at first."""
-        y, first = obj_pos.item(1), self.obj_init_pos.item(1)
-        left, right = self._body["leftpad"].item(1), self._body["rightpad"].item(1)
+        y = obj_pos.item(1)
+        first = self.obj_init_pos.item(1)
+        left = self._body["leftpad"].item(1)
+        right = self._body["rightpad"].item(1)
         return hamacher_product(
             tolerance(abs(left - y), (near, far), abs(abs(left - first) - far), "long_tail"),
             tolerance(abs(right - y), (near, far), abs(abs(right - first) - far), "long_tail"),
@@ -338,7 +343,8 @@ class FastSawyer(SawyerXYZEnv):
 
     def _reach(self, obj_pos: Doubles, near: float) -> float:
         """The gripper near the object; the margin is how far it was at first."""
-        away, first = obj_pos - self.tcp_center, self.obj_init_pos - self.init_tcp
+        away = obj_pos - self.tcp_center
+        first = self.obj_init_pos - self.init_tcp
         return tolerance(
             sqrt(away.dot(away)), (0, near), abs(sqrt(first.dot(first)) - near), "long_tail"
         )

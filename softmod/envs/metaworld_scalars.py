@@ -142,13 +142,25 @@ class Quaternion:
         (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = self._matrix.tolist()
         trace = xx + yy + zz
         if trace > xx and trace > yy and trace > zz:
-            x, y, z, w = zy - yz, xz - zx, yx - xy, 1 + trace
+            x = zy - yz
+            y = xz - zx
+            z = yx - xy
+            w = 1 + trace
         elif xx >= yy and xx >= zz:
-            x, y, z, w = 1 - trace + 2 * xx, yx + xy, zx + xz, zy - yz
+            x = 1 - trace + 2 * xx
+            y = yx + xy
+            z = zx + xz
+            w = zy - yz
         elif yy >= zz:
-            x, y, z, w = yx + xy, 1 - trace + 2 * yy, zy + yz, xz - zx
+            x = yx + xy
+            y = 1 - trace + 2 * yy
+            z = zy + yz
+            w = xz - zx
         else:
-            x, y, z, w = zx + xz, zy + yz, 1 - trace + 2 * zz, yx - xy
+            x = zx + xz
+            y = zy + yz
+            z = 1 - trace + 2 * zz
+            w = yx - xy
         length = sqrt(x * x + y * y + z * z + w * w)
         return np.array((x / length, y / length, z / length, w / length))
 

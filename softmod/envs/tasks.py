@@ -167,11 +167,6 @@ def check_horizon(horizon: int) -> int:
     return horizon
 
 
-def never_succeeds(tasks: Iterable[str], reward: str) -> tuple[str, ...]:
-    """Those of the tasks that never report success under this reward version."""
-    return tuple(name for name, flaw in flawed_success(tasks, reward).items() if flaw == NEVER)
-
-
 def flawed_success(tasks: Iterable[str], reward: str) -> dict[str, str]:
     """Those of the tasks whose success is not reported rightly under this reward version: name to
     flaw.

@@ -22,7 +22,10 @@ SPEED = 0.1  # of the square's half side, per step at full action
 RADIUS = 0.15  # within it a target counts as reached
 BORDER = 0.8  # goals and pucks lie within it
 PIXELS = 128
-WHITE, GREEN, ORANGE, BLUE = (255, 255, 255), (90, 180, 90), (230, 140, 40), (50, 90, 200)
+WHITE = (255, 255, 255)
+GREEN = (90, 180, 90)
+ORANGE = (230, 140, 40)
+BLUE = (50, 90, 200)
 
 
 class Toy:
@@ -116,11 +119,13 @@ class ToyEnv:
         before = self._to_target()
         self._move(action_x, action_y)
         after = self._to_target()
-        reached, merit = after < RADIUS, _merit(before, after)
+        reached = after < RADIUS
+        merit = _merit(before, after)
         if self._carries:
             reward, success = self._carry(reached, merit)
         else:
-            reward, success = 10.0 * merit, reached
+            reward = 10.0 * merit
+            success = reached
         return self._observation(), reward, success
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
@@ -143,8 +148,10 @@ class ToyEnv:
     def _move(self, action_x: float, action_y: float) -> None:
         x = min(1.0, max(-1.0, self._x + SPEED * min(1.0, max(-1.0, action_x))))
         y = min(1.0, max(-1.0, self._y + SPEED * min(1.0, max(-1.0, action_y))))
-        self._vx, self._vy = x - self._x, y - self._y
-        self._x, self._y = x, y
+        self._vx = x - self._x
+        self._vy = y - self._y
+        self._x = x
+        self._y = y
 
     def _to_target(self) -> float:
         return _distance(self._target_x - self._x, self._target_y - self._y)
@@ -154,12 +161,15 @@ class ToyEnv:
         3 to 10 after.
         """
         if self._held:
-            self._puck_x, self._puck_y = self._x, self._y
+            self._puck_x = self._x
+            self._puck_y = self._y
             return 3.0 + 7.0 * merit, reached
         if reached:
             self._held = True
-            self._puck_x, self._puck_y = self._x, self._y
-            self._target_x, self._target_y = self._goal_x, self._goal_y
+            self._puck_x = self._x
+            self._puck_y = self._y
+            self._target_x = self._goal_x
+            self._target_y = self._goal_y
         return 3.0 * merit, False
 
     def _target(self) -> tuple[float, float]:
@@ -200,7 +210,8 @@ def _draw(rng: np.random.Generator) -> Goal:
     """
     while True:
         drawn: Goal = rng.uniform(-BORDER, BORDER, size=4)
-        goal, puck = drawn[:2], drawn[2:]
+        goal = drawn[:2]
+        puck = drawn[2:]
         apart = (goal, puck, goal - puck, goal + puck)
         if all(_distance(*vector) > 3 * RADIUS for vector in apart):
             return drawn

@@ -29,7 +29,8 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
         else psutil.virtual_memory().total
     )
     if size > there:
-        gib, most = 2**30, cfg.run.replay_per_task * there // size
+        gib = 2**30
+        most = cfg.run.replay_per_task * there // size
         raise ConfigError(
             f"run.replay_per_task={cfg.run.replay_per_task}: takes {size / gib:,.0f} GiB of"
             f" {there / gib:,.0f}; must be at most {most:,} here"
@@ -56,10 +57,14 @@ def check_value_head(cfg: TrainConfig, head: ValueHead) -> None:
     number = getattr(head, "outputs", None)
     if not isinstance(number, int) or number < 1:
         raise ConfigError(f"{line}: must have a whole number of outputs")
-    critics, tasks, rows = 2, 3, 5
-    outputs, reward = torch.zeros(critics, tasks, rows, number), torch.zeros(tasks, rows)
+    critics = 2
+    tasks = 3
+    rows = 5
+    outputs = torch.zeros(critics, tasks, rows, number)
+    reward = torch.zeros(tasks, rows)
     try:
-        value, target = head.value(outputs), head.target(reward, reward, outputs, reward)
+        value = head.value(outputs)
+        target = head.target(reward, reward, outputs, reward)
         loss = head.loss(outputs, target, torch.ones(tasks))
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         told = (str(error).splitlines() or [type(error).__name__])[0]

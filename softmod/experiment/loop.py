@@ -26,8 +26,11 @@ def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
     Raises:
         StoppedError: a signal asked for it; pending work is saved too.
     """
-    agent, replay, workers = parts.agent, parts.replay, parts.workers
-    clock, log = parts.clock, parts.log
+    agent = parts.agent
+    replay = parts.replay
+    workers = parts.workers
+    clock = parts.clock
+    log = parts.log
     session = Session(run, parts)
     clock.start()
     session.evaluate_what_is_pending()

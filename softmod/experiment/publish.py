@@ -74,7 +74,8 @@ def followed(
 ) -> Iterator[None]:
     """Keep the run's status in its journal, and what MLflow has of the journal up to date."""
     uploader: Uploader | None = None
-    status, seconds = "FAILED", cfg.tracking.drain_seconds
+    status = "FAILED"
+    seconds = cfg.tracking.drain_seconds
     journal.status("RUNNING")
     try:
         if cfg.tracking.mlflow:
@@ -82,7 +83,8 @@ def followed(
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
-        status, seconds = "KILLED", min(LAST_WORDS, seconds)
+        status = "KILLED"
+        seconds = min(LAST_WORDS, seconds)
         raise
     finally:
         journal.status(status)

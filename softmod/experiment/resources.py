@@ -114,7 +114,8 @@ def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside:
         before: what the run used when it was saved; empty for a new run.
         beside: whether it learns beside other runs in this process.
     """
-    wanted, use_kernels = precision(cfg, before), fused(cfg, before)
+    wanted = precision(cfg, before)
+    use_kernels = fused(cfg, before)
     fabric = make_fabric(cfg, wanted)
     set_up(cfg, fabric.device)
     chosen = beside_others(cfg, before) if beside else choose(cfg, suite, before)
@@ -184,11 +185,10 @@ def choose(
     threads = cfg.fabric.threads or before.get("threads")
     if processes is not None and threads:
         return Chosen(processes, threads)
-    steps, environments = (
-        cfg.run.round_steps * cfg.workers.copies,
-        suite.spec.num_tasks * cfg.workers.copies,
-    )
-    env_steps, episodes = steps * suite.spec.num_tasks, cfg.run.eval_goals * suite.spec.num_tasks
+    steps = cfg.run.round_steps * cfg.workers.copies
+    environments = suite.spec.num_tasks * cfg.workers.copies
+    env_steps = steps * suite.spec.num_tasks
+    episodes = cfg.run.eval_goals * suite.spec.num_tasks
     evaluated = env_steps * episodes * suite.spec.horizon * PLAYED / cfg.run.eval_every
     wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
     question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
@@ -236,10 +236,8 @@ def measure(
         torch.set_num_threads(count)
         update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
     torch.set_num_threads(1)
-    plan, tasks = (
-        Plan(suite, agent.actor.cpu(), cfg.seed),
-        list(range(min(MEASURED_TASKS, suite.spec.num_tasks))),
-    )
+    plan = Plan(suite, agent.actor.cpu(), cfg.seed)
+    tasks = list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))
     with closing(
         start_worker(plan, tasks, [0], True, cfg.workers.timeout, inline=processes == 0)
     ) as worker:

@@ -33,9 +33,11 @@ def place(cfg: TrainConfig) -> Path:
     folder = run_folder(cfg)
     if cfg.run.resume != "never":
         return folder
-    newest, taken = folder, 0
+    newest = folder
+    taken = 0
     while (fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))).exists():
-        newest, taken = fresh, taken + 1
+        newest = fresh
+        taken = taken + 1
     return newest if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else fresh
 
 
@@ -47,7 +49,8 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
     try:
         with checkpoint.reading(path):
             result = json.loads(path.read_text())
-            env_steps, seconds = int(result["env_steps"]), float(result["seconds"])
+            env_steps = int(result["env_steps"])
+            seconds = float(result["seconds"])
             reached = result["stopped_at"]
             scores = [
                 TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"])

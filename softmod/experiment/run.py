@@ -166,7 +166,8 @@ def make_parts(
     folder: Path,
 ) -> Parts:
     """Make the parts that the loop joins; workers and log come from the caller, who closes them."""
-    spec, fabric = models.suite.spec, resources.fabric
+    spec = models.suite.spec
+    fabric = resources.fabric
     agent, optimizers = make_agent(cfg, spec, models.actor, models.critic, fabric, resources.fused)
     replay = Replay(spec, cfg.run.replay_per_task, fabric.device, cfg.workers.copies)
     steps = cfg.run.round_steps * cfg.workers.copies

@@ -90,7 +90,8 @@ class Session:
     """
 
     def __init__(self, run: RunConfig, parts: Parts) -> None:
-        self.run, self.parts = run, parts
+        self.run = run
+        self.parts = parts
         self.total = run.steps_per_task * parts.replay.spec.num_tasks
         self.pending = parts.saver.pending
         self.due = 0  # updates of this round
@@ -104,7 +105,8 @@ class Session:
         Where an evaluation ends the training, one more round comes before the last evaluation: no
         two evaluations at one step.
         """
-        clock, log = self.parts.clock, self.parts.log
+        clock = self.parts.clock
+        log = self.parts.log
         if clock.env_steps >= self.total:
             return False
         if not ended(self.run, clock):
@@ -123,7 +125,9 @@ class Session:
 
     def updates(self) -> Updates:
         """Return this round's updates, without those that were made already."""
-        agent, clock, schedule = self.parts.agent, self.parts.clock, self.parts.schedule
+        agent = self.parts.agent
+        clock = self.parts.clock
+        schedule = self.parts.schedule
         self.due = schedule.updates(clock.env_steps)
         self.made_before = agent.updates - self.pending.updates
         examine = clock.will_pass(self.run.log_every, schedule.env_steps)
@@ -150,7 +154,8 @@ class Session:
             UpdateError: too many updates in a row were not finite.
             NumericalError: the physics broke too often.
         """
-        clock, log = self.parts.clock, self.parts.log
+        clock = self.parts.clock
+        log = self.parts.log
         log.round(clock, metrics, rollout, self.due)
         if clock.passed(self.run.log_every) or clock.passed(self.run.save_every):
             self._write()
@@ -173,7 +178,8 @@ class Session:
         Raises:
             StoppedError: a signal asked for it.
         """
-        clock, saver = self.parts.clock, self.parts.saver
+        clock = self.parts.clock
+        saver = self.parts.saver
         if signals.stopping():
             self._stop(PendingWork())
         if clock.passed(self.run.save_every):

@@ -75,10 +75,8 @@ def _forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def _layer_norm(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty_like(x)
-    mean, rstd = (
-        x.new_empty(x.shape[:-1], dtype=torch.float32),
-        x.new_empty(x.shape[:-1], dtype=torch.float32),
-    )
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     _bind_forward((x, relu), (out, mean, rstd))()
     return out, mean, rstd
 
@@ -96,14 +94,16 @@ _operations.impl("layer_norm_backward", _layer_norm_backward, "CPU")
 def _bind_forward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
     (x, relu), (out, mean, rstd) = args, outputs
     function = _function(f"norm_{LETTER[x.dtype]}")
-    rows, width = x[..., 0].numel(), x.shape[-1]
+    rows = x[..., 0].numel()
+    width = x.shape[-1]
     return partial(function, *map(_pointer, (x, out, mean, rstd)), rows, width, EPS, relu)
 
 
 def _bind_backward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Callable[[], object]:
     (grad, x, mean, rstd, relu), (for_x,) = args, outputs
     function = _function(f"norm_backward_{LETTER[x.dtype]}")
-    rows, width = x[..., 0].numel(), x.shape[-1]
+    rows = x[..., 0].numel()
+    width = x.shape[-1]
     return partial(function, *map(_pointer, (grad, x, mean, rstd, for_x)), rows, width, relu)
 
 

@@ -28,7 +28,8 @@ class Encoders(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.stack, self.members = stack, stack * num_experts
+        self.stack = stack
+        self.members = stack * num_experts
         self.layers = nn.ModuleList(
             StackedLinear(stack * num_experts, a, b, init) for a, b in pairwise(widths)
         )

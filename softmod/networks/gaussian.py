@@ -15,12 +15,13 @@ from torch.nn.functional import softplus
 from softmod.networks.network import Network
 from softmod.networks.normalization import Normalizer
 
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # 14
-TANH_LOW, TANH_HALF_RANGE, TANH_SHIFT = (
-    -10.0,
-    6.0,
-    0.805,
-)  # log std starts at about 0, within (-10, 2)
+# 14
+LOG_STD_MIN = -20.0
+LOG_STD_MAX = 2.0
+# log std starts at about 0, within (-10, 2)
+TANH_LOW = -10.0
+TANH_HALF_RANGE = 6.0
+TANH_SHIFT = 0.805
 
 
 def split(
@@ -66,7 +67,8 @@ class Actor(Network):
 
     def __init__(self, network: Network, log_std: str, normalize_obs: bool) -> None:
         super().__init__(network.in_dim, network.out_dim, network.num_tasks, network.stack)
-        self.network, self.log_std = network, log_std
+        self.network = network
+        self.log_std = log_std
         self.normalizer = Normalizer(network.in_dim) if normalize_obs else None
         self.independent = network.independent
 

@@ -22,7 +22,10 @@ class Network(nn.Module, abc.ABC):
 
     def __init__(self, in_dim: int, out_dim: int, num_tasks: int, stack: int) -> None:
         super().__init__()
-        self.in_dim, self.out_dim, self.num_tasks, self.stack = in_dim, out_dim, num_tasks, stack
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.num_tasks = num_tasks
+        self.stack = stack
 
     @abc.abstractmethod
     def forward(

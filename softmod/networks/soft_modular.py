@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn import functional
 
 from softmod.networks.mixing import mix
 from softmod.networks.network import Network
@@ -22,14 +22,14 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class Router(nn.Module):
-    """The routing network: from the embedding `f(s) .
-
-    h(z)` to the weights of every connection (Eq. 5 to 7).
+    """The routing network: from the embedding `f(s) h(z)` to the weights of every connection
+    (Eq. 5 to 7).
     """
 
     def __init__(
         self,
         stack: int,
+        *,
         num_layers: int,
         num_modules: int,
         embedding_width: int,
@@ -41,7 +41,9 @@ class Router(nn.Module):
         init: str,
     ) -> None:
         super().__init__()
-        self.num_modules, self.reads, self.feeds = num_modules, reads, feeds
+        self.num_modules = num_modules
+        self.reads = reads
+        self.feeds = feeds
         widths = [embedding_width] + [gating_width] * gating_layers  # 1
         self.gating = nn.ModuleList(StackedLinear(stack, a, b, init) for a, b in pairwise(widths))
         targets = [num_modules] * (num_layers - 1) + [1] * routed_head  # 5
@@ -62,18 +64,15 @@ class Router(nn.Module):
     ) -> list[Float[Tensor, "stack rows target source"]]:
         """Probabilities per routing layer; each target's sum over its sources is 1."""
         for gate in self.gating:
-            embedding = gate(
-                embedding.relu_()
-            )  # 1: ReLU, linear, ReLU, linear; nobody else reads what goes in
+            embedding = gate(functional.relu(embedding))  # 1: ReLU, linear, ReLU, linear
         routes: list[Tensor] = []
         earlier: list[Tensor] = []
         for layer, output in enumerate(self.output):
             if layer == 0:
-                logits = output(relu(embedding))  # Eq. 6
+                logits = output(functional.relu(embedding))  # Eq. 6
             else:
-                logits = output(
-                    (self.condition[layer - 1](self._read(earlier)) * embedding).relu_()
-                )  # Eq. 5
+                conditioned = self.condition[layer - 1](self._read(earlier)) * embedding
+                logits = output(functional.relu(conditioned))  # Eq. 5
             route = self.weigh(layer, logits.unflatten(-1, (-1, self.num_modules)), tasks)
             routes.append(route)
             earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
@@ -138,33 +137,32 @@ class SoftModular(Network):
     ) -> None:
         super().__init__(in_dim, out_dim, num_tasks, stack)
         self.norm = norm
-        self.num_modules, self.embedding_relu, self.relu, self.head_kind = (
-            num_modules,
-            embedding_relu,
-            relu,
-            head,
-        )
+        self.num_modules = num_modules
+        self.embedding_relu = embedding_relu
+        self.relu = relu
+        self.head_kind = head
         self.state_in_routing = state_in_routing
-        n, d, width = num_modules, module_width, embedding_width
+        n = num_modules
+        d = module_width
+        width = embedding_width
         self.state = nn.ModuleList(
             [StackedLinear(stack, in_dim, width, init), StackedLinear(stack, width, width, init)]
         )
         self.task = TaskEmbedding(stack, num_tasks, width, init)
         self.router = self.router_class(
             stack,
-            num_layers,
-            n,
-            width,
-            gating_layers,
-            gating_width,
-            routing_reads,
-            routing_feeds,
-            head == "routed",
-            init,
+            num_layers=num_layers,
+            num_modules=n,
+            embedding_width=width,
+            gating_layers=gating_layers,
+            gating_width=gating_width,
+            reads=routing_reads,
+            feeds=routing_feeds,
+            routed_head=head == "routed",
+            init=init,
         )
-        self.first = StackedLinear(
-            stack, width, n * d, init, units=n
-        )  # the first layer's modules, side by side
+        # The first layer's modules, side by side.
+        self.first = StackedLinear(stack, width, n * d, init, units=n)
         layers = num_layers - 1 if head == "routed" else num_layers - 2
         self.between = nn.ModuleList(StackedLinear(stack * n, d, d, init) for _ in range(layers))
         last_stack = stack if head == "routed" else stack * n  # 5
@@ -174,7 +172,8 @@ class SoftModular(Network):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
         state, routes = self._embed(x, tasks)
-        outputs = self._base(relu(state) if self.embedding_relu else state, routes)  # 2
+        inputs = functional.relu(state) if self.embedding_relu else state  # 2
+        outputs = self._base(inputs, routes)
         return outputs.unflatten(1, x.shape[:2])
 
     def routing(
@@ -206,7 +205,7 @@ class SoftModular(Network):
     def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
         """Each target's weighted sum of the modules before it (Eq. 8), with its ReLU. 4"""
         if self.relu == "before_sum":
-            return normalised(mix(relu(outputs), route), self.norm)
+            return normalised(mix(functional.relu(outputs), route), self.norm)
         if self.norm == "none":
             return mix(outputs, route, relu=True)
         return normalised(mix(outputs, route), self.norm, relu=True)

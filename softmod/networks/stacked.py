@@ -59,7 +59,8 @@ class PerTaskLinear(nn.Module):
     ) -> Float[Tensor, "stack task batch fan_out"]:
         weight, bias = (p.unflatten(0, (self.stack, -1)) for p in (self.weight, self.bias))
         if tasks is not None:
-            weight, bias = weight.index_select(1, tasks), bias.index_select(1, tasks)
+            weight = weight.index_select(1, tasks)
+            bias = bias.index_select(1, tasks)
         return x @ weight + bias  # one product per task
 
 
@@ -89,7 +90,8 @@ def fill(
     elif kind == "head":
         bound = bias_bound = HEAD_BOUND
     else:
-        bound, bias_bound = 1.0 / math.sqrt(fan_out), None
+        bound = 1.0 / math.sqrt(fan_out)
+        bias_bound = None
     weight.uniform_(-bound, bound)
     if bias is not None:
         if bias_bound is None:

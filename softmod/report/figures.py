@@ -40,7 +40,9 @@ LOOKS = [
 POINTS = 200  # of a curve
 ACROSS = 3  # panels of a figure, side by side
 WIDE = 34  # characters of a line of a label
-LETTER, LINE = 0.083, 0.18  # inches that a letter and a line of a label take, at most
+# inches that a letter and a line of a label take, at most
+LETTER = 0.083
+LINE = 0.18
 
 Look = tuple[str, str, str]  # colour, line style, marker
 
@@ -100,7 +102,8 @@ def intervals(comparison: Comparison, path: Path) -> Path:
     figure, axes = sheet(height=1.2 + max(0.45, 0.1 + LINE * most_lines(names)) * len(groups))
     colors = looks(groups)
     for place, group in enumerate(reversed(groups)):
-        estimate, color = interval(iqm, by_seed(group.scores())), colors[group.label][0]
+        estimate = interval(iqm, by_seed(group.scores()))
+        color = colors[group.label][0]
         axes.plot(
             [estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35
         )
@@ -122,10 +125,8 @@ def intervals(comparison: Comparison, path: Path) -> Path:
 def heat_map(comparison: Comparison, path: Path) -> Path:
     """Success per group and task, mean over seeds."""
     values = np.stack([group.scores().mean(0) for group in comparison.groups])
-    rows, columns = (
-        [group.label for group in comparison.groups],
-        [name_of(task) for task in comparison.tasks],
-    )
+    rows = [group.label for group in comparison.groups]
+    columns = [name_of(task) for task in comparison.tasks]
     return matrix(
         values,
         rows,
@@ -179,11 +180,10 @@ def matrix(
     map_name: str,
 ) -> Path:
     """A matrix in colours, with its numbers where they can be read."""
-    rows, columns = [folded(row) for row in rows], [folded(column) for column in columns]
-    cell_width, cell_height = (
-        max(0.55, 0.1 + 1.5 * LINE * most_lines(columns)),
-        max(0.42, 0.1 + LINE * most_lines(rows)),
-    )
+    rows = [folded(row) for row in rows]
+    columns = [folded(column) for column in columns]
+    cell_width = max(0.55, 0.1 + 1.5 * LINE * most_lines(columns))
+    cell_height = max(0.42, 0.1 + LINE * most_lines(rows))
     figure, axes = sheet(
         max(3.5, 1.2 + LETTER * longest(rows) + cell_width * len(columns)),
         1.2 + 0.7 * LETTER * longest(columns) + cell_height * len(rows),
@@ -232,7 +232,8 @@ def learning_curves(comparison: Comparison, path: Path, over_time: bool = False)
         for g in comparison.groups
         for run in g.runs
     )
-    unit, scale = "hours", 1 / 3600
+    unit = "hours"
+    scale = 1 / 3600
     if longest < 2 * 3600:
         unit, scale = ("minutes", 1 / 60) if longest >= 120 else ("seconds", 1.0)
     x_label = f"training time in {unit}" if over_time else "environment steps, all tasks"
@@ -264,12 +265,14 @@ def metric_curves(
                 drawn.setdefault(title, []).append((group, grid, values.mean(0)))
     if not drawn:
         return None
-    rows, columns = -(-len(drawn) // ACROSS), min(ACROSS, len(drawn))
+    rows = -(-len(drawn) // ACROSS)
+    columns = min(ACROSS, len(drawn))
     height = max(0.9 + 3.0 * rows, room([group.label for group in comparison.groups]))
     figure = Figure(figsize=(3.2 + 3.4 * columns, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    colors, lines = looks(comparison.groups), {}
+    colors = looks(comparison.groups)
+    lines = {}
     for panel, (title, of_groups) in zip(panels, drawn.items(), strict=False):
         for group, grid, values in of_groups:
             color, style, dot = colors[group.label]
@@ -304,7 +307,8 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the points within a tenth of the curve around each, fewer at its ends."""
     if len(values) < 2:
         return values
-    window, known = np.ones(len(values) // 10 // 2 * 2 + 1), np.isfinite(values)
+    window = np.ones(len(values) // 10 // 2 * 2 + 1)
+    known = np.isfinite(values)
     sums, counts = (
         np.convolve(part, window, "same")
         for part in (np.where(known, values, 0.0), known.astype(float))
@@ -366,7 +370,8 @@ def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.
     arrays = [np.array(curve) for curve in curves if curve]
     if not arrays:
         return np.empty(0), np.empty((0, 0))
-    low, high = max(array[0, 0] for array in arrays), min(array[-1, 0] for array in arrays)
+    low = max(array[0, 0] for array in arrays)
+    high = min(array[-1, 0] for array in arrays)
     if high < low:
         return np.empty(0), np.empty((0, 0))
     grid = np.linspace(low, high, POINTS) if high > low else np.array([low])
@@ -384,7 +389,8 @@ def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> 
     colors = looks(comparison.groups)
     for group in comparison.groups:
         if group.label in parameters:
-            estimate, x = interval(iqm, by_seed(group.scores())), parameters[group.label]
+            estimate = interval(iqm, by_seed(group.scores()))
+            x = parameters[group.label]
             color, _, marker = colors[group.label]
             axes.plot([x, x], [estimate.low, estimate.high], color=color, alpha=0.4, linewidth=4)
             axes.plot(

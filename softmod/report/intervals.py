@@ -84,7 +84,8 @@ def improvement(
     `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ. A
     single seed on either side leaves no interval.
     """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    ours = np.asarray(ours, np.float64)
+    theirs = np.asarray(theirs, np.float64)
     if 1 in (len(ours), len(theirs)):
         return Interval(float(_better(ours, theirs)), math.nan, math.nan)
     rng = np.random.default_rng(seed)
@@ -93,7 +94,8 @@ def improvement(
 
 
 def _better(ours: Scores, theirs: Scores) -> Scores:
-    a, b = ours[..., :, None, :], theirs[..., None, :, :]
+    a = ours[..., :, None, :]
+    b = theirs[..., None, :, :]
     share: Scores = ((a > b) + 0.5 * (a == b)).mean((-3, -2, -1))
     return share
 
@@ -112,6 +114,7 @@ def steps_to_reach(steps: NDArray[np.int64], success: Scores, level: float) -> f
         if value >= level:
             if index == 0 or success[index - 1] >= value:
                 return float(step)
-            before, rise = float(steps[index - 1]), float(value - success[index - 1])
+            before = float(steps[index - 1])
+            rise = float(value - success[index - 1])
             return before + (float(step) - before) * float(level - success[index - 1]) / rise
     return float("nan")

@@ -41,7 +41,8 @@ def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
     """Yield an episode's frames, robot and graph side by side, until a moment after it is over or
     the horizon.
     """
-    suite, color = policy.suite, PALETTE[task % len(PALETTE)]
+    suite = policy.suite
+    color = PALETTE[task % len(PALETTE)]
     env = suite.make(task, render=True)
     try:
         for episode in watched(EvalEpisode(env, suite.goals(task)[goal], suite.spec.horizon)):

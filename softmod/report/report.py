@@ -36,7 +36,8 @@ def report(cfg: ReportConfig, output: Path) -> Path:
     Raises:
         ConfigError: no such sweep or folder, no finished run, or the output cannot be written.
     """
-    parent, began = None, time.time()
+    parent = None
+    began = time.time()
     if cfg.checkpoint:
         return report_routing(cfg, cfg.checkpoint, output)
     if cfg.parent:
@@ -159,7 +160,8 @@ def only_tasks_differ(found: Sequence[Comparison]) -> bool:
 
 def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     """One comparison: success, learning, tasks, cost, routing, interference."""
-    folder, costs = page.folder, _costs(comparison, cfg.allow)
+    folder = page.folder
+    costs = _costs(comparison, cfg.allow)
     page.heading("Protocol")
     page.text(protocol_line(comparison))
     page.text(budget_line(comparison))

@@ -148,7 +148,8 @@ def _distance(ours: Sequence[Layer], theirs: Sequence[Layer]) -> float:
 
 
 def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
-    names, values = [name_of(one.task) for one in rollouts], similarity(rollouts)
+    names = [name_of(one.task) for one in rollouts]
+    values = similarity(rollouts)
     low = float(np.floor(values.min() * 20) / 20)
     return matrix(values, names, names, "share of routing in common", path, low, 1.0, "viridis")
 
@@ -171,7 +172,8 @@ def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
     for place, (one, vectors) in enumerate(zip(rollouts, chosen, strict=True)):
         part = plane[begin : begin + len(vectors)]
         begin += len(vectors)
-        color, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE) % len(MARKERS)]
+        color = PALETTE[place % len(PALETTE)]
+        marker = MARKERS[place // len(PALETTE) % len(MARKERS)]
         axes.plot(
             part[:, 0],
             part[:, 1],

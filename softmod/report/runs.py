@@ -204,7 +204,8 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
 
 
 def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
-    runs, token = [], None
+    runs = []
+    token = None
     while True:
         page = client.search_runs(experiments, query, max_results=500, page_token=token)
         runs += page
@@ -267,7 +268,8 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
             lost.append(f"{run.source}: ended before it told its configuration")
     made = []
     for protocol, members in by_protocol.items():
-        finished, left_out = [], []
+        finished = []
+        left_out = []
         seen: dict[tuple[Any, int], str] = {}
         for run in members:
             key = (_frozen(settings(run)), run.seed)

@@ -39,7 +39,8 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
         import imageio.v3 as imageio
     except ImportError as error:
         raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
-    policy, small = Policy(actor), list[list[Frame]]()
+    policy = Policy(actor)
+    small = list[list[Frame]]()
     for index, task in enumerate(suite.spec.tasks):
         env = suite.make(index, render=True)
         try:
@@ -56,7 +57,8 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
         )
         small.append([thumbnail(frame) for frame in frames])
         yield path
-    path, every = folder / "tasks.gif", math.ceil(max(map(len, small)) / MOST_PICTURES)
+    path = folder / "tasks.gif"
+    every = math.ceil(max(map(len, small)) / MOST_PICTURES)
     write_gif(side_by_side(small)[::-every][::-1], every, path)  # the last one too
     yield path
 
@@ -78,7 +80,8 @@ def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
     for moment in range(max(map(len, tasks))):
         picture = np.full((rows * height, columns * width, 3), 255, np.uint8)
         for number, frames in enumerate(tasks):
-            top, left = number // columns * height, number % columns * width
+            top = number // columns * height
+            left = number % columns * width
             picture[top : top + height, left : left + width] = frames[min(moment, len(frames) - 1)]
         pictures.append(picture)
     return pictures

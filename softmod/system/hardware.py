@@ -76,33 +76,39 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-_before: dict[int, tuple[float, float]] = {}  # pid: clock and processor seconds when last asked
+class Usage:
+    """Processor time and memory of a process and those below it, from one reading to the next.
 
-
-def system_metrics(pid: int) -> dict[str, float]:
-    """Processor time (100 is one core) and memory of a process and those below it, and
-    all in use.
+    Args:
+        pid: of the process.
     """
-    import psutil
 
-    clock, seconds, resident = time.monotonic(), 0.0, 0
-    try:
-        top = psutil.Process(pid)
-        for process in [top, *top.children(recursive=True)]:
-            with suppress(psutil.Error), process.oneshot():
-                times = process.cpu_times()
-                seconds, resident = (
-                    seconds + times.user + times.system,
-                    resident + process.memory_info().rss,
-                )
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.last: tuple[float, float] | None = None  # clock and processor seconds
+
+    def read(self) -> dict[str, float]:
+        """Return memory, and from the second reading on processor time (100 is one core)."""
+        import psutil
+
+        clock = time.monotonic()
+        seconds = 0.0
+        resident = 0
+        try:
+            top = psutil.Process(self.pid)
+            for process in [top, *top.children(recursive=True)]:
+                with suppress(psutil.Error), process.oneshot():
+                    times = process.cpu_times()
+                    seconds = seconds + times.user + times.system
+                    resident = resident + process.memory_info().rss
+        except psutil.Error:
+            return {}
         values = {
             "system/memory_gib": resident / 2**30,
             "system/memory_percent": psutil.virtual_memory().percent,
         }
-    except psutil.Error:
-        return {}
-    if pid in _before and clock > _before[pid][0]:
-        then, before = _before[pid]
-        values["system/cpu_percent"] = max(0.0, 100.0 * (seconds - before) / (clock - then))
-    _before[pid] = clock, seconds
-    return values
+        if self.last is not None and clock > self.last[0]:
+            then, before = self.last
+            values["system/cpu_percent"] = max(0.0, 100.0 * (seconds - before) / (clock - then))
+        self.last = clock, seconds
+        return values

@@ -78,9 +78,11 @@ class Progress:
         name: str = "",
     ) -> None:
         self.board = board or Board(console)
-        self.own, self.name = board is None, "" if board is None else name
+        self.own = board is None
+        self.name = "" if board is None else name
         self.console = self.board.console
-        self.total, self.minutes = total, minutes
+        self.total = total
+        self.minutes = minutes
         self.bar: Bar | None = None
         self.task: Any = None
         self.success = "-"

@@ -95,7 +95,8 @@ def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> 
 
 
 def _line(axes: Axes, history: list[tuple[int, float]], label: str, **look: object) -> None:
-    steps, values = [step for step, _ in history], [value for _, value in history]
+    steps = [step for step, _ in history]
+    values = [value for _, value in history]
     marker = "o" if len(history) == 1 else ""  # a single evaluation has no line
     axes.plot(steps, values, label=label, marker=marker, markersize=4, **look)  # type: ignore[arg-type]
 

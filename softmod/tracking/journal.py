@@ -22,8 +22,6 @@ from typing import Any
 
 from softmod.errors import ConfigError, SaveError
 from softmod.system.files import locked
-from softmod.system.hardware import environment_tags as environment_tags
-from softmod.system.hardware import system_metrics as system_metrics
 from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, SCHEMA, Record, Routes
 from softmod.tracking.redact import redacted
@@ -222,7 +220,8 @@ class Journal:
                 "%s: cannot be written (%s); trying again", self.folder / JOURNAL, error.strerror
             )
         else:
-            self._pending, self._failures = b"", 0
+            self._pending = b""
+            self._failures = 0
 
 
 def _open(path: Path) -> int:

@@ -41,12 +41,10 @@ class Log:
         progress: Progress,
         system_metrics: bool = True,
     ) -> None:
-        self.journal, self.spec, self.progress, self.system_metrics = (
-            journal,
-            spec,
-            progress,
-            system_metrics,
-        )
+        self.journal = journal
+        self.spec = spec
+        self.progress = progress
+        self.usage = machine.Usage(os.getpid()) if system_metrics else None
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
         self.successes: dict[int, deque[bool]] = defaultdict(partial(deque, maxlen=RECENT))
@@ -77,11 +75,9 @@ class Log:
         for fault in rollout.faults:
             self.faults[self.spec.tasks[fault.task]] += 1
         took = time.monotonic() - self.began
-        self.steps, self.updates, self.seconds = (
-            self.steps + rollout.env_steps,
-            self.updates + updates,
-            self.seconds + took,
-        )
+        self.steps = self.steps + rollout.env_steps
+        self.updates = self.updates + updates
+        self.seconds = self.seconds + took
         self.waited["learner"] += max(0.0, took - rollout.seconds)
         recent = self._train_success().values()
         learning = sum(recent) / len(recent) if recent else None
@@ -92,8 +88,8 @@ class Log:
         """Write what came since the last time."""
         values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
         values |= {names.physics_faults(task): count for task, count in self.faults.items()}
-        if self.system_metrics:
-            values |= machine.system_metrics(os.getpid())
+        if self.usage is not None:
+            values |= self.usage.read()
         values[names.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self._clear()
@@ -185,7 +181,8 @@ def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
     """An agent's metrics under their names: vectors are per task, or per routing layer."""
     values: dict[str, float] = {}
     for name, tensor in metrics.items():
-        numbers, key = tensor.float().tolist(), name if "/" in name else f"train/{name}"
+        numbers = tensor.float().tolist()
+        key = name if "/" in name else f"train/{name}"
         if key == "train/routing_entropy":
             values |= {
                 names.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 SUCCESS_MEAN = "eval/success_rate/mean"
-
-
 CRITIC_LOSS = "train/critic_loss"
-
-
 ACTOR_LOSS = "train/actor_loss"
-
-
 ENV_STEPS_PER_SECOND = "time/env_steps_per_second"
-
-
 UPDATES_PER_SECOND = "time/updates_per_second"
-
-
 WAIT_FOR_WORKERS = "time/wait_for_workers"
-
-
 WAIT_FOR_LEARNER = "time/wait_for_learner"
-
-
 TRAINING_SECONDS = "time/seconds"  # of training so far, over all sessions of the run
-
-
-WALL_CLOCK = (
-    "time/",
-    "system/",
-)  # what begins like this depends on the machine: a resumed run may differ in it
+WALL_CLOCK = ("time/", "system/")  # beginnings of what depends on the machine, not on the run alone
 
 
 def success_rate(task: str) -> str:

@@ -192,7 +192,9 @@ class Sender:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.metrics_sent, self.artifacts_sent = folder, 0, 0
+        self.folder = folder
+        self.metrics_sent = 0
+        self.artifacts_sent = 0
         record = Record.read(folder)
         if not record.run_id:
             raise ConfigError(f"{folder}: holds no journal of a run (it has no header)")
@@ -229,10 +231,12 @@ class Sender:
         """Nobody trains any more: where the journal has no end, say so; then see that the run is
         there once.
         """
-        status, time = self.cursor.status, self.cursor.status_time
+        status = self.cursor.status
+        time = self.cursor.status_time
         for line, _ in lines(self.folder / JOURNAL, self.cursor.offset):
             if line["kind"] == "status":
-                status, time = line["status"], line["time"]
+                status = line["status"]
+                time = line["time"]
         if status in ENDED:  # first of all: there may not be time for more
             self.client.set_terminated(self.run, status, end_time=time)
         elif not in_use(self.folder, patience=0.5):
@@ -243,7 +247,8 @@ class Sender:
 
     def _send_chunk(self) -> bool:
         """A request's worth of lines; whether there were any."""
-        chunk, start = Chunk(), self.cursor.offset
+        chunk = Chunk()
+        start = self.cursor.offset
         for line, offset in lines(self.folder / JOURNAL, start):
             self._sort(line, chunk)
             self.cursor.offset = offset
@@ -266,7 +271,8 @@ class Sender:
             case "tags":
                 chunk.tags |= line["values"]
             case "metrics":
-                step, time = line["step"], line["time"]
+                step = line["step"]
+                time = line["time"]
                 for name, value in line["values"].items():
                     key = store.accepted(name)
                     chunk.metrics.setdefault((key, step), Metric(key, float(value), time, step))
@@ -278,11 +284,9 @@ class Sender:
                     {name: line[name] for name in ("step", "tasks", "layers")}
                 )
             case "status":
-                self.cursor.status, self.cursor.status_time, self.cursor.status_sent = (
-                    line["status"],
-                    line["time"],
-                    False,
-                )
+                self.cursor.status = line["status"]
+                self.cursor.status_time = line["time"]
+                self.cursor.status_sent = False
 
     def _send_metrics(self, metrics: list[Metric]) -> None:
         for batch in store.batches(self._unknown(metrics), MAX_METRICS):

@@ -19,7 +19,9 @@ from softmod.system import signals
 from softmod.workers.process import SHUTDOWN, InlineWorker, Worker, shared_weights, start_worker
 from softmod.workers.worker import Plan
 
-RESTARTS, WINDOW = 3, 300.0  # how many processes may be restarted in so many seconds
+# how many processes may be restarted in so many seconds
+RESTARTS = 3
+WINDOW = 300.0
 GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,11 @@ class Workers:
         training: bool = True,
         restarts: int = RESTARTS,
     ) -> None:
-        self.suite, self.spec = plan.suite, plan.suite.spec
-        self.copies, self.training, self.restarts = copies, training, restarts
+        self.suite = plan.suite
+        self.spec = plan.suite.spec
+        self.copies = copies
+        self.training = training
+        self.restarts = restarts
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # optional in a suite
         costs = [step_cost(task) for task in range(self.spec.num_tasks)]
         shared = shared_weights(plan)

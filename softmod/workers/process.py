@@ -34,7 +34,8 @@ class InlineWorker:
     def __init__(
         self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats
     ) -> None:
-        self.tasks, self.copies = tasks, copies
+        self.tasks = tasks
+        self.copies = copies
         try:
             self.collector = Collector(plan, tasks, copies, training, weights)
         except Exception as error:
@@ -82,7 +83,9 @@ class ProcessWorker:
         weights: Any,
         timeout: float,
     ) -> None:
-        self.tasks, self.copies, self.timeout = tasks, copies, timeout
+        self.tasks = tasks
+        self.copies = copies
+        self.timeout = timeout
         self.arguments = (plan, tasks, copies, training, weights, timeout)
         self.asked = NOTHING
         self.names = (
@@ -97,7 +100,8 @@ class ProcessWorker:
         )
         self.process.start()
         theirs.close()
-        self.ready, self.number = False, 0
+        self.ready = False
+        self.number = 0
 
     def ask(self, method: str, *arguments: Any) -> None:
         self.asked = (method, *arguments)

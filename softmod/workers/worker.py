@@ -58,7 +58,9 @@ class EnvSlot:
     """
 
     def __init__(self, plan: Plan, task: int, copy: int) -> None:
-        self.plan, self.task, self.copy = plan, task, copy
+        self.plan = plan
+        self.task = task
+        self.copy = copy
         self.spec: EnvSpec = plan.suite.spec
         self.env: TaskEnv = plan.suite.make(task)
         self.goals = None if plan.draw_goals else plan.suite.goals(task)
@@ -82,8 +84,10 @@ class EnvSlot:
         self.noise = pink(white) if self.plan.pink_noise else white
         self.obs = self.env.reset(goal)
         self.actions[:] = 0.0
-        self.episode, self.steps = episode, 0
-        self.rewards, self.success = [], False
+        self.episode = episode
+        self.steps = 0
+        self.rewards = []
+        self.success = False
 
     @property
     def over(self) -> bool:
@@ -114,7 +118,9 @@ class EnvSlot:
             WorkerError: they do not.
         """
         if steps == self.spec.episode_steps:
-            self.episode, self.steps, self.obs = episode, steps, obs
+            self.episode = episode
+            self.steps = steps
+            self.obs = obs
             self.actions[:] = actions
             return
         self.begin(episode)
@@ -147,11 +153,13 @@ class Collector:
         training: bool = True,
         weights: Floats | None = None,
     ) -> None:
-        self.plan, self.spec = plan, plan.suite.spec
+        self.plan = plan
+        self.spec = plan.suite.spec
         self.actor = plan.actor.eval().requires_grad_(False)
         if weights is not None:
             bind(self.actor, weights)
-        self.tasks, self.copies = torch.tensor(tasks), copies
+        self.tasks = torch.tensor(tasks)
+        self.copies = copies
         self.slots: dict[tuple[int, int], EnvSlot] = {}  # by where a task and a copy stand
         if training:
             for at in np.ndindex(len(tasks), len(copies)):
@@ -301,7 +309,8 @@ class Collector:
     def restore(self, under_way: UnderWay) -> None:
         """Bring every environment to where its episode was."""
         for at, slot in self.slots.items():
-            episode, steps = int(under_way.episode[at]), int(under_way.steps[at])
+            episode = int(under_way.episode[at])
+            steps = int(under_way.steps[at])
             slot.restore(episode, steps, under_way.actions[at], under_way.obs[at])
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from softmod.errors import ConfigError, SaveError
+from softmod.system.hardware import Usage, environment_tags
 from softmod.tracking import journal as tracking
 from softmod.tracking import names
 from softmod.tracking.journal import Journal
@@ -260,7 +261,7 @@ def test_passwords_are_struck_out(journal: Journal, folder: Path, text: str, cle
 
 
 def test_what_it_tells_of_the_machine() -> None:
-    tags = tracking.environment_tags()
+    tags = environment_tags()
     assert {
         "version.python",
         "version.torch",
@@ -273,16 +274,17 @@ def test_what_it_tells_of_the_machine() -> None:
         assert tags["softmod.dirty"] in ("true", "false")
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            first = tracking.system_metrics(busy.pid)
+            usage = Usage(busy.pid)
+            first = usage.read()
             time.sleep(0.5)
-            values = tracking.system_metrics(busy.pid)
+            values = usage.read()
         finally:
             busy.kill()
     assert "system/cpu_percent" not in first
     assert 10.0 < values["system/cpu_percent"] < 200.0
     assert 0.001 < values["system/memory_gib"] < 50.0
     assert all(name.startswith(names.WALL_CLOCK) for name in values)
-    assert tracking.system_metrics(2**22 + 1) == {}
+    assert Usage(2**22 + 1).read() == {}
 
 
 def test_nothing_heavy_is_imported() -> None:

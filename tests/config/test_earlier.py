@@ -1,0 +1,39 @@
+"""Configurations that earlier versions saved are read as what they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from softmod.config.compose import compose, from_saved
+from softmod.config.earlier import ADDED
+from softmod.config.identity import as_values
+from softmod.errors import CheckpointError
+
+
+def saved(*overrides: str) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(compose(list(overrides)), resolve=True)
+    return dict(values)
+
+
+@pytest.mark.parametrize("model", ["soft_modular_small", "soft_modular_residual", "mt_sac"])
+def test_keys_that_were_added_since_have_the_values_that_they_stood_for(model: str):
+    whole = saved("env=mt10", f"model={model}", "algorithm=mtsac")
+    before = {name: dict(part) if isinstance(part, dict) else part for name, part in whole.items()}
+    for key in ADDED:
+        part, _, name = key.rpartition(".")
+        del (before[part] if part else before)[name]
+    del before["critic"]["norm"]
+    if model != "soft_modular_residual":
+        del before["actor"]["norm"]
+    before["allow"] = ["lab"]
+    assert as_values(from_saved(before, [])) == as_values(from_saved(whole, []))
+
+
+def test_a_key_that_was_always_there_is_missed():
+    values = saved("env=toy")
+    del values["algorithm"]["discount"]
+    with pytest.raises(CheckpointError, match="discount"):
+        from_saved(values, [])
