@@ -4,79 +4,58 @@ its pictures.
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from softmod.report.runs import PROTOCOL, Comparison, Group
 from softmod.report.tables import Table
 
-LONG = 30  # rows of a table
-STYLE = """
-body { font-family: system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem }
-body { color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem }
-caption { text-align: left; padding: .3rem 0 }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% }
-.note { background: #fff6dd; padding: .6rem 1rem }
-h2 { margin-top: 3rem }
-"""
+LONG = 30  # rows beyond which a table is folded
 
 
 class Page:
-    """Text, tables and pictures in the order in which they are added."""
+    """Text, tables and pictures in the order in which they are added; `page.html` lays them out."""
 
     def __init__(self, title: str, folder: Path) -> None:
-        self.folder, self._parts = folder, [f"<h1>{html.escape(title)}</h1>"]
+        self.folder = folder
         self.title = title
+        self._parts: list[tuple[str, Any, str]] = []  # kind, content, text
 
     def heading(self, text: str) -> None:
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(("heading", None, text))
 
     def text(self, text: str) -> None:
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._parts.append(("text", None, text))
 
     def note(self, text: str) -> None:
-        """What a reader must not miss."""
-        self._parts.append(f'<p class="note">{html.escape(text)}</p>')
+        """Add what a reader must not miss."""
+        self._parts.append(("note", None, text))
 
     def table(self, table: Table) -> None:
-        """A table, and the links to its files; a long one is folded."""
+        """Add a table, and links to its files; a long one is folded."""
         table.write(self.folder)
-        shown = table.as_html()
-        if len(table.rows) > LONG:
-            shown = (
-                f"<details><summary>{html.escape(table.caption)}: {len(table.rows)}"
-                f" rows</summary>{shown}</details>"
-            )
-        self._parts.append(shown)
-        links = " · ".join(
-            f'<a href="{table.name}.{kind}">{kind.upper()}</a>' for kind in ("csv", "tex")
-        )
-        self._parts.append(f"<p>{links}</p>")
+        self._parts.append(("table", table, ""))
 
     def picture(self, path: Path | None, text: str) -> None:
-        """A picture of the page's folder; nothing where there is none."""
+        """Add a picture of the page's folder; nothing where there is none."""
         if path is not None:
-            alt = html.escape(text)
-            self._parts.append(
-                f'<figure><img src="{path.name}"'
-                f' alt="{alt}"><figcaption>{alt}</figcaption></figure>'
-            )
+            self._parts.append(("picture", path.name, text))
 
     def link(self, path: Path, text: str) -> None:
-        """To another page below this one."""
-        place = path.relative_to(self.folder).as_posix()
-        self._parts.append(f'<p><a href="{html.escape(place)}">{html.escape(text)}</a></p>')
+        """Add a link to another page below this one."""
+        self._parts.append(("link", path.relative_to(self.folder).as_posix(), text))
 
     def write(self) -> Path:
+        """Write the page; return its path."""
+        layouts = Environment(
+            loader=PackageLoader("softmod", "report"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
         path = self.folder / "report.html"
-        head = (
-            "<!doctype html><html lang=en><meta"
-            f" charset=utf-8><title>{html.escape(self.title)}</title>"
-        )
-        path.write_text(f"{head}<style>{STYLE}</style>\n" + "\n".join(self._parts) + "\n</html>\n")
+        layout = layouts.get_template("page.html")
+        path.write_text(layout.render(title=self.title, parts=self._parts, long=LONG))
         return path
 
 

@@ -1,16 +1,14 @@
-"""The tables of a report: rows of plain values, written as CSV, LaTeX and HTML."""
+"""The tables of a report: rows of plain values, written as CSV, LaTeX and Markdown."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pandas import DataFrame
 
 from softmod.report.intervals import (
     Interval,
@@ -40,57 +38,44 @@ class Table:
     rows: list[list[Cell]]
 
     def write(self, folder: Path) -> None:
-        """`<name>.csv` with plain numbers, an interval as three columns, `<name>.tex` and
-        `<name>.md`.
-        """
+        """Write `<name>.csv`, `<name>.md` and `<name>.tex`."""
         (folder / f"{self.name}.csv").write_text(self.as_csv())
         (folder / f"{self.name}.md").write_text(self.as_markdown())
         (folder / f"{self.name}.tex").write_text(self.as_latex())
 
+    def shown(self) -> list[list[str]]:
+        """Return the cells as people read them."""
+        return [[shown(cell) for cell in row] for row in self.rows]
+
     def as_csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.writer(out)
-        wide = [
-            any(isinstance(row[i], Interval) for row in self.rows) for i in range(len(self.columns))
-        ]
-        head: list[str] = []
-        for column, split in zip(self.columns, wide, strict=True):
-            head += [column, f"{column}, low", f"{column}, high"] if split else [column]
-        writer.writerow(head)
-        for row in self.rows:
-            cells: list[object] = []
-            for cell, split in zip(row, wide, strict=True):
-                cells += (
-                    [*cell] if isinstance(cell, Interval) else [cell, "", ""] if split else [cell]
-                )
-            writer.writerow([*map(_csv, cells)])
-        return out.getvalue()
+        """Return plain numbers; an interval becomes three columns."""
+        columns: dict[str, list[object]] = {}
+        for index, name in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
+            if any(isinstance(cell, Interval) for cell in cells):
+                for part, suffix in enumerate(("", ", low", ", high")):
+                    columns[f"{name}{suffix}"] = [_part(cell, part) for cell in cells]
+            else:
+                columns[name] = list(cells)
+        return str(DataFrame(columns, dtype=object).to_csv(index=False))
 
     def as_latex(self) -> str:
-        """A `tabular` for booktabs."""
-        lines = [f"\\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", "\\toprule"]
-        lines += [" & ".join(_tex(column) for column in self.columns) + " \\\\", "\\midrule"]
-        lines += [" & ".join(_tex(shown(cell)) for cell in row) + " \\\\" for row in self.rows]
-        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+        """Return a `tabular` for booktabs."""
+        form = "l" + "r" * (len(self.columns) - 1)
+        cells = DataFrame(self.shown(), columns=self.columns).replace("–", "--")
+        return str(cells.to_latex(index=False, escape=True, column_format=form))
 
     def as_markdown(self) -> str:
-        """Lines as a README has them."""
-        lines = [
-            self.columns,
-            ["---"] * len(self.columns),
-            *([shown(cell) for cell in row] for row in self.rows),
-        ]
+        """Return the lines of a table in a README."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.shown()]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
-    def as_html(self) -> str:
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>\n"
-            for row in self.rows
-        )
-        return (
-            f"<table><caption>{html.escape(self.caption)}</caption><tr>{head}</tr>\n{body}</table>"
-        )
+
+def _part(cell: Cell, part: int) -> object:
+    """Return a number of an interval; of a plain cell the first one is itself."""
+    if isinstance(cell, Interval):
+        return cell[part]
+    return cell if part == 0 else None
 
 
 def shown(cell: Cell) -> str:
@@ -104,16 +89,6 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
     return f"{cell:,}" if isinstance(cell, int) else cell
-
-
-def _csv(cell: object) -> object:
-    return "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("–", "--")):
-        text = text.replace(plain, escaped)
-    return text
 
 
 # --- what is in them ------------------------------------------------------------------------------
