@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from softmod.command import sweep_identity, tell, to_the_end
 from softmod.config import renamed
@@ -273,9 +274,10 @@ def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
     """Let Hydra run the job or the jobs; return the code of the first that failed, or 0.
 
     Raises:
-        ConfigError: Hydra could not: a launcher or a callback cannot be built.
+        ConfigError: Hydra cannot: a launcher or a callback is not there, a folder is not writable.
     """
-    task = partial(job, sweep=sweep, main=os.getpid())
+    failed: list[int] = []  # in this process; some sweepers return nothing
+    task = partial(job, sweep=sweep, main=os.getpid(), failed=failed)
     name = command.config_name
     overrides = command.overrides
     try:
@@ -284,9 +286,9 @@ def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
                 returned = hydra.multirun(name, task, overrides)
             else:
                 returned = hydra.run(name, task, overrides)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"Hydra: {one_line(error)}") from error
-    return next((code for code in codes(returned) if code), 0)
+    return next((code for code in (*failed, *codes(returned)) if code), 0)
 
 
 def codes(returned: Any) -> Iterator[int]:
@@ -298,13 +300,14 @@ def codes(returned: Any) -> Iterator[int]:
             yield from codes(one)
 
 
-def job(composed: DictConfig, sweep: Sweep | None, main: int) -> int:
+def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int]) -> int:
     """Run one job; report its failure, which does not end a sweep, and return its code.
 
     Args:
         composed: its configuration.
         sweep: that it belongs to.
         main: the process that was called; launchers run jobs in others too.
+        failed: takes the code of a failure, where this is that process.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -314,7 +317,9 @@ def job(composed: DictConfig, sweep: Sweep | None, main: int) -> int:
     strike_out_passwords(hydra)
     overrides = list(hydra.overrides.task)
     if os.getpid() == main:
-        return one_job(composed, overrides, sweep)
+        code = one_job(composed, overrides, sweep)
+        failed.append(code)
+        return code
     with signals.heeded():
         try:
             return one_job(composed, overrides, sweep)
@@ -347,7 +352,7 @@ def one_job(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> 
 
 def strike_out_passwords(hydra: HydraConf) -> None:
     """Strike out passwords in the files that Hydra has written, if it has."""
-    files = [Path(hydra.sweep.dir, "multirun.yaml")]
+    files = [Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")]
     if hydra.output_subdir is not None:
         files += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")
     for path in files:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from softmod.config.compose import compose
+from softmod.config.schema import TrackingConfig
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 
@@ -15,7 +16,7 @@ from softmod.networks.network import Network
 @cache
 def options(override: str, key: str) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(compose([override], "train")[key], resolve=True)
-    del values["_target_"]
+    values.pop("_target_", None)
     return values
 
 
@@ -27,6 +28,11 @@ def network(option: str, **changed: Any) -> dict[str, Any]:
 def algorithm(option: str = "mtsac", **changed: Any) -> dict[str, Any]:
     """The options of an algorithm in `conf/algorithm`, some of them changed."""
     return options(f"algorithm={option}", "algorithm") | changed
+
+
+def tracking(**changed: Any) -> TrackingConfig:
+    """Where metrics go as `conf/tracking/mlflow` has it, some of it changed."""
+    return TrackingConfig(**(options("tracking=mlflow", "tracking") | changed))
 
 
 def published(network: Network, normalize_obs: bool = False) -> Actor:

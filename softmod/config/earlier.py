@@ -9,6 +9,7 @@ ADDED: dict[str, Any] = {
     "seeds": None,
     "policy.exploration_noise": "white",
     "algorithm.value_scaling": "none",
+    "algorithm.own": {},
     "fabric.kernels": "auto",
 }
 NORM = {"softmod.networks.residual.Residual": "layer"}  # of networks, before it was an option

@@ -42,6 +42,8 @@ def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
         node = values[part] if part else values
         for name in names:
             node.pop(name)
+    if not values["algorithm"]["own"]:
+        del values["algorithm"]["own"]  # so that identities are those from before it was a key
     return values
 
 

@@ -190,6 +190,8 @@ class AlgorithmConfig:
     policy_delay: int = number(low=1)  # updates of the critics for each one of the policy
     # share of each update in the policy that acts; 0 is off
     policy_averaging: float = number(low=0.0, high=1.0)
+    # options of a class of your own; it takes them by their names
+    own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -325,15 +327,12 @@ class ReportConfig:
     parent: str | None = MISSING  # a sweep's parent in MLflow: its id or name; typed as sweep=
     runs: list[str] = MISSING  # or folders with runs
     results: list[str] = MISSING  # or folders with saved results
-    checkpoint: str | None = (
-        None  # or a checkpoint, or a run's folder: how its policy uses its modules
-    )
+    # or a checkpoint, or a run's folder: how its policy uses its modules
+    checkpoint: str | None = MISSING
     save: str | None = MISSING  # with runs: save them as results in this folder too
     uri: str | None = MISSING  # the MLflow store; null: as for training
     output: str = MISSING
     level: float = number(low=0.0, high=1.0)  # of success, whose environment steps are told
     episodes: int = number(low=1, high=50)  # of each task, to see how modules are used
     video: bool = MISSING  # of a rollout of each task, with its routes moving beside it
-    allow: list[str] = field(
-        default_factory=list
-    )  # packages of your own that tasks and networks come from
+    allow: list[str] = MISSING  # packages of your own that tasks and networks come from

@@ -20,13 +20,20 @@ PARTS = {  # where the classes of each part are: others could do harm when they 
 def check(config: Mapping[str, Any], allow: Iterable[str]) -> None:
     """Check every class that a saved configuration names, by what the name resolves to.
 
+    A saved configuration has no interpolations: they are resolved before it is saved, and one that
+    is there could run code when it is resolved.
+
     Args:
         config: of a run, or some parts of it.
         allow: packages of the user's own that may be named too.
 
     Raises:
-        ConfigError: a class is in none of these packages, or not there.
+        ConfigError: a class is in none of these packages, or not there, or a value is an
+            interpolation.
     """
+    for key, value in leaves(config):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}={value:.100}: a saved configuration has no interpolations")
     for key, path in targets(config):
         packages = (*([PARTS[key.split(".")[0]]] if key.split(".")[0] in PARTS else []), *allow)
         within(key, path, packages)
@@ -57,14 +64,24 @@ def lies_in(path: str, packages: Iterable[str]) -> bool:
     return any(path == package or path.startswith(f"{package}.") for package in packages)
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every `_target_` of nested mappings and lists, and the key of what it stands in."""
+def targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield every `_target_`, and the key of what it stands in."""
+    for key, value in leaves(config):
+        part, _, name = key.rpartition(".")
+        if name == "_target_":
+            yield part, str(value)
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of nested mappings and lists, and its key; keys of mappings as values too,
+    where they are no plain words.
+    """
     if isinstance(node, list | tuple):
         node = dict(enumerate(node))
     if not isinstance(node, Mapping):
+        yield key, node
         return
     for name, value in node.items():
-        if name == "_target_":
-            yield key, str(value)
-        else:
-            yield from targets(value, f"{key}.{name}".lstrip("."))
+        if "${" in str(name):
+            yield key, str(name)
+        yield from leaves(value, f"{key}.{name}".lstrip("."))

@@ -21,7 +21,8 @@ def check_fields(node: Any, key: str) -> None:
         value = getattr(node, field.name)
         name = f"{key}.{field.name}".lstrip(".")
         if value == "???":
-            raise ConfigError(f"{name}: no value given")
+            own = "an option of your own begins with defaults: [<one of softmod's>, _self_]"
+            raise ConfigError(f"{name}: no value given; {own}")
         check_fields(value, name)
         check_choice(name, value, field.metadata.get("choices"))
         if value is not None and "low" in field.metadata:

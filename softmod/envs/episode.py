@@ -20,6 +20,7 @@ class EvalEpisode:
         steps: taken so far.
         episode_return: the sum of rewards so far.
         success: whether it was reached.
+        broken: whether its physics broke.
     """
 
     def __init__(self, env: TaskEnv, goal: Goal, horizon: int) -> None:
@@ -44,5 +45,5 @@ class EvalEpisode:
             self.broken = True
             return
         self.steps += 1
-        self.episode_return += reward
+        self.episode_return += float(reward)
         self.success = self.success or success

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from torch.optim import Optimizer
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import run_programs
+from softmod.config.identity import as_values
 from softmod.config.instantiate import build, resolve_target
 from softmod.config.schema import TrainConfig
+from softmod.errors import ConfigError
 from softmod.experiment import checks
 from softmod.networks.build import build_actor
 from softmod.networks.gaussian import Actor
@@ -51,8 +54,22 @@ def assemble(cfg: TrainConfig) -> Models:
         optimizer = make_optimizer(cfg, name, [torch.zeros(1, requires_grad=True)])
         checks.check_capture(cfg, optimizer, f"optimizer.{name}")
     checks.check_surgery(cfg, actor, critic)
-    resolve_target(cfg.algorithm._target_, "algorithm", MTSAC)
+    options = as_values(cfg)["algorithm"]
+    target = resolve_target(options.pop("_target_"), "algorithm", MTSAC)
+    check_algorithm(target, options)
     return Models(suite, actor, critic)
+
+
+def check_algorithm(target: type, options: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConfigError: the class does not take an option; a subclass may leave MTSAC's to MTSAC.
+    """
+    own = options.pop("own")
+    names = set(inspect.signature(target).parameters) | set(inspect.signature(MTSAC).parameters)
+    for name in own:
+        if name not in names:
+            raise ConfigError(f"algorithm.own.{name}: {target.__name__} takes no such option")
 
 
 def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
@@ -112,11 +129,13 @@ def make_agent(
     def maker(name: str) -> Any:
         return lambda parameters: make_optimizer(cfg, name, parameters)
 
-    agent: MTSAC = build(
-        cfg.algorithm, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,
-        optimizers={name: maker(name) for name in OPTIMIZERS},
-        batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # of networks that an algorithm of one's own has
+        torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS, 1).generate_state(1)[0]))
+        agent: MTSAC = build(
+            cfg.algorithm, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,
+            optimizers={name: maker(name) for name in OPTIMIZERS},
+            batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
+        )  # fmt: skip
     agent.fused = fused and fabric.device.type == "cpu"
     fabric.to_device(agent)
     inner = agent.configure_optimizers()

@@ -96,8 +96,9 @@ class Resources:
     def differences(self) -> list[str]:
         """Return what is not as it was when the run was saved, where results differ by rounding."""
         lines = []
-        if self.before.get("threads", self.threads) > 1 and self.threads == 1:
-            lines.append("this run used several threads and goes on with one")
+        threads = self.before.get("threads", self.threads)
+        if threads != self.threads:
+            lines.append(f"this run used {threads} threads and goes on with {self.threads}")
         kept = self.before.get("fused")
         if kept and kept != (kernels.key() if self.fused else None):
             how = "other fused kernels" if self.fused else "none"

@@ -152,6 +152,8 @@ def _train(
         try:
             scores = yield from train(cfg.run, parts)
         except UpdateError as error:
+            if parts.saver.agent.given is None:  # restored: none was made here
+                raise
             raise UpdateError(f"{error}; {bundle_of(parts, folder)} repeats it") from error
     conclude(cfg, folder, journal, parts.clock, scores)
     return scores

@@ -1,10 +1,12 @@
-"""The names of metrics, each of them written here and nowhere else."""
+"""The names of metrics that the package itself reads or writes.
+
+What an agent returns is named by its keys: `train/<key>`, or `train/<key>/<task>`
+(`tracking.metrics`).
+"""
 
 from __future__ import annotations
 
 SUCCESS_MEAN = "eval/success_rate/mean"
-CRITIC_LOSS = "train/critic_loss"
-ACTOR_LOSS = "train/actor_loss"
 ENV_STEPS_PER_SECOND = "time/env_steps_per_second"
 UPDATES_PER_SECOND = "time/updates_per_second"
 WAIT_FOR_WORKERS = "time/wait_for_workers"
@@ -36,14 +38,6 @@ def physics_faults(task: str) -> str:
     there were any.
     """
     return f"train/physics_faults/{task}"
-
-
-def temperature(task: str) -> str:
-    return f"train/temperature/{task}"
-
-
-def task_weight(task: str) -> str:
-    return f"train/task_weight/{task}"
 
 
 def routing_entropy(layer: int) -> str:

@@ -185,16 +185,16 @@ class Workers:
         Raises:
             WorkerError: the given one, or one from the attempt, when no restart is left.
         """
-        old = self.workers[index]
+        asked = self.workers[index].asked
         while True:
-            self._count_restart(old, error)
-            fresh = self.workers[index] = old.restarted()
+            self._count_restart(self.workers[index], error)
+            fresh = self.workers[index] = self.workers[index].restarted()
             try:
-                if self.training and old.asked[0] != "restore":
+                if self.training and asked[0] != "restore":
                     fresh.ask("restore", self._part(index))
                     fresh.answer()
-                if old.asked[0]:
-                    fresh.ask(*old.asked)
+                if asked[0]:
+                    fresh.ask(*asked)
                 return
             except WorkerError as again:
                 error = again

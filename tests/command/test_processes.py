@@ -284,7 +284,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", LINES, ids=["all of it", "value head"])
+@pytest.mark.parametrize("line", LINES, ids=["all of it", "value head", "algorithm"])
 def test_the_examples_of_the_docs(tmp_path: Path, environment: dict[str, str], line: str) -> None:
     words = [
         word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from softmod.config.compose import compose, from_saved
 from softmod.config.earlier import ADDED
 from softmod.config.identity import as_values
-from softmod.errors import CheckpointError
+from softmod.errors import CheckpointError, ConfigError
 
 
 def saved(*overrides: str) -> dict[str, Any]:
@@ -37,3 +37,12 @@ def test_a_key_that_was_always_there_is_missed():
     del values["algorithm"]["discount"]
     with pytest.raises(CheckpointError, match="discount"):
         from_saved(values, [])
+
+
+@pytest.mark.parametrize(
+    "env",
+    ["${oc.create:{_target_:subprocess.Popen,args:[touch,ran]}}", {"name": "${oc.env:HOME}"}],
+)
+def test_an_interpolation_in_a_saved_configuration_is_refused(env: Any):
+    with pytest.raises(ConfigError, match="no interpolations"):
+        from_saved(saved("env=toy") | {"env": env}, [])

@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from softmod.config.schema import TrackingConfig
 from softmod.report.runs import Run, from_mlflow
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import Journal
 from softmod.tracking.record import JOURNAL, Record
 from softmod.tracking.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
+from tests import settings
 
 store.prepare_environment()
 SWEEP = {"id": "5eed", "name": "balance"}
@@ -123,7 +123,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     journal.artifact(folder / "checkpoint", under="best")
     journal.artifact(folder / "never written")
     journal.status("RUNNING")
-    uploader = start_uploader(folder, TrackingConfig(), about(sweep=SWEEP))
+    uploader = start_uploader(folder, settings.tracking(), about(sweep=SWEEP))
     for step in range(10):
         journal.metrics(
             {"train/loss": 0.1 * step, "eval/odd": (math.nan, math.inf, -math.inf)[step % 3]}, step
@@ -235,7 +235,7 @@ def test_nothing_is_sent_twice(journal: Journal) -> None:
 @pytest.mark.bar(18)
 def test_the_uploader_is_killed(journal: Journal) -> None:
     folder = journal.folder
-    uploader = start_uploader(folder, TrackingConfig(), about())
+    uploader = start_uploader(folder, settings.tracking(), about())
     assert uploader.process
     for step in range(400):
         journal.metrics({f"train/{i}": float(step) for i in range(20)}, step)
@@ -254,13 +254,13 @@ def test_the_uploader_is_killed(journal: Journal) -> None:
 TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
-from softmod.config.schema import TrackingConfig
+from tests import settings
 from softmod.tracking.journal import Journal
 from softmod.tracking.uploader import CURSOR, start_uploader
 journal = Journal(Path("runs/toy/seed_0"))
 journal.status("RUNNING")
 about = {"experiment": "toy", "run_name": "toy", "sweep": None}
-uploader = start_uploader(journal.folder, TrackingConfig(), about)
+uploader = start_uploader(journal.folder, settings.tracking(), about)
 while not (journal.folder / CURSOR).exists():
     time.sleep(0.02)
 journal.metrics({"x": 1.0}, 1)
@@ -310,8 +310,8 @@ def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
     folder = journal.folder
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, never answers
     other = Journal(Path("runs/toy/seed_1"))
-    away = TrackingConfig(uri="http://me:hunter2@127.0.0.1:9")
-    hanging = TrackingConfig(uri=f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}")
+    away = settings.tracking(uri="http://me:hunter2@127.0.0.1:9")
+    hanging = settings.tracking(uri=f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}")
     uploaders = [
         start_uploader(folder, away, about()),
         start_uploader(other.folder, hanging, about()),
@@ -372,7 +372,7 @@ def test_two_at_once_on_a_new_store(here: Path) -> None:
     journals = [Journal(Path(f"runs/toy/seed_{seed}")) for seed in range(2)]
     started = []
     for seed, journal in enumerate(journals):
-        started.append(start_uploader(journal.folder, TrackingConfig(), about(seed, SWEEP)))
+        started.append(start_uploader(journal.folder, settings.tracking(), about(seed, SWEEP)))
         journal.metrics({"x": float(seed)}, 1)
         journal.status("FINISHED")
         journal.close()
