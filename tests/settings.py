@@ -16,7 +16,8 @@ from softmod.networks.network import Network
 @cache
 def options(override: str, key: str) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(compose([override], "train")[key], resolve=True)
-    values.pop("_target_", None)
+    for name in ("_target_", "own"):
+        values.pop(name, None)
     return values
 
 

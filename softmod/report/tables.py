@@ -65,6 +65,10 @@ class Table:
         cells = DataFrame(self.shown(), columns=self.columns).replace("–", "--")
         return str(cells.to_latex(index=False, escape=True, column_format=form))
 
+    def as_html(self) -> str:
+        """Return a table for a notebook."""
+        return str(DataFrame(self.shown(), columns=self.columns).to_html(index=False, border=0))
+
     def as_markdown(self) -> str:
         """Return the lines of a table in a README."""
         lines = [self.columns, ["---"] * len(self.columns), *self.shown()]
