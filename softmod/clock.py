@@ -15,7 +15,7 @@ ENOUGH = 2  # evaluations in a row that have to agree that a run has solved its 
 
 @dataclass
 class Clock:
-    """How far a run is. `seconds` is the time spent in the loop, over all its sessions."""
+    """Count how far a run is. `seconds` is the time spent in the loop, over all its sessions."""
 
     env_steps: int = 0
     rounds: int = 0
@@ -74,8 +74,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many updates a round makes: `ratio` per step of every task once the warm-up is in the
-    replay.
+    """Say how many updates a round makes: `ratio` per step of every task, once the warm-up is in
+    the replay.
 
     Fractions add up: after n steps per task beyond the warm-up, `floor(ratio n)` updates were made.
     """

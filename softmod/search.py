@@ -76,7 +76,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
 
 
 def read(arguments: list[str]) -> Search:
-    """What a command line asks for, tried at the ends of every range.
+    """Read what a command line asks for, tried at the ends of every range.
 
     Raises:
         ConfigError: what is wrong, in one line.

@@ -16,7 +16,7 @@ from softmod.spec import Floats
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The values are part of a run's identity: append, never renumber."""
+    """Name what a stream is for. Values are part of a run's identity: append, never renumber."""
 
     NETWORKS = 0
     GOAL = 1  # task, copy, episode

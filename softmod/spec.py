@@ -17,7 +17,7 @@ Goal = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a learner has to know about a set of tasks: their names and order, and the sizes.
+    """Describe a set of tasks to a learner: their names and order, and the sizes.
 
     `frame`: an observation is the state (so many numbers), the state one step before, and what does
     not change within an episode; 0: it is the state. The replay keeps each of them once.

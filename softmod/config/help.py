@@ -125,9 +125,9 @@ def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, ListConfig):
         return f"[{','.join(map(str, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _comments(kind: Any) -> dict[str, str]:

@@ -76,7 +76,6 @@ def build(node: Any, key: str, kind: type = object, **extra: Any) -> Any:
     else:
         values = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     path = values.pop("_target_")
-    values |= values.pop("own", {})
     target = resolve_target(path, key, kind)
     line = f"{key}._target_={path}"
     check_options(target, values, key)

@@ -108,7 +108,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _successor(override: Override, value: str) -> Words:
-    """What to type instead of one option; the option itself, if it is not replaced."""
+    """Return what to type instead of one option; the option itself, if it is not replaced."""
     group = override.key_or_group
     old = f"{group}={value}"
     if group == "method" and override.value() is None:  # as in ~method

@@ -25,7 +25,7 @@ def choice(*allowed: str) -> Any:
 
 @dataclass
 class EnvConfig:
-    """Which tasks, with which goals, reward and horizon."""
+    """Choose tasks, with their goals, reward and horizon."""
 
     _target_: str = MISSING
     name: str = MISSING  # names the task set in runs and in MLflow
@@ -52,14 +52,14 @@ class SoftModularConfig:
     module_width: int = number(low=1)  # d
     embedding_width: int = number(low=1)  # D
     state_in_routing: bool = MISSING  # the router reads state and task, or the task alone
-    gating_layers: int = number(low=0)  # 1: an extra gating MLP; 0 is the printed form
-    gating_width: int = number(low=1)  # 1
-    embedding_relu: bool = MISSING  # 2: ReLU on the state embedding before it enters the modules
-    routing_reads: str = choice("all", "last")  # 3: which earlier routing layers the next one reads
-    relu: str = choice("after_sum", "before_sum")  # 4: where the modules' ReLU stands
-    head: str = choice("routed", "sum")  # 5: a routed shared head, or the last modules summed
-    routing_feeds: str = choice("probabilities", "logits")  # 7
-    init: str = choice("released", "torch")  # 11
+    gating_layers: int = number(low=0)  # of the gating MLP; 0 is the printed form (difference 1)
+    gating_width: int = number(low=1)  # of the gating MLP (difference 1)
+    embedding_relu: bool = MISSING  # before it enters the modules (difference 2)
+    routing_reads: str = choice("all", "last")  # earlier routing that the next layer reads (3)
+    relu: str = choice("after_sum", "before_sum")  # of the modules (difference 4)
+    head: str = choice("routed", "sum")  # routed and shared, or the last modules summed (5)
+    routing_feeds: str = choice("probabilities", "logits")  # to the next routing layer (7)
+    init: str = choice("released", "torch")  # start values (difference 11)
     norm: str = choice("none", "layer")  # normalise hidden layers before their ReLU
 
 
@@ -159,7 +159,7 @@ VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
 
 @dataclass
 class PolicyConfig:
-    """How the actor's network becomes a policy."""
+    """Choose how the actor's network becomes a policy."""
 
     log_std: str = choice("clamp", "tanh")  # 14: clamped to [-20, 2], or squashed into (-10, 2)
     normalize_obs: bool = MISSING  # actor and critics read observations of mean 0 and deviation 1
@@ -224,7 +224,7 @@ class OptimizersConfig:
 
 @dataclass
 class RunConfig:
-    """How long, how much of it, how often. Steps and cadences count environment steps."""
+    """Set lengths, sizes and cadences. Steps and cadences count environment steps."""
 
     steps_per_task: int = number(low=1)
     warmup_per_task: int = number(low=0)  # steps before the first update
@@ -249,7 +249,7 @@ class RunConfig:
 
 @dataclass
 class WorkersConfig:
-    """Who steps the environments. 0 processes: the learner's own (inline)."""
+    """Choose who steps the environments. 0 processes: the learner's own (inline)."""
 
     processes: int | None = number(low=0)  # null: chosen from the cores at hand
     copies: int = number(low=1)
@@ -259,7 +259,7 @@ class WorkersConfig:
 
 @dataclass
 class FabricConfig:
-    """Where the learner computes."""
+    """Choose where the learner computes."""
 
     accelerator: str = choice("auto", "cpu", "cuda")
     # tf32: of matrix products, on CUDA
@@ -275,7 +275,7 @@ class FabricConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where metrics go: always to the run's journal, from there to MLflow."""
+    """Choose where metrics go: always to the run's journal, from there to MLflow."""
 
     mlflow: bool = MISSING
     uri: str | None = MISSING  # null: an sqlite file in the working folder

@@ -48,7 +48,7 @@ def check_range(
 
 
 def check_rules(cfg: schema.TrainConfig) -> None:
-    """What holds across fields."""
+    """Check what has to hold across fields."""
     check_env(cfg)
     check_seeds(cfg)
     run = cfg.run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from softmod.capture.update_graph import run_programs
 from softmod.config.identity import as_values
 from softmod.config.instantiate import build, resolve_target
 from softmod.config.schema import TrainConfig
-from softmod.errors import ConfigError
 from softmod.experiment import checks
 from softmod.networks.build import build_actor
 from softmod.networks.gaussian import Actor
@@ -29,7 +27,7 @@ OPTIMIZERS = ("actor", "critic", "temperature")
 
 
 class Models(NamedTuple):
-    """What is learned on what: the task set, its goals drawn, and the networks as they start."""
+    """Hold the task set, its goals drawn, and the networks as they start."""
 
     suite: TaskSuite
     actor: Actor
@@ -54,22 +52,9 @@ def assemble(cfg: TrainConfig) -> Models:
         optimizer = make_optimizer(cfg, name, [torch.zeros(1, requires_grad=True)])
         checks.check_capture(cfg, optimizer, f"optimizer.{name}")
     checks.check_surgery(cfg, actor, critic)
-    options = as_values(cfg)["algorithm"]
-    target = resolve_target(options.pop("_target_"), "algorithm", MTSAC)
-    check_algorithm(target, options)
+    target = resolve_target(cfg.algorithm._target_, "algorithm", MTSAC)
+    checks.check_algorithm(cfg, target)
     return Models(suite, actor, critic)
-
-
-def check_algorithm(target: type, options: dict[str, Any]) -> None:
-    """
-    Raises:
-        ConfigError: the class does not take an option; a subclass may leave MTSAC's to MTSAC.
-    """
-    own = options.pop("own")
-    names = set(inspect.signature(target).parameters) | set(inspect.signature(MTSAC).parameters)
-    for name in own:
-        if name not in names:
-            raise ConfigError(f"algorithm.own.{name}: {target.__name__} takes no such option")
 
 
 def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
@@ -129,10 +114,12 @@ def make_agent(
     def maker(name: str) -> Any:
         return lambda parameters: make_optimizer(cfg, name, parameters)
 
+    options = as_values(cfg)["algorithm"]
+    own = options.pop("own")
     with torch.random.fork_rng(devices=[]):  # of networks that an algorithm of one's own has
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS, 1).generate_state(1)[0]))
         agent: MTSAC = build(
-            cfg.algorithm, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,
+            options | own, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,
             optimizers={name: maker(name) for name in OPTIMIZERS},
             batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
         )  # fmt: skip

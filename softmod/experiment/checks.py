@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import psutil
 import torch
 from torch.optim import Optimizer
 
+from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import bytes_per_transition
 from softmod.agent.value_heads import ValueHead
 from softmod.config.instantiate import target_of
 from softmod.config.schema import TrainConfig
-from softmod.errors import ConfigError
+from softmod.errors import ConfigError, near
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import EnvSpec
@@ -111,3 +114,17 @@ def check_device(cfg: TrainConfig) -> None:
     """
     if cfg.fabric.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("fabric.accelerator=cuda: no CUDA device is available here (cpu, auto)")
+
+
+def check_algorithm(cfg: TrainConfig, target: type) -> None:
+    """
+    Raises:
+        ConfigError: the class does not take an option of `algorithm.own`.
+    """
+    names = set(inspect.signature(target).parameters) | set(inspect.signature(MTSAC).parameters)
+    for name in cfg.algorithm.own:
+        if name not in names:
+            taken = near(name, names)
+            raise ConfigError(
+                f"algorithm.own.{name}: {target.__name__} takes no such option{taken}"
+            )

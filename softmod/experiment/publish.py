@@ -15,9 +15,7 @@ from softmod.clock import Clock
 from softmod.config.identity import as_values, flat, identity
 from softmod.config.schema import TrainConfig
 from softmod.envs.tasks import flawed_success
-from softmod.experiment.resources import (
-    Resources,
-)
+from softmod.experiment.resources import Resources
 from softmod.experiment.resume import settle
 from softmod.experiment.session import Parts
 from softmod.spec import EnvSpec, TaskScore, mean_success

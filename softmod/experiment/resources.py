@@ -42,7 +42,7 @@ PLAYED = (
 
 @dataclass(frozen=True)
 class Resources:
-    """How a run computes on this machine.
+    """Describe how a run computes on this machine.
 
     Attributes:
         fabric: the learner's device.

@@ -25,7 +25,7 @@ TOLERATED = 10  # updates in a row that may be skipped because they are not fini
 
 
 class Agent(Protocol):
-    """What the loop asks of an agent."""
+    """Answer what the loop asks of an agent."""
 
     updates: int  # made so far
 
@@ -52,7 +52,7 @@ class Agent(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is built of."""
+    """Hold what a run is built of."""
 
     agent: Agent
     replay: Replay
@@ -65,7 +65,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Updates:
-    """What a run asks for in each round: so many updates of its agent on what its replay holds."""
+    """Ask, in each round, for so many updates of its agent on what its replay holds."""
 
     agent: Agent
     replay: Replay
@@ -79,7 +79,7 @@ class Updates:
 
 
 class Session:
-    """What the loop asks between its steps. Saves and evaluates when that is due.
+    """Answer what the loop asks between its steps; save and evaluate when that is due.
 
     A run that was stopped within a round, or within an evaluation, has pending work: the round is
     collected again with the policy that it had, and lacks the updates that were made already.

@@ -60,7 +60,7 @@ class Page:
 
 
 def protocol_line(comparison: Comparison) -> str:
-    """What all runs of a comparison have in common, in a sentence."""
+    """Return a sentence on what all runs of a comparison have in common."""
     words = []
     for key, name in PROTOCOL.items():
         value = comparison.protocol[key]
@@ -71,7 +71,7 @@ def protocol_line(comparison: Comparison) -> str:
 
 
 def budget_line(comparison: Comparison) -> str:
-    """How long the runs trained; what differs is said."""
+    """Return a sentence on how long the runs trained."""
     steps = {
         int(run.curve()[-1][0]) for group in comparison.groups for run in group.runs if run.curve()
     }
@@ -84,7 +84,7 @@ def budget_line(comparison: Comparison) -> str:
 
 
 def unequal_line(group: Group) -> str | None:
-    """That the seeds of a model did not train equally long; None where they did, to a twentieth."""
+    """Say that a model's seeds did not train equally long; None where they did, to a twentieth."""
     steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None
@@ -95,7 +95,7 @@ def unequal_line(group: Group) -> str | None:
 
 
 def machines_line(comparison: Comparison) -> str | None:
-    """That the runs were not made alike, so that their times do not compare; None where
+    """Say that the runs were not made alike, so that their times do not compare; None where
     they were.
     """
     places = [run.where for group in comparison.groups for run in group.runs]

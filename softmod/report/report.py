@@ -68,7 +68,7 @@ def report(cfg: ReportConfig, output: Path) -> Path:
 
 
 def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
-    """How a checkpoint's policy uses its modules; the page.
+    """Write the page on how a checkpoint's policy uses its modules; return its path.
 
     Raises:
         CheckpointError: nothing valid there.
@@ -144,8 +144,8 @@ def write(
 
 
 def only_tasks_differ(found: Sequence[Comparison]) -> bool:
-    """Whether protocols are the same but for their tasks: then a task can be followed from set to
-    set.
+    """Return whether protocols are the same but for their tasks: then a task can be followed from
+    set to set.
     """
     return (
         len(
@@ -216,7 +216,7 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
 
 
 def inside(page: Page, comparison: Comparison) -> None:
-    """What goes on within the networks over training, where runs have told it."""
+    """Show what goes on within the networks over training, where runs have told it."""
     entropy = {routing_entropy(layer): f"layer {layer}" for layer in range(1, MOST_LAYERS + 1)}
     label = "entropy of routing, nats"
     entropies = figures.metric_curves(

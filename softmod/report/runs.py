@@ -48,7 +48,7 @@ Curve = list[tuple[float, float]]
 
 @dataclass
 class Run:
-    """What a run says: its configuration (dotted keys) and its metrics (name -> step -> value)."""
+    """Hold a run's configuration (dotted keys) and its metrics (name -> step -> value)."""
 
     source: str  # where it was read: a folder, or MLflow's id
     status: str
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def protocol(self) -> tuple[tuple[str, Any], ...]:
-        """What has to be equal for two runs to be compared."""
+        """Return what has to be equal for two runs to be compared."""
         told = self.config
         if (
             told.get("env.goals") == "fixed"

@@ -36,7 +36,7 @@ class Terminal(Console):
 
 
 class Board:
-    """Where live lines stand, one below the other, while it is entered; nowhere without
+    """Show live lines, one below the other, while it is entered; nowhere without
     a terminal.
     """
 

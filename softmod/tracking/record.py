@@ -65,7 +65,7 @@ def _sound(line: Any) -> bool:
 
 @dataclass
 class Record:
-    """What a journal says: the first value of each metric at each step, the last of everything
+    """Hold what a journal says: the first value of each metric at each step, the last of everything
     else.
     """
 
@@ -79,7 +79,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """What the journal in a run's folder says; needs no lock.
+        """Read the journal in a run's folder; needs no lock.
 
         Raises:
             ConfigError: there is no journal, or a newer version of this program wrote it.

@@ -123,7 +123,7 @@ def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | N
 
 
 def remember(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> None:
-    """That MLflow has the run whole, as one of this sweep's."""
+    """Note that MLflow has the run whole, as one of this sweep's."""
     if not belongs(folder, tracking, sweep) and sweep is not None:
         with (
             suppress(OSError),
@@ -157,7 +157,7 @@ def _replace(path: Path, facts: Mapping[str, Any]) -> None:
 
 @dataclass
 class Cursor:
-    """How far a journal has been sent, to where."""
+    """Note how far a journal has been sent, to where."""
 
     uri: str = ""
     run: str = ""
@@ -175,7 +175,7 @@ class Cursor:
 
 @dataclass
 class Chunk:
-    """What some lines of a journal say."""
+    """Hold what some lines of a journal say."""
 
     metrics: dict[tuple[str, int], Metric] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
