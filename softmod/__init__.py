@@ -1,21 +1,46 @@
-"""Multi-task reinforcement learning with soft modularization."""
+"""Multi-task reinforcement learning with soft modularization.
+
+    run = softmod.train(["env=mt10", "seed=3"])
+    policy = softmod.load(run.folder)
+    action = policy.act(obs, "reach-v3")
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from softmod.checkpoint.load import TrainedPolicy, load
+    from softmod.evaluate import evaluate
+    from softmod.experiment.callbacks import Callback
+    from softmod.experiment.session import Session
+    from softmod.spec import Result, TaskScore
+    from softmod.train import train
 
-    from softmod.checkpoint.load import TrainedPolicy
+__all__ = [
+    "Callback", "Result", "Session", "TaskScore", "TrainedPolicy", "evaluate", "load", "train",
+]  # fmt: skip
+
+# `train` and `evaluate` are modules that can be called: commands have the same names.
+_PLACES = {
+    "Callback": "softmod.experiment.callbacks",
+    "Result": "softmod.spec",
+    "Session": "softmod.experiment.session",
+    "TaskScore": "softmod.spec",
+    "TrainedPolicy": "softmod.checkpoint.load",
+    "load": "softmod.checkpoint.load",
+}
 
 
-def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
-    """The policy of a checkpoint or of a run's folder: `load(path).act(obs, task)`.
+def __getattr__(name: str) -> Any:
+    """Import a name of the interface when it is used: torch takes seconds."""
+    if name in ("train", "evaluate"):
+        return import_module(f"softmod.{name}")
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'softmod' has no attribute {name!r}")
 
-    `allow` names packages of your own that it may be built of.
-    """
-    from softmod.checkpoint import load as policy  # torch is imported only by those who need it
 
-    return policy.load(path, allow)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

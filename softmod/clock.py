@@ -22,6 +22,7 @@ class Clock:
     seconds: float = 0.0
     previous: int = 0  # env_steps before the last round
     success: list[float] = field(default_factory=list)  # mean rates of the last two evaluations
+    stopped: bool = False  # by a callback
     _since: float = field(default_factory=time.monotonic, repr=False)
 
     def start(self) -> None:
@@ -62,7 +63,8 @@ class Clock:
 
     def facts(self) -> dict[str, Any]:
         counters = {"env_steps": self.env_steps, "rounds": self.rounds, "previous": self.previous}
-        return counters | {"seconds": self.tick(), "success": self.success}
+        moments = {"seconds": self.tick(), "success": self.success}
+        return counters | moments | ({"stopped": True} if self.stopped else {})
 
     def restore(self, facts: dict[str, Any]) -> None:
         self.env_steps = int(facts["env_steps"])
@@ -70,6 +72,7 @@ class Clock:
         self.seconds = float(facts["seconds"])
         self.previous = int(facts["previous"])
         self.success = [float(rate) for rate in facts["success"]]
+        self.stopped = bool(facts.get("stopped"))
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 
 from softmod.errors import SoftmodError
 from softmod.system import signals
 from softmod.tracking.redact import redacted
+
+
+class Interface(ModuleType):
+    """A module of a command that Python calls as its function of the same name.
+
+    `python -m softmod.train` is the command, `softmod.train(...)` the function.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Return the function's signature, for help in notebooks and editors."""
+        return inspect.signature(self._function)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        function: Callable[..., Any] = vars(self)[self.__name__.rpartition(".")[2]]
+        return function
 
 
 def to_the_end(work: Callable[[], int]) -> int:

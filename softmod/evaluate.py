@@ -4,16 +4,22 @@ JSON; videos.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from softmod.command import tell
+from softmod.command import Interface, tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
-from softmod.errors import ConfigError, SoftmodError
+from softmod.config.validate import check_fields
+from softmod.errors import ConfigError, SoftmodError, near
 from softmod.experiment.folder import refuse_links
+
+if TYPE_CHECKING:
+    from softmod.spec import TaskScore
 
 USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
 
@@ -41,7 +47,7 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
         if not any(argument.startswith("checkpoint=") for argument in arguments):
             raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
-        evaluate(typed(compose(arguments, "evaluate")))
+        evaluated(typed(compose(arguments, "evaluate")))
     except KeyboardInterrupt:
         return 130
     except SoftmodError as error:
@@ -49,8 +55,38 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate as the run did; what was written to `evaluation.json`.
+def evaluate(
+    checkpoint: str | Path, *, allow: Iterable[str] = (), **options: Any
+) -> list[TaskScore]:
+    """Evaluate the policy of a checkpoint, as `python -m softmod.evaluate` does.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (its newest checkpoint).
+        allow: packages of your own that the checkpoint's tasks and networks come from.
+        options: the command's other keys, such as `goals=10` or `video=True`.
+
+    Returns:
+        The scores, one for each task.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
+        ConfigError: an option is wrong, or the checkpoint's classes are not allowed.
+        WorkerError: an environment failed, or nothing can be rendered here.
+    """
+    cfg: EvaluateConfig = typed(compose(["checkpoint=''"], "evaluate"))
+    names = [field.name for field in dataclasses.fields(cfg)]
+    for name in options:
+        if name not in names:
+            raise ConfigError(f"{name}: evaluate takes no such option{near(name, names)}")
+    output = options.get("output")
+    given = options | {"output": None if output is None else str(output)}
+    cfg = dataclasses.replace(cfg, checkpoint=str(checkpoint), allow=list(allow), **given)
+    check_fields(cfg, "")
+    return evaluated(cfg)
+
+
+def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
+    """Evaluate as the run did, and write `evaluation.json`; return the scores.
 
     Raises:
         CheckpointError: nothing valid at `cfg.checkpoint`.
@@ -92,7 +128,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
             print(f"written: {path}")
-    return result
+    return scores
 
 
 def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
@@ -110,6 +146,8 @@ def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
         raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from error
     return output
 
+
+sys.modules[__name__].__class__ = Interface  # `softmod.evaluate(...)`
 
 if __name__ == "__main__":
     main()

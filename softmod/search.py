@@ -230,15 +230,14 @@ class Search:
     def success(self, cfg: Any, overrides: list[str]) -> float:
         """Train, with several seeds side by side if there are some; the mean success."""
         from softmod.experiment.run import run_experiment, run_seeds
-        from softmod.spec import mean_success
 
         if cfg.seeds is None:
-            return mean_success(run_experiment(cfg, overrides, self.sweep))
+            return run_experiment(cfg, overrides, self.sweep).success_rate
         errors: list[Exception] = []
         results = run_seeds(cfg, overrides, self.sweep, lambda seed, error: errors.append(error))
         if errors:
             raise errors[0]
-        return fmean(map(mean_success, results.values()))
+        return fmean(result.success_rate for result in results.values())
 
     def give_up(self, study: Study, _: FrozenTrial) -> None:
         """Not every trial can fail."""

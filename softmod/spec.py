@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -174,3 +175,25 @@ class TaskScore:
 def mean_success(scores: Sequence[TaskScore]) -> float:
     """Return the mean of the tasks' success rates."""
     return sum(score.success_rate for score in scores) / len(scores)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a finished run.
+
+    Attributes:
+        folder: of the run; `softmod.load(folder)` is its policy.
+        scores: of the last policy, one for each task.
+        env_steps: that it was trained for, over all tasks.
+        seconds: of training, with the evaluations between.
+    """
+
+    folder: Path
+    scores: list[TaskScore]
+    env_steps: int
+    seconds: float
+
+    @property
+    def success_rate(self) -> float:
+        """Return the mean success rate over the tasks."""
+        return mean_success(self.scores)

@@ -1,6 +1,7 @@
 """`python -m softmod.train`: compose, check, and let Hydra run the job or the jobs.
 
-Heavy imports come after the command line was checked.
+In Python: `softmod.train(["env=mt10", "seed=3"])`. Heavy imports come after the command line was
+checked.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
@@ -23,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from softmod.command import sweep_identity, tell, to_the_end
+from softmod.command import Interface, sweep_identity, tell, to_the_end
 from softmod.config import renamed
 from softmod.config.compose import compose, hydra_of, parse, register, typed, without_hydra
 from softmod.config.groups import conf_folder
@@ -31,6 +32,10 @@ from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.system import signals
 from softmod.tracking.redact import redacted
+
+if TYPE_CHECKING:
+    from softmod.experiment.callbacks import Callback
+    from softmod.spec import Result
 
 FLAGS = {  # of Hydra, and the value that each of them takes
     "--multirun": "", "-m": "", "--run": "", "-r": "", "--resolve": "", "--hydra-help": "",
@@ -68,6 +73,46 @@ class Command:
     def compose(self, overrides: list[str]) -> DictConfig:
         """Compose the configuration with these overrides, and Hydra's own part of it."""
         return compose(overrides, self.config_name, self.config_dir, hydra=True)
+
+
+def train(
+    overrides: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+    config_dir: str | Path | None = None,
+) -> Result:
+    """Train one run, as `python -m softmod.train OVERRIDES` does; return its result.
+
+    The same call resumes a run that was stopped, and returns the result of one that is finished.
+    Ctrl-C (in a notebook: interrupting the kernel) ends it, and what was saved before stays.
+
+    Args:
+        overrides: as on the command line, `["env=mt10", "seed=3"]`.
+        callbacks: called while the run trains; `callbacks=[...]` in a configuration adds others.
+        config_dir: a folder of YAML files of your own beside softmod's `conf/`.
+
+    Raises:
+        ConfigError: an override is wrong, or there are several runs in it.
+        CheckpointError, SaveError, WorkerError, NumericalError: see docs/exit_codes.md.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f'overrides={overrides!r}: must be a list, as in ["env=mt10", "seed=3"]')
+    lines = [str(override) for override in overrides]
+    if flags := [line for line in lines if line.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: flags work on the command line only")
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise ConfigError(f"config_dir={config_dir}: there is no such folder")
+    command = Command(overrides=lines, config_dir=None if config_dir is None else str(config_dir))
+    multirun, seeds = check(command)
+    if multirun or seeds:
+        raise ConfigError(
+            "softmod.train makes one run: call it once for each seed or value, or sweep on the"
+            " command line"
+        )
+    cfg = typed(compose(lines, config_dir=command.config_dir))
+    from softmod.experiment.run import run_experiment
+
+    with signals.heeded():
+        return run_experiment(cfg, lines, None, callbacks)
 
 
 def main() -> None:
@@ -361,6 +406,8 @@ def strike_out_passwords(hydra: HydraConf) -> None:
             if redacted(text) != text:
                 path.write_text(redacted(text))
 
+
+sys.modules[__name__].__class__ = Interface  # `softmod.train(...)`
 
 if __name__ == "__main__":
     main()

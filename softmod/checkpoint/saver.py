@@ -79,30 +79,33 @@ class Saver:
         self.failures: Counter[str] = Counter()  # of saves, in a row
         self.pending = NOTHING  # that a restored run has to finish
 
-    def try_save(self, clock: Clock, log: Log) -> None:
+    def try_save(self, clock: Clock, log: Log) -> Path | None:
         """Save; where the disk refuses, warn and go on until the next save is due.
+
+        Returns:
+            The checkpoint; None where the disk refused.
 
         Raises:
             SaveError: for the third time in a row.
         """
-        self._attempt("checkpoint", lambda: self.save(clock, log))
+        return self._attempt("checkpoint", lambda: self.save(clock, log))
 
-    def _attempt(self, what: str, save: Callable[[], object]) -> bool:
-        """Return whether it was saved.
+    def _attempt(self, what: str, save: Callable[[], Path]) -> Path | None:
+        """Return what was saved; None where the disk refused.
 
         Raises:
             SaveError: it was not, for the third time in a row.
         """
         try:
-            save()
+            saved = save()
         except SaveError as error:
             self.failures[what] += 1
             if self.failures[what] == FAILURES:
                 raise
             logger.warning("%s; the next attempt is at the next %s", error, what)
-            return False
+            return None
         self.failures[what] = 0
-        return True
+        return saved
 
     def save(self, clock: Clock, log: Log, pending: PendingWork = NOTHING) -> Path:
         """Save a whole checkpoint, with the episodes under way; keep the last two.

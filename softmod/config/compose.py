@@ -95,11 +95,14 @@ def hydra_of(config_dir: str | None = None) -> Iterator[Hydra]:
     if config_dir:
         own = f"file://{Path(config_dir).resolve()}"
         path.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
+    instance = GlobalHydra.instance()
+    before = instance.hydra  # of a program that calls softmod from a Hydra application of its own
+    instance.clear()
     try:
         yield Hydra.create_main_hydra2(task_name="train", config_search_path=path)
     finally:
-        GlobalHydra.instance().clear()
+        instance.clear()
+        instance.hydra = before
 
 
 def compose(

@@ -7,6 +7,7 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "seeds": None,
+    "callbacks": [],
     "policy.exploration_noise": "white",
     "algorithm.value_scaling": "none",
     "algorithm.own": {},

@@ -12,7 +12,7 @@ from typing import Any
 from softmod.config import schema
 
 NOT_RESULTS = {
-    "": ("seed", "seeds", "name", "tracking", "published_task_weights"),
+    "": ("seed", "seeds", "name", "tracking", "published_task_weights", "callbacks"),
     "env": ("fast",),
     "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every",
             "eval_goals",

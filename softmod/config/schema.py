@@ -305,6 +305,7 @@ class TrainConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     fabric: FabricConfig = field(default_factory=FabricConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    callbacks: list[Any] = MISSING  # of your own, as in [{_target_: mine.Callback}]
 
 
 @dataclass

@@ -141,6 +141,7 @@ def check_targets(cfg: schema.TrainConfig) -> None:
         f"optimizer.{name}": getattr(cfg.optimizer, name)
         for name in ("actor", "critic", "temperature")
     }
+    nodes |= {f"callbacks.{number}": node for number, node in enumerate(cfg.callbacks)}
     for key, node in nodes.items():
         path = target_of(node)
         if not path:

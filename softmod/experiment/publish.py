@@ -18,7 +18,7 @@ from softmod.envs.tasks import flawed_success
 from softmod.experiment.resources import Resources
 from softmod.experiment.resume import settle
 from softmod.experiment.session import Parts
-from softmod.spec import EnvSpec, TaskScore, mean_success
+from softmod.spec import EnvSpec, Result, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.tracking import journal as tracking
 from softmod.tracking.console import Progress, print_table
@@ -142,14 +142,15 @@ def warn(cfg: TrainConfig, resources: Resources, spec: EnvSpec, progress: Progre
 
 def conclude(
     cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
-) -> None:
-    """Write the result into the run's folder and as artifacts, and print it."""
+) -> Result:
+    """Write the result into the run's folder and as artifacts; print and return it."""
     from softmod.tracking.figures import success_figure
 
     result = {
         "env_steps": clock.env_steps,
         "seconds": clock.seconds,
         "stopped_at": cfg.run.stop_at if clock.solved(cfg.run.stop_at) else None,
+        "stopped_by_callback": clock.stopped,
         "success_rate": mean_success(scores),
         "scores": [score.as_dict() for score in scores],
     }
@@ -163,3 +164,4 @@ def conclude(
         (folder / "result.json").write_text(json.dumps(result, indent=1))
     minutes = clock.seconds / 60
     print_table(scores, f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes")
+    return Result(folder, scores, clock.env_steps, clock.seconds)

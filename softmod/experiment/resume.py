@@ -13,7 +13,7 @@ from softmod.config.identity import flat, identity, of_results, run_folder
 from softmod.config.schema import TrainConfig
 from softmod.errors import CheckpointError, ConfigError
 from softmod.experiment.folder import nearest_run
-from softmod.spec import TaskScore
+from softmod.spec import Result, TaskScore
 from softmod.tracking import journal as tracking
 from softmod.tracking import names
 from softmod.tracking.record import Record
@@ -41,8 +41,8 @@ def place(cfg: TrainConfig) -> Path:
     return newest if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else fresh
 
 
-def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | None:
-    """Return the environment steps and the scores of a run that has nothing left to do."""
+def finished(cfg: TrainConfig, folder: Path) -> Result | None:
+    """Return the result of a run that has nothing left to do."""
     path = folder / "result.json"
     if not path.is_file():
         return None
@@ -52,6 +52,7 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
             env_steps = int(result["env_steps"])
             seconds = float(result["seconds"])
             reached = result["stopped_at"]
+            stopped = bool(result.get("stopped_by_callback"))
             scores = [
                 TaskScore(s["task"], s["success_rate"], s["return"], s["episodes"])
                 for s in result["scores"]
@@ -64,7 +65,9 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
     solved = (
         cfg.run.stop_at is not None and reached is not None and float(reached) >= cfg.run.stop_at
     )
-    return (env_steps, scores) if enough or out_of_time or solved else None
+    if not (enough or out_of_time or solved or stopped):
+        return None
+    return Result(folder, scores, env_steps, seconds)
 
 
 def settle(folder: Path, env_steps: int) -> bool:

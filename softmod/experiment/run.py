@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from softmod.config.schema import TrainConfig
 from softmod.config.trust import foreign
 from softmod.errors import UpdateError
 from softmod.experiment.build import Models, assemble, make_agent, make_plan
+from softmod.experiment.callbacks import Callback, make_callbacks
 from softmod.experiment.checks import check_device
 from softmod.experiment.folder import refuse_links
 from softmod.experiment.loop import Run, alone, train
@@ -34,7 +35,7 @@ from softmod.experiment.resources import Resources, claim
 from softmod.experiment.resume import Found, finished, place, resume_point
 from softmod.experiment.seeds import side_by_side
 from softmod.experiment.session import Parts
-from softmod.spec import TaskScore, mean_success
+from softmod.spec import Result
 from softmod.system import hardware as machine
 from softmod.system import signals
 from softmod.tracking.console import Board, Progress, print_means, print_table
@@ -45,21 +46,26 @@ from softmod.workers.pool import Workers
 
 
 def run_experiment(
-    cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None
-) -> list[TaskScore]:
-    """Train as configured, or go on where the run stopped, or say that it is finished; the final
-    scores.
+    cfg: TrainConfig,
+    overrides: list[str],
+    sweep: dict[str, str] | None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Train as configured, or resume the run where it stopped; return its result.
+
+    A run that is finished returns its result at once.
 
     Args:
         cfg: the validated configuration.
-        overrides: what was typed, for the run's name.
+        overrides: of the command line, for the run's name.
         sweep: id and name of the sweep that this run belongs to.
+        callbacks: besides those of the configuration.
 
     Raises:
         ConfigError, CheckpointError, SaveError, WorkerError, NumericalError: see
             docs/exit_codes.md.
     """
-    return alone(one_run(cfg, overrides, sweep))
+    return alone(one_run(cfg, overrides, sweep, callbacks))
 
 
 def run_seeds(
@@ -67,9 +73,8 @@ def run_seeds(
     overrides: list[str],
     sweep: dict[str, str] | None,
     failed: Callable[[int, Exception], None],
-) -> dict[int, list[TaskScore]]:
-    """Train with each of `cfg.seeds`, side by side; the final scores of those that came to their
-    end.
+) -> dict[int, Result]:
+    """Train with each of `cfg.seeds`, side by side; return the results of those that finished.
 
     Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed`
     is given the seed and the error of one that fails, which ends no other.
@@ -82,14 +87,13 @@ def run_seeds(
                 dataclasses.replace(cfg, seed=seed, seeds=None),
                 [*typed, f"seed={seed}"],
                 sweep,
-                board,
+                board=board,
             )
             for seed in seeds
         }
         results = side_by_side(runs, cfg.fabric.threads or machine.available(), failed)
     if results:
-        means = [mean_success(scores) for scores in results.values()]
-        print_means(dict(zip(results, means, strict=True)))
+        print_means({seed: result.success_rate for seed, result in results.items()})
     return results
 
 
@@ -97,19 +101,21 @@ def one_run(
     cfg: TrainConfig,
     overrides: list[str],
     sweep: dict[str, str] | None,
+    callbacks: Sequence[Callback] = (),
     board: Board | None = None,
-) -> Run[list[TaskScore]]:
+) -> Run[Result]:
     """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one
     of several.
     """
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
-        env_steps, scores = result
-        upload_finished(cfg, folder, env_steps, overrides, sweep)
-        print_table(scores, f"{folder}: finished already, {env_steps:,} env steps; nothing to do")
-        return scores
+        upload_finished(cfg, folder, result.env_steps, overrides, sweep)
+        done = f"finished already, {result.env_steps:,} env steps; nothing to do"
+        print_table(result.scores, f"{folder}: {done}")
+        return result
     check_device(cfg)
+    called = make_callbacks(cfg, callbacks)
     models = assemble(cfg)
     there = files.versions(folder)
     found = resume_point(cfg, folder)  # what is wrong shows before a write
@@ -120,8 +126,8 @@ def one_run(
         tell_about(journal, cfg, folder)
         journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
         with followed(cfg, folder, journal, overrides, sweep):
-            scores = yield from _train(cfg, folder, journal, found, models, board)
-    return scores
+            result = yield from _train(cfg, folder, journal, found, models, called, board)
+    return result
 
 
 def _train(
@@ -130,8 +136,9 @@ def _train(
     journal: Journal,
     found: Found | None,
     models: Models,
+    callbacks: tuple[Callback, ...],
     board: Board | None,
-) -> Run[list[TaskScore]]:
+) -> Run[Result]:
     """Build the parts, restore them, train, and write down the result."""
     spec = models.suite.spec
     resources = claim(cfg, models.suite, found[1] if found else {}, beside=board is not None)
@@ -144,7 +151,7 @@ def _train(
     with workers, progress:
         signals.leave_if_told()
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
-        parts = make_parts(cfg, models, resources, workers, log, folder)
+        parts = make_parts(cfg, models, resources, workers, log, folder, callbacks)
         if found:
             restore(parts, *found)
         progress.say(introduce(cfg, folder, resources, parts))
@@ -155,8 +162,7 @@ def _train(
             if parts.saver.agent.given is None:  # restored: none was made here
                 raise
             raise UpdateError(f"{error}; {bundle_of(parts, folder)} repeats it") from error
-    conclude(cfg, folder, journal, parts.clock, scores)
-    return scores
+    return conclude(cfg, folder, journal, parts.clock, scores)
 
 
 def make_parts(
@@ -166,6 +172,7 @@ def make_parts(
     workers: Workers,
     log: Log,
     folder: Path,
+    callbacks: tuple[Callback, ...],
 ) -> Parts:
     """Make the parts that the loop joins; workers and log come from the caller, who closes them."""
     spec = models.suite.spec
@@ -181,7 +188,7 @@ def make_parts(
         "seed": cfg.seed,
     }
     saver = Saver(folder, agent, optimizers, replay, workers, metadata)
-    return Parts(agent, replay, workers, Clock(), schedule, log, saver)
+    return Parts(agent, replay, workers, Clock(), schedule, log, saver, callbacks)
 
 
 def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:

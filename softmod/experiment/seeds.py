@@ -87,7 +87,8 @@ class Groups:
     def learn(self, asked: list[Updates]) -> list[Metrics]:
         """Make the updates that runs ask for."""
         agents = [updates.agent for updates in asked if isinstance(updates.agent, MTSAC)]
-        if len(asked) == 1 or len(agents) < len(asked):
+        own = any(type(agent).learn is not MTSAC.learn for agent in agents)
+        if len(asked) == 1 or len(agents) < len(asked) or own:
             return [updates.make() for updates in asked]
         members = [id(agent) for agent in agents]
         if self.group is None or self.group[0] != members:

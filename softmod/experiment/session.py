@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from softmod.checkpoint.saver import PendingWork, Saver
 from softmod.clock import Clock, Schedule
 from softmod.config.schema import RunConfig
 from softmod.errors import UpdateError
+from softmod.experiment.callbacks import Callback
 from softmod.spec import Rollout, TaskScore, mean_success
 from softmod.system import signals
 from softmod.tracking.metrics import Log
@@ -61,6 +63,7 @@ class Parts:
     schedule: Schedule
     log: Log
     saver: Saver
+    callbacks: tuple[Callback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,33 @@ class Session:
         self.pending = parts.saver.pending
         self.due = 0  # updates of this round
         self.made_before = 0  # updates before this round
+
+    # --- for callbacks ----------------------------------------------------------------------------
+
+    @property
+    def env_steps(self) -> int:
+        """Return the environment steps so far, over all tasks."""
+        return self.parts.clock.env_steps
+
+    @property
+    def folder(self) -> Path:
+        """Return the run's folder."""
+        return self.parts.saver.run
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """Log metrics of a callback at the current environment step.
+
+        Args:
+            values: by their names, as in `{"mine/distance": 0.3}`.
+
+        Raises:
+            ConfigError: a name is one of softmod's own, or a value is no number.
+        """
+        self.parts.log.own_metrics(self.parts.clock, values)
+
+    def stop(self) -> None:
+        """End the training after this round, as `run.stop_at` does; the last evaluation follows."""
+        self.parts.clock.stopped = True
 
     # --- a round ----------------------------------------------------------------------------------
 
@@ -159,6 +189,8 @@ class Session:
         log.round(clock, metrics, rollout, self.due)
         if clock.passed(self.run.log_every) or clock.passed(self.run.save_every):
             self._write()
+        for callback in self.parts.callbacks:
+            callback.on_round_end(self, metrics, rollout)
 
     def evaluate(self) -> None:
         """Evaluate if that is due."""
@@ -183,7 +215,7 @@ class Session:
         if signals.stopping():
             self._stop(PendingWork())
         if clock.passed(self.run.save_every):
-            saver.try_save(clock, self.parts.log)
+            self._saved(saver.try_save(clock, self.parts.log))
 
     def end(self) -> list[TaskScore]:
         """Save, evaluate for the last time and save again; return the scores.
@@ -215,11 +247,19 @@ class Session:
         parts.clock.evaluated(mean_success(scores))
         parts.log.evaluation(parts.clock, scores, parts.agent.routes(parts.replay))
         parts.saver.keep_best(parts.clock, scores)
+        for callback in parts.callbacks:
+            callback.on_evaluation(self, scores)
         return scores
 
     def _save(self, pending: PendingWork) -> None:
         parts = self.parts
-        parts.saver.save(parts.clock, parts.log, pending)
+        self._saved(parts.saver.save(parts.clock, parts.log, pending))
+
+    def _saved(self, checkpoint: Path | None) -> None:
+        """Hand a new checkpoint to the callbacks; None: the disk refused it."""
+        if checkpoint is not None:
+            for callback in self.parts.callbacks:
+                callback.on_save(self, checkpoint)
 
     def _stop(self, pending: PendingWork) -> NoReturn:
         parts = self.parts
@@ -227,8 +267,8 @@ class Session:
 
 
 def ended(run: RunConfig, clock: Clock) -> bool:
-    """Return whether `run.max_minutes` of training are over, or two evaluations running reached
-    `run.stop_at`.
+    """Return whether `run.max_minutes` of training are over, two evaluations running reached
+    `run.stop_at`, or a callback stopped the training.
     """
     out_of_time = run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
-    return out_of_time or clock.solved(run.stop_at)
+    return out_of_time or clock.stopped or clock.solved(run.stop_at)

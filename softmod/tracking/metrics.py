@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter, defaultdict, deque
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softmod.clock import Clock
-from softmod.errors import NumericalError
+from softmod.errors import ConfigError, NumericalError
 from softmod.spec import EnvSpec, Rollout, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.tracking import journal as tracking
@@ -111,6 +112,23 @@ class Log:
             )
         self.progress.evaluation(clock, scores)
 
+    def own_metrics(self, clock: Clock, values: Mapping[str, float]) -> None:
+        """Write metrics of a callback.
+
+        Raises:
+            ConfigError: a name is one of softmod's own, or a value is no number.
+        """
+        for name, value in values.items():
+            if name.startswith(names.OWN):
+                raise ConfigError(
+                    f"metric {name}: names that begin with {', '.join(names.OWN)} are softmod's own"
+                )
+            try:
+                math.isfinite(value)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"metric {name}={value!r:.100}: must be a number") from error
+        self.journal.metrics(values, clock.env_steps)
+
     def evaluated(self, clock: Clock) -> bool:
         """Return whether there was an evaluation at this step."""
         return clock.env_steps in self.journal.record.values.get(names.SUCCESS_MEAN, {})
@@ -135,6 +153,8 @@ class Log:
         )
 
     def _clear(self) -> None:
+        for name in [name for name in self.metrics if name.startswith(names.GRADIENTS)]:
+            del self.metrics[name]  # measured once for each log, not by every update
         self.steps = self.updates = 0
         self.seconds = 0.0
         self.waited = {"workers": 0.0, "learner": 0.0}
@@ -178,19 +198,22 @@ def check_physics(faults: Mapping[str, int]) -> None:
 
 
 def by_name(metrics: dict[str, Tensor], spec: EnvSpec) -> dict[str, float]:
-    """An agent's metrics under their names: vectors are per task, or per routing layer."""
+    """Return an agent's metrics under their names.
+
+    A vector with a number for each task is named by tasks, routing entropies by layers, and
+    whatever has another shape by its indices.
+    """
     values: dict[str, float] = {}
     for name, tensor in metrics.items():
-        numbers = tensor.float().tolist()
         key = name if "/" in name else f"train/{name}"
-        if key == "train/routing_entropy":
-            values |= {
-                names.routing_entropy(layer): value for layer, value in enumerate(numbers, 1)
-            }
-        elif isinstance(numbers, list):
-            values |= {
-                f"{key}/{task}": value for task, value in zip(spec.tasks, numbers, strict=True)
-            }
+        numbers = tensor.float().flatten().tolist()
+        if tensor.dim() == 0:
+            labels = [key]
+        elif key == "train/routing_entropy":
+            labels = [names.routing_entropy(layer) for layer in range(1, len(numbers) + 1)]
+        elif tensor.shape == (spec.num_tasks,):
+            labels = [f"{key}/{task}" for task in spec.tasks]
         else:
-            values[key] = numbers
+            labels = [f"{key}/{index}" for index in range(len(numbers))]
+        values |= dict(zip(labels, numbers, strict=True))
     return values

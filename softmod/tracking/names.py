@@ -12,6 +12,8 @@ UPDATES_PER_SECOND = "time/updates_per_second"
 WAIT_FOR_WORKERS = "time/wait_for_workers"
 WAIT_FOR_LEARNER = "time/wait_for_learner"
 TRAINING_SECONDS = "time/seconds"  # of training so far, over all sessions of the run
+GRADIENTS = "gradients/"  # beginning of the cosines between tasks' gradients
+OWN = ("eval/", "train/", "routing/", GRADIENTS, "time/", "system/")  # beginnings of all names
 WALL_CLOCK = ("time/", "system/")  # beginnings of what depends on the machine, not on the run alone
 
 

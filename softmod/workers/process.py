@@ -6,7 +6,10 @@ import multiprocessing
 import os
 import socket
 import struct
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import RawArray
@@ -98,7 +101,8 @@ class ProcessWorker:
         self.process = context.Process(
             target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True
         )
-        self.process.start()
+        with without_main_module(plan):
+            self.process.start()
         theirs.close()
         self.ready = False
         self.number = 0
@@ -195,6 +199,27 @@ class ProcessWorker:
 
 
 Worker = InlineWorker | ProcessWorker
+
+
+@contextmanager
+def without_main_module(plan: Plan) -> Iterator[None]:
+    """Start a process within this without importing the program's main module again.
+
+    A worker needs nothing of it, and a script that calls `softmod.train` outside of
+    `if __name__ == "__main__":` would train once more in each worker. Only where the task set or a
+    network is defined in the main module, the worker has to import it.
+    """
+    main = sys.modules["__main__"]
+    needed = [type(plan.suite), *map(type, plan.actor.modules())]
+    if any(kind.__module__ == "__main__" for kind in needed):
+        yield
+        return
+    hidden = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update({"__spec__": None} | hidden)
 
 
 def limit(connection: Connection, seconds: float) -> None:

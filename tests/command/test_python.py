@@ -1,0 +1,143 @@
+"""The Python interface: `softmod.train`, `softmod.evaluate`, `softmod.load`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import softmod
+from softmod.config.groups import conf_folder
+from softmod.errors import CheckpointError, ConfigError
+from tests.command.test_train import SMALL, here
+
+__all__ = ["here"]
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = [*SMALL, "fabric.compile=eager"]
+
+
+def test_train_evaluate_and_load(here, capsys):
+    result = softmod.train(OVERRIDES)
+    assert result.env_steps == 600
+    assert result.seconds > 0
+    assert result.folder.is_dir()
+    assert [score.task for score in result.scores] == ["toy-reach", "toy-opposite", "toy-touch"]
+    assert result.success_rate == sum(score.success_rate for score in result.scores) / 3
+    policy = softmod.load(result.folder)
+    assert policy.act([0.0] * 6, "toy-touch").shape == (2,)
+    scores = softmod.evaluate(result.folder, goals=4)
+    assert scores == result.scores
+    assert (result.folder / "evaluation" / "evaluation.json").is_file()
+
+
+def test_twice_in_one_process_and_from_another_folder(here, monkeypatch):
+    first = softmod.train([*OVERRIDES, "seed=0"])
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    second = softmod.train([*OVERRIDES, "seed=1"])
+    assert second.folder.resolve().is_relative_to(here / "elsewhere")
+    monkeypatch.chdir(here)
+    assert softmod.train([*OVERRIDES, "seed=0"]) == first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("seed=0", "must be a list"),
+        (["-m", "seed=0,1"], "-m: flags work on the command line only"),
+        (["seed=0,1"], "seed: several values need -m"),
+        (["seeds=[0,1]"], "softmod.train makes one run"),
+        (["sweep=seeds"], "softmod.train makes one run"),
+        (["sead=0"], "sead.*did you mean seed"),
+    ],
+)
+def test_a_wrong_call_is_answered_before_anything_is_written(overrides, message, here):
+    with pytest.raises(ConfigError, match=message):
+        softmod.train(overrides)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        softmod.train(config_dir="nowhere")
+    with pytest.raises(ConfigError, match="goal: evaluate takes no such option.*goals"):
+        softmod.evaluate("nowhere", goal=3)
+    with pytest.raises(ConfigError, match="goals=0: must be in"):
+        softmod.evaluate("nowhere", goals=0)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        softmod.evaluate("nowhere")
+    assert not list(here.iterdir())
+
+
+def test_the_modules_of_commands_are_the_functions():
+    for name in ("train", "evaluate"):
+        module = importlib.import_module(f"softmod.{name}")
+        assert getattr(softmod, name) is module
+        assert callable(module)
+        assert inspect.signature(module) == inspect.signature(getattr(module, name))
+    assert set(softmod.__all__) <= set(dir(softmod))
+    assert all(getattr(softmod, name) is not None for name in softmod.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        softmod.trian  # noqa: B018
+
+
+def test_a_hydra_application_keeps_its_hydra(here):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        softmod.train(OVERRIDES)
+        assert GlobalHydra.instance().is_initialized()
+        hydra_compose("evaluate", ["checkpoint=x"])
+
+
+SCRIPT = """
+import softmod
+result = softmod.train({overrides})
+print("env steps", result.env_steps)
+"""
+
+
+def test_a_script_without_a_main_guard_trains_once(here, cache):
+    """Worker processes do not import the script again."""
+    lines = [line for line in OVERRIDES if line != "workers=inline"] + ["workers.processes=1"]
+    (here / "mine.py").write_text(SCRIPT.format(overrides=lines))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_CACHE": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "mine.py"], env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("env steps 600") == 1
+    assert done.stdout.count("mean") == 1  # one table
+    (result,) = here.glob("runs/*/seed_0/result.json")
+    assert json.loads(result.read_text())["env_steps"] == 600
+
+
+OWN_TASKS = """
+import softmod
+from softmod.envs.toy import Toy
+
+class Mine(Toy):
+    pass
+
+if __name__ == "__main__":
+    result = softmod.train({overrides})
+    print("env steps", result.env_steps)
+"""
+
+
+def test_a_task_set_of_the_main_script_reaches_the_workers(here, cache):
+    lines = [line for line in OVERRIDES if line != "workers=inline"]
+    lines += ["workers.processes=1", "env._target_=__main__.Mine"]
+    (here / "mine.py").write_text(OWN_TASKS.format(overrides=lines))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_CACHE": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "mine.py"], env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "env steps 600" in done.stdout
