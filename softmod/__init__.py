@@ -1,8 +1,8 @@
 """Multi-task reinforcement learning with soft modularization.
 
-    run = softmod.train(["env=mt10", "seed=3"])
-    policy = softmod.load(run.folder)
-    action = policy.act(obs, "reach-v3")
+run = softmod.train(["env=mt10", "seed=3"])
+policy = softmod.load(run.folder)
+action = policy.act(obs, "reach-v3")
 """
 
 from __future__ import annotations

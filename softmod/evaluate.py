@@ -137,7 +137,9 @@ def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
     Raises:
         ConfigError: it cannot be made, or, in a run's folder, leads out of it.
     """
-    output = Path(cfg.output) if cfg.output else checkpoint.parent.parent / "evaluation"
+    above = checkpoint.resolve().parent
+    run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run
+    output = Path(cfg.output) if cfg.output else run / "evaluation"
     if not cfg.output:
         refuse_links(output, within=output.parent)
     try:

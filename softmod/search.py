@@ -4,6 +4,7 @@ parent in MLflow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import warnings
@@ -44,7 +45,7 @@ USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna
 
 Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on
 where it stopped, and several of them at once, on one storage, share the work.
-Needs Optuna: pip install "softmod[search]".
+Needs Optuna: pip install optuna.
 
   python -m softmod.search trials=30 env=quickstart \\
       "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
@@ -102,13 +103,22 @@ def read(arguments: list[str]) -> Search:
             " algorithm.discount=interval(0.9,1)"
         )
     search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]),
-                    own["storage"],
-                    sweep_identity(fixed, list(space), "search"))  # fmt: skip
+                    own["storage"], study_identity(fixed, space))  # fmt: skip
     first = {key: ends(one)[0] for key, one in space.items()}
     for key, one in space.items():
         for end in ends(one):
             search.compose(first | {key: end})
     return search
+
+
+def study_identity(fixed: list[Override], space: Mapping[str, BaseDistribution]) -> dict[str, str]:
+    """Return a study's id and name: another space, with the same keys, is another study."""
+    from optuna.distributions import distribution_to_json
+
+    identity = sweep_identity(fixed, list(space), "search")
+    spaces = {key: distribution_to_json(one) for key, one in space.items()}
+    digest = hashlib.sha256(json.dumps([identity["id"], spaces], sort_keys=True).encode())
+    return identity | {"id": digest.hexdigest()[:16]}
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -121,7 +131,7 @@ def distribution(override: Override) -> BaseDistribution:
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError as error:
-        raise ConfigError('a search needs Optuna: pip install "softmod[search]"') from error
+        raise ConfigError("a search needs Optuna: pip install optuna") from error
     space: Any = override.value()
     try:
         if isinstance(space, IntervalSweep):

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             "path", type=Path, help="a checkpoint, or a run's folder for its newest one"
         )
-        _print(find(parser.parse_args(words).path.resolve())[0])
+        _print(find(parser.parse_args(words).path, whole=True)[0])
     except SoftmodError as error:
         print(f"softmod: {error}", file=sys.stderr)
         return error.exit_code
@@ -74,7 +74,7 @@ def _pack(words: list[str]) -> int:
     chosen = parser.parse_args(words)
     if chosen.part < 1:
         parser.error("--part: must be at least 1")
-    files = pack(*find(chosen.path.resolve()), chosen.output, chosen.part * 2**20)
+    files = pack(*find(chosen.path, whole=True), chosen.output, chosen.part * 2**20)
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"{chosen.output}: {len(files)} files, {size:.1f} MiB")
     return 0
@@ -132,7 +132,7 @@ def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
     hashes["counters"] = of_json(counters(facts))
     hashes["metrics"] = of_json(
-        sorted(metrics(folder.parent.parent, facts["clock"]["env_steps"]), key=str)
+        sorted(metrics(folder.resolve().parent.parent, facts["clock"]["env_steps"]), key=str)
     )
     return hashes | {"state": of_json(hashes)}
 
@@ -151,7 +151,7 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
     they lie in.
     """
     total = hashlib.sha256(f"{written}".encode())
-    run = folder.parent.parent
+    run = folder.resolve().parent.parent
     pieces = sorted(Path(name).name for name in checkpoint.shared(folder))
     files = [(span(name)[0], safe_open(run / FOLDER / name, "numpy")) for name in pieces]
     oldest = max(0, written - capacity)

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from softmod.errors import ConfigError
 from softmod.experiment.folder import refuse_links
+from softmod.system import signals
 from softmod.system.files import locked
 from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
@@ -70,7 +71,7 @@ class Redacting:
 
 def follow(folder: Path) -> None:
     """Upload while training goes on, and once more when it ended."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, *signals.STOPS):
         signal.signal(
             number, signal.SIG_IGN
         )  # sent to the whole job; the end of stdin is what counts

@@ -76,8 +76,13 @@ def save(
     return folder
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, whole: bool = True) -> dict[str, Any]:
     """Check every file against the manifest; the facts.
+
+    Args:
+        folder: of the checkpoint.
+        whole: check the replay too, which the checkpoint shares with others of its run. A policy
+            needs the weights alone, which travel without it.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
@@ -90,8 +95,9 @@ def verify(folder: Path) -> dict[str, Any]:
             )
         for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)
-        for name, hashed in manifest["shared"].items():
-            _check(folder, name, hashed, folder.parent.parent, depth=2)
+        run = folder.resolve().parent.parent
+        for name, hashed in manifest["shared"].items() if whole else ():
+            _check(folder, name, hashed, run, depth=2)
     facts = _json(folder / "facts.json")
     if not isinstance(facts, dict):
         raise CheckpointError(f"{folder / 'facts.json'}: holds no facts")
@@ -214,10 +220,14 @@ def versions(run: Path) -> dict[Path, str]:
     return found
 
 
-def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
     """The newest valid checkpoint and its facts; None if there never was one.
 
     Warns for each newer one that is damaged.
+
+    Args:
+        run: the run's folder.
+        whole: as for `verify`.
 
     Raises:
         CheckpointError: there are checkpoints, and none is valid.
@@ -225,7 +235,7 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     candidates = all_in(run)
     for folder in reversed(candidates):
         try:
-            return folder, verify(folder)
+            return folder, verify(folder, whole)
         except CheckpointError as error:
             logger.warning("damaged checkpoint passed over: %s: %s", folder.name, error)
     if candidates:

@@ -14,7 +14,7 @@ from softmod.config import trust
 from softmod.config.earlier import completed
 from softmod.config.instantiate import build
 from softmod.envs.episode import EvalEpisode
-from softmod.errors import CheckpointError, ConfigError
+from softmod.errors import CheckpointError, ConfigError, near
 from softmod.networks.build import build_actor
 from softmod.networks.gaussian import Actor, Policy
 from softmod.spec import EnvSpec, Floats, TaskSuite
@@ -29,24 +29,32 @@ class TrainedPolicy:
     """
 
     def __init__(self, actor: Actor, suite: TaskSuite) -> None:
-        self.tasks, self.suite, self._policy = suite.spec.tasks, suite, Policy(actor)
+        self.tasks = suite.spec.tasks
+        self.suite = suite
+        self._policy = Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
-        """The action `[action]` in [-1, 1] for an observation `[obs]` of a task, or `[batch,
-        action]` for a batch.
+        """Return the action `[action]` in [-1, 1] for an observation `[obs]` of a task, or
+        `[batch, action]` for a batch `[batch, obs]`.
+
+        A one-hot task behind the observation, as Meta-World's vector environments append it, is
+        left out.
 
         Raises:
-            ConfigError: no such task.
+            ConfigError: there is no such task, or the observation has another size.
         """
-        rows = np.asarray(obs, np.float32)
+        rows = self._rows(obs)
         actions = self._policy.act(np.atleast_2d(rows)[None], self._index(task))[0]
         return actions[0] if rows.ndim == 1 else actions
 
     def routing(self, obs: ArrayLike, task: str | int) -> list[NDArray[Any]]:
-        """Routing probabilities per layer, `[target, source]`, or `[batch, target, source]` for a
-        batch.
+        """Return routing probabilities per layer, `[target, source]`, or `[batch, target, source]`
+        for a batch.
+
+        Raises:
+            ConfigError: as for `act`.
         """
-        rows = np.asarray(obs, np.float32)
+        rows = self._rows(obs)
         routes = self._policy.routing(np.atleast_2d(rows)[None], self._index(task))
         return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
 
@@ -69,10 +77,38 @@ class TrainedPolicy:
             env.close()
         return np.stack(seen), episode.success
 
+    def _rows(self, obs: ArrayLike) -> Floats:
+        """Return observations `[obs]` or `[batch, obs]`, without a one-hot task behind them."""
+        size = self.suite.spec.obs_dim
+        try:
+            rows = np.asarray(obs, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"observation: must be an array of {size} numbers") from error
+        if rows.ndim in (1, 2) and rows.shape[-1] > size and one_hot(rows[..., size:]):
+            rows = rows[..., :size]
+        if rows.ndim not in (1, 2) or rows.shape[-1] != size:
+            raise ConfigError(
+                f"observation of shape {list(rows.shape)}: must be [{size}], or [batch, {size}]"
+            )
+        return rows
+
     def _index(self, task: str | int) -> NDArray[np.int64]:
-        if isinstance(task, str) and task not in self.tasks:
-            raise ConfigError(f"task {task}: the policy was trained on {', '.join(self.tasks)}")
-        return np.array([self.tasks.index(task) if isinstance(task, str) else task], np.int64)
+        names = ", ".join(self.tasks)
+        if isinstance(task, str):
+            if task not in self.tasks:
+                raise ConfigError(
+                    f"task {task}: the policy was trained on {names}{near(task, self.tasks)}"
+                )
+            return np.array([self.tasks.index(task)], np.int64)
+        if not 0 <= task < len(self.tasks):
+            last = len(self.tasks) - 1
+            raise ConfigError(f"task {task}: must be a name, or a number up to {last} ({names})")
+        return np.array([task], np.int64)
+
+
+def one_hot(rows: Floats) -> bool:
+    """Return whether every row `[..., task]` is 1 in one place and 0 elsewhere."""
+    return bool(np.isin(rows, (0.0, 1.0)).all() and (rows.sum(-1) == 1.0).all())
 
 
 def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
@@ -92,16 +128,21 @@ def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
         return TrainedPolicy(actor_of(folder, facts, allow), suite_of(facts, allow))
 
 
-def find(path: Path) -> tuple[Path, dict[str, Any]]:
+def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
     """A checkpoint's folder and its facts, checked; a run's folder stands for its newest
     checkpoint.
+
+    Args:
+        path: the folder.
+        whole: whether the replay is needed too, and checked.
 
     Raises:
         CheckpointError: nothing valid there.
     """
+    path = path.expanduser()
     if (path / "manifest.json").exists():
-        return path, checkpoint.verify(path)
-    found = checkpoint.newest(path)
+        return path, checkpoint.verify(path, whole)
+    found = checkpoint.newest(path, whole)
     if found is None:
         raise CheckpointError(
             f"{path}: neither a checkpoint nor a run's folder with checkpoints in it"

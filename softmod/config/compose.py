@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from softmod.config.earlier import completed
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
 from softmod.config.messages import explain
-from softmod.config.validate import check_fields, check_rules
+from softmod.config.validate import check_fields, check_rules, expand_home
 from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
 
@@ -78,12 +79,29 @@ def read(text: str) -> Override:
     Raises:
         ConfigError: it is not of the form key=value.
     """
+    parser = OverridesParser.create()
     try:
-        return OverridesParser.create().parse_override(text)
+        return parser.parse_override(text)
     except HydraException as error:
+        key, sign, value = text.partition("=")
+        quoted = "'" + value.replace("'", "\\'") + "'"
+        with suppress(HydraException):
+            if sign and parser.parse_override(f"{key}={quoted}").value() == value:
+                typed = shell_quoted(key, quoted)
+                raise ConfigError(
+                    f"{text}: the value needs quotes within the shell's: {typed}"
+                ) from error
         raise ConfigError(
             f"{text}: not of the form key=value ({str(error).splitlines()[0]})"
         ) from error
+
+
+def shell_quoted(key: str, value: str) -> str:
+    """Return an override as it is typed in a shell."""
+    text = f"{key}={value}"
+    if not set(text) & set('"$`\\!'):
+        return f'"{text}"'
+    return shlex.quote(text)
 
 
 @contextmanager
@@ -153,6 +171,7 @@ def typed(config: DictConfig) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [], keys)) from error
     check_fields(cfg, "")
+    expand_home(cfg)
     if isinstance(cfg, schema.TrainConfig):
         check_rules(cfg)
     return cfg

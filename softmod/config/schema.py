@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+MOST = 1024  # processes or threads
+
 
 def number(low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
     """Declare a number within [low, high]; `open_low` leaves `low` itself out."""
@@ -21,6 +23,9 @@ def number(low: float | None = None, high: float | None = None, open_low: bool =
 def choice(*allowed: str) -> Any:
     """Declare one of a few words."""
     return field(default=MISSING, metadata={"choices": allowed})
+
+
+PATH = {"path": True}  # metadata of a path, of several, or null; `~` is the user's home folder
 
 
 @dataclass
@@ -244,14 +249,14 @@ class RunConfig:
     # mean success in two evaluations running; ends the run
     stop_at: float | None = number(low=0.0, high=1.0)
     resume: str = choice("auto", "must", "never")
-    folder: str = MISSING
+    folder: str = field(default=MISSING, metadata=PATH)  # that runs are kept in
 
 
 @dataclass
 class WorkersConfig:
     """Choose who steps the environments. 0 processes: the learner's own (inline)."""
 
-    processes: int | None = number(low=0)  # null: chosen from the cores at hand
+    processes: int | None = number(low=0, high=MOST)  # null: chosen from the cores at hand
     copies: int = number(low=1)
     # seconds for a round, or for ten goals of an evaluation
     timeout: float = number(low=0.0, open_low=True)
@@ -270,7 +275,7 @@ class FabricConfig:
     compile: str = choice("auto", "eager", "compiled", "captured")
     # on CUDA: only operations that repeat to the bit; on a CPU all do
     deterministic: bool = MISSING
-    threads: int | None = number(low=1)  # null: chosen from the cores at hand
+    threads: int | None = number(low=1, high=MOST)  # null: chosen from the cores at hand
 
 
 @dataclass
@@ -312,12 +317,14 @@ class TrainConfig:
 class EvaluateConfig:
     """Everything that `python -m softmod.evaluate` takes."""
 
-    checkpoint: str = MISSING  # a checkpoint folder, or a run's folder (its newest checkpoint)
+    checkpoint: str = field(
+        default=MISSING, metadata=PATH
+    )  # a checkpoint folder, or a run's folder (its newest checkpoint)
     goals: int = number(low=1, high=50)
-    processes: int | None = number(low=0)  # null: as many as the run had
+    processes: int | None = number(low=0, high=MOST)  # null: as many as the run had
     video: bool = MISSING
     video_episodes: int = number(low=1, high=50)  # per task
-    output: str | None = MISSING  # null: beside the checkpoint
+    output: str | None = field(default=MISSING, metadata=PATH)  # null: beside the checkpoint
     allow: list[str] = MISSING  # packages of your own that a _target_ may name
 
 
@@ -326,11 +333,13 @@ class ReportConfig:
     """Everything that `python -m softmod.report` takes."""
 
     parent: str | None = MISSING  # a sweep's parent in MLflow: its id or name; typed as sweep=
-    runs: list[str] = MISSING  # or folders with runs
-    results: list[str] = MISSING  # or folders with saved results
+    runs: list[str] = field(default=MISSING, metadata=PATH)  # or folders with runs
+    results: list[str] = field(default=MISSING, metadata=PATH)  # or folders with saved results
     # or a checkpoint, or a run's folder: how its policy uses its modules
-    checkpoint: str | None = MISSING
-    save: str | None = MISSING  # with runs: save them as results in this folder too
+    checkpoint: str | None = field(default=MISSING, metadata=PATH)
+    save: str | None = field(
+        default=MISSING, metadata=PATH
+    )  # with runs: save them as results in this folder too
     uri: str | None = MISSING  # the MLflow store; null: as for training
     output: str = MISSING
     level: float = number(low=0.0, high=1.0)  # of success, whose environment steps are told

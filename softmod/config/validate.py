@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +28,24 @@ def check_fields(node: Any, key: str) -> None:
         check_choice(name, value, field.metadata.get("choices"))
         if value is not None and "low" in field.metadata:
             check_range(name, value, **field.metadata)
+
+
+def expand_home(node: Any) -> None:
+    """Replace `~` in the paths of a dataclass and of those within it."""
+    if not dataclasses.is_dataclass(node):
+        return
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        expand_home(value)
+        if field.metadata.get("path"):
+            setattr(node, field.name, expanded(value))
+
+
+def expanded(value: Any) -> Any:
+    """Return a path, or each of a list of paths, with the user's home folder for `~`."""
+    if isinstance(value, list):
+        return [expanded(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:

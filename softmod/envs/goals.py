@@ -23,7 +23,7 @@ from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
 from softmod.spec import Goal
 from softmod.system.files import written_whole
-from softmod.system.hardware import cache_folder
+from softmod.system.user import cache_folder
 
 NUM_GOALS = 50
 SECONDS_PER_TASK = 0.2  # roughly, on a 2.3 GHz core; only for the message

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import psutil
 import torch
 from torch.optim import Optimizer
 
@@ -17,6 +16,7 @@ from softmod.errors import ConfigError, near
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import EnvSpec
+from softmod.system import hardware
 
 
 def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
@@ -26,11 +26,7 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
     """
     size = round(spec.num_tasks * cfg.run.replay_per_task * bytes_per_transition(spec))
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    there = (
-        torch.cuda.get_device_properties(0).total_memory
-        if on_cuda
-        else psutil.virtual_memory().total
-    )
+    there = torch.cuda.get_device_properties(0).total_memory if on_cuda else hardware.memory()
     if size > there:
         gib = 2**30
         most = cfg.run.replay_per_task * there // size

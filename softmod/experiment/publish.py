@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from softmod.clock import Clock
 from softmod.config.identity import as_values, flat, identity
 from softmod.config.schema import TrainConfig
 from softmod.envs.tasks import flawed_success
+from softmod.errors import one_line
 from softmod.experiment.resources import Resources
 from softmod.experiment.resume import settle
 from softmod.experiment.session import Parts
@@ -24,6 +26,8 @@ from softmod.tracking import journal as tracking
 from softmod.tracking.console import Progress, print_table
 from softmod.tracking.redact import without_passwords
 from softmod.tracking.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
+
+logger = logging.getLogger(__name__)
 
 
 def about_run(
@@ -140,12 +144,22 @@ def warn(cfg: TrainConfig, resources: Resources, spec: EnvSpec, progress: Progre
         progress.say(f"warning: {difference}")
 
 
+def draw_success(journal: tracking.Journal, folder: Path) -> None:
+    """Draw the curves of success; a failure is a warning, because no picture is worth a run."""
+    try:
+        from softmod.tracking.figures import success_figure
+
+        success_figure(journal, folder / "success.png")
+    except Exception as error:  # matplotlib's, and those of what it calls
+        logger.warning("success.png could not be drawn (%s)", one_line(error))
+        return
+    journal.artifact(folder / "success.png")
+
+
 def conclude(
     cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
 ) -> Result:
     """Write the result into the run's folder and as artifacts; print and return it."""
-    from softmod.tracking.figures import success_figure
-
     result = {
         "env_steps": clock.env_steps,
         "seconds": clock.seconds,
@@ -156,9 +170,8 @@ def conclude(
     }
     with checkpoint.writing(folder / "evaluation.json"):
         (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
-        success_figure(journal, folder / "success.png")
-    for name in ("evaluation.json", "success.png"):
-        journal.artifact(folder / name)
+    journal.artifact(folder / "evaluation.json")
+    draw_success(journal, folder)
     journal.artifact(folder / "checkpoints" / "best", under="checkpoints")
     with checkpoint.writing(folder / "result.json"):
         (folder / "result.json").write_text(json.dumps(result, indent=1))

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from softmod import kernels
 from softmod.agent.replay import Replay, random_rollout
@@ -30,8 +31,9 @@ from softmod.experiment.autotune import (
 )
 from softmod.experiment.build import make_agent, networks
 from softmod.spec import TaskSuite
-from softmod.system.hardware import available, cache_folder, hardware_tags
+from softmod.system.hardware import available, hardware_tags
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
+from softmod.system.user import cache_folder, ensure_name
 from softmod.workers.process import start_worker
 from softmod.workers.worker import Plan
 
@@ -126,6 +128,7 @@ def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside:
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
     """Set up the libraries under the learner: memory, matrix products and their precision."""
+    ensure_name()
     keep_memory()
     if device.type == "cpu":
         fast_products()
@@ -171,7 +174,14 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
         "lightning.pytorch",
     ):  # advice on a precision that the user has chosen
         logging.getLogger(name).setLevel(logging.WARNING)
-    return L.Fabric(accelerator=cfg.fabric.accelerator, devices=1, precision=of_fabric)
+    return L.Fabric(
+        accelerator=cfg.fabric.accelerator,
+        devices=1,
+        precision=of_fabric,
+        plugins=[
+            LightningEnvironment()
+        ],  # variables of a cluster's launcher are none of its business
+    )
 
 
 def choose(

@@ -10,7 +10,7 @@ from typing import Any
 
 from softmod.checkpoint import files as checkpoint
 from softmod.config.identity import flat, identity, of_results, run_folder
-from softmod.config.schema import TrainConfig
+from softmod.config.schema import MOST, TrainConfig
 from softmod.errors import CheckpointError, ConfigError
 from softmod.experiment.folder import nearest_run
 from softmod.spec import Result, TaskScore
@@ -22,7 +22,6 @@ Found = tuple[Path, dict[str, Any]]
 
 
 logger = logging.getLogger(__name__)
-MOST = 4096  # processes or threads that a checkpoint may ask for
 
 
 def place(cfg: TrainConfig) -> Path:

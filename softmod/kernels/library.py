@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 from softmod.errors import SoftmodError
 from softmod.system.files import written_whole
-from softmod.system.hardware import cache_folder, processor
+from softmod.system.hardware import processor
+from softmod.system.user import cache_folder
 
 log = logging.getLogger(__name__)
 

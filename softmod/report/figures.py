@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from softmod.report.intervals import by_seed, improvement, interval, iqm
 from softmod.report.runs import Comparison, Curve, Group
 from softmod.report.tables import Table
+from softmod.system.drawing import Axes, EngFormatter, Figure, FigureCanvasAgg, drawn
 from softmod.tracking.figures import PALETTE, STYLES
 
 MODELS = (  # a row has a line style, a column a colour: relatives share it
@@ -93,6 +90,7 @@ def save(figure: Figure, path: Path) -> Path:
 # --- success --------------------------------------------------------------------------------------
 
 
+@drawn
 def intervals(comparison: Comparison, path: Path) -> Path:
     """IQM over seeds of the task mean, one line per group, with its interval and the
     seeds as dots.
@@ -122,6 +120,7 @@ def intervals(comparison: Comparison, path: Path) -> Path:
     return save(figure, path)
 
 
+@drawn
 def heat_map(comparison: Comparison, path: Path) -> Path:
     """Success per group and task, mean over seeds."""
     values = np.stack([group.scores().mean(0) for group in comparison.groups])
@@ -139,6 +138,7 @@ def heat_map(comparison: Comparison, path: Path) -> Path:
     )
 
 
+@drawn
 def task_sets(table: Table, path: Path) -> Path:
     """Success per task as the set of tasks changes (tables.task_sets)."""
     values = np.array(
@@ -160,6 +160,7 @@ def task_sets(table: Table, path: Path) -> Path:
     )
 
 
+@drawn
 def improvement_matrix(comparison: Comparison, path: Path) -> Path:
     """The probability that the row's group does better than the column's."""
     groups = comparison.groups
@@ -223,6 +224,7 @@ def name_of(task: str) -> str:
 # --- curves ---------------------------------------------------------------------------------------
 
 
+@drawn
 def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
     """Mean success over environment steps or over time of training: IQM over seeds, 95 % bootstrap
     bands.
@@ -244,6 +246,7 @@ def learning_curves(comparison: Comparison, path: Path, over_time: bool = False)
     return bands(comparison.groups, curves, x_label, path, scale if over_time else 1.0)
 
 
+@drawn
 def metric_curves(
     comparison: Comparison,
     names: Callable[[Group], dict[str, str]],
@@ -381,6 +384,7 @@ def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.
 # --- cost -----------------------------------------------------------------------------------------
 
 
+@drawn
 def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> Path | None:
     """Parameters of actor and critics against success; None where sizes hardly differ."""
     if not parameters or max(parameters.values()) < 1.5 * min(parameters.values()):

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from softmod.checkpoint.load import TrainedPolicy
 from softmod.envs.episode import EvalEpisode
@@ -15,6 +13,7 @@ from softmod.errors import WorkerError
 from softmod.report.figures import name_of
 from softmod.report.routing import Layer, draw_graph
 from softmod.report.video import EVERY, FRAMES_PER_SECOND, watched
+from softmod.system.drawing import Figure, FigureCanvasAgg, drawn
 from softmod.tracking.figures import PALETTE, Image
 
 INCHES = 4.8  # of the graph, at 100 dots
@@ -29,7 +28,7 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
+        raise WorkerError('video=true needs imageio: pip install "imageio[ffmpeg]"') from error
     for index, task in enumerate(policy.tasks):
         path = folder / f"routes_{task}.mp4"
         frames = np.stack(list(play(policy, index, goal)))
@@ -55,6 +54,7 @@ def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
         env.close()
 
 
+@drawn
 def graph(layers: list[Layer], task: str, color: str) -> Image:
     """The graph of one moment, `[height, width, 3]`."""
     figure = Figure(figsize=(INCHES, INCHES), dpi=100)

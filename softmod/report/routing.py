@@ -10,13 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from softmod.checkpoint.load import TrainedPolicy
 from softmod.report.figures import matrix, name_of, save, sheet
+from softmod.system.drawing import Axes, Figure, FigureCanvasAgg, drawn
 from softmod.tracking.figures import PALETTE
 
 Layer = NDArray[np.float64]  # [target, source], or [step, target, source]
@@ -63,6 +61,7 @@ def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
 # --- graphs ---------------------------------------------------------------------------------------
 
 
+@drawn
 def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
     """The routing graph of every task: modules as dots, connections as wide as they are probable on
     average.
@@ -147,6 +146,7 @@ def _distance(ours: Sequence[Layer], theirs: Sequence[Layer]) -> float:
     return float(np.concatenate(per_target).mean())
 
 
+@drawn
 def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
     names = [name_of(one.task) for one in rollouts]
     values = similarity(rollouts)
@@ -154,6 +154,7 @@ def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
     return matrix(values, names, names, "share of routing in common", path, low, 1.0, "viridis")
 
 
+@drawn
 def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
     """t-SNE of the concatenated routing probabilities, a dot for each state, coloured by task (the
     paper's Figure).

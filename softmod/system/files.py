@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,10 +11,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 logger = logging.getLogger(__name__)
+
+# What network and FUSE file systems answer to a flush that they do not support.
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EROFS}
 
 
 @contextmanager
@@ -41,8 +46,22 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        warn_once(f"this file system cannot flush {kind(path)} to the disk ({error.strerror}): a"
+                  " power failure may lose the latest files")  # fmt: skip
     finally:
         os.close(descriptor)
+
+
+def kind(path: Path) -> str:
+    return "folders" if path.is_dir() else "files"
+
+
+@cache
+def warn_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def digest(path: Path) -> str:
@@ -66,5 +85,5 @@ def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
                 return False
             time.sleep(0.05)
         except OSError as error:
-            logger.warning("this file system has no locks (%s)", error.strerror)
+            warn_once(f"this file system has no locks ({error.strerror})")
             return True

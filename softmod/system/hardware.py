@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -9,6 +10,8 @@ import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from softmod.system import control_group
 
 PACKAGES = ("softmod", "torch", "lightning", "metaworld", "mujoco", "gymnasium", "numpy", "mlflow")
 
@@ -43,8 +46,22 @@ def hardware_tags(accelerator: str) -> dict[str, str]:
 
 
 def available() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use: its affinity, within the limit of its
+    control group, at least one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = control_group.cores()
+    return max(1, min(cores or 1, math.ceil(limit) if limit else cores or 1))
+
+
+def memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, within the limit of its
+    control group.
+    """
+    import psutil
+
+    there = int(psutil.virtual_memory().total)
+    return min(there, control_group.memory() or there)
 
 
 def processor() -> str:
@@ -54,14 +71,6 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: `$SOFTMOD_CACHE`, else softmod's folder in the user's
-    cache folder.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("SOFTMOD_CACHE") or os.path.join(home, "softmod"))
 
 
 def _git(*arguments: str) -> str:

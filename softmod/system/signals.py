@@ -1,9 +1,9 @@
 """What a run does when it is told to end.
 
 Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that
-comes up in a destructor, in a callback or within the import of compiled code can get lost. SIGTERM
-and SIGUSR1, which schedulers send, only set a flag: the loop saves between two updates and ends
-with `StoppedError`. A job that was warned with SIGUSR1 by SLURM asks to be queued again.
+comes up in a destructor, in a callback or within the import of compiled code can get lost. The
+signals of `STOPS` only set a flag: the loop saves between two updates and ends with
+`StoppedError`. A job that SLURM warned with SIGUSR1 or SIGUSR2 asks to be queued again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# Schedulers send SIGTERM, SIGUSR1, SIGUSR2 and SIGXCPU; a closed terminal and a lost ssh, SIGHUP.
+NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU")
+STOPS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 STOPPED = 143  # the exit code
 
 _interrupted = threading.Event()
@@ -38,7 +41,10 @@ def heeded(to_the_end: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _stop_later) for number in STOPS}
+    before: dict[signal.Signals, Any] = {}
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
+            before[number] = signal.signal(number, _stop_later)
     before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -98,14 +104,15 @@ def ending() -> bool:
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1; the job's number if it was
-    asked.
+    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1 or SIGUSR2 (submitit's);
+    return the job's number if it was asked.
 
     Jobs that SLURM itself takes back, with SIGTERM, it also queues itself. Only the first task of a
     job asks.
     """
     job = environment.get("SLURM_JOB_ID")
-    if not job or signal.SIGUSR1 not in _stop or environment.get("SLURM_PROCID", "0") != "0":
+    warned = {signal.SIGUSR1, signal.SIGUSR2} & set(_stop)
+    if not job or not warned or environment.get("SLURM_PROCID", "0") != "0":
         return None
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from softmod.system.drawing import Axes, EngFormatter, Figure, FigureCanvasAgg, drawn
 from softmod.tracking.names import SUCCESS_MEAN, success_rate
 from softmod.tracking.record import Routes
 
@@ -33,6 +30,7 @@ class HasHistory(Protocol):
     def history(self, name: str) -> list[tuple[int, float]]: ...
 
 
+@drawn
 def success_figure(journal: HasHistory, path: Path) -> None:
     """Draw the success rate of every task, and their mean, over environment steps, as a PNG."""
     prefix = success_rate("")
@@ -65,6 +63,7 @@ def success_figure(journal: HasHistory, path: Path) -> None:
     figure.savefig(path)
 
 
+@drawn
 def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> Image:
     """Draw each task's routing probabilities at a step as colours, a panel per layer: `[height,
     width, 3]`.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softmod.system.files import locked
+from softmod.system.user import ensure_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,6 +39,7 @@ ROUTING = "routing"  # the key of images
 
 def prepare_environment() -> None:
     """MLflow reads these when it is imported; its time-outs are minutes otherwise."""
+    ensure_name()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -63,7 +65,7 @@ def store_uri(uri: str | None) -> str:
 def database(uri: str) -> Path | None:
     """The file of an sqlite store."""
     return (
-        Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute()
+        Path(uri.removeprefix(SQLITE).partition("?")[0]).expanduser().absolute()
         if uri.startswith(SQLITE)
         else None
     )

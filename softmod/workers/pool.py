@@ -65,7 +65,7 @@ class Workers:
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # optional in a suite
         costs = [step_cost(task) for task in range(self.spec.num_tasks)]
         shared = shared_weights(plan)
-        self.weights: Floats = np.frombuffer(shared, np.float32)
+        self.weights: Floats = shared.array
         self.workers = [
             start_worker(plan, tasks, slots, training, timeout, not processes, shared)
             for tasks, slots in partition(costs, copies, processes)

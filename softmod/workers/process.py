@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.sharedctypes import RawArray
 from typing import Any
-
-import numpy as np
 
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.weights import count
 from softmod.spec import Floats
 from softmod.system import signals
+from softmod.workers.memory import SharedWeights
 from softmod.workers.worker import Collector, Plan, describe, serve
 
 LOOK = 0.2  # seconds between looks for a signal
 SHUTDOWN = 2.0  # seconds that a worker may take to end
+SOCKET_PATH = 107  # bytes of a socket's path, without the zero at its end
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 Request = tuple[Any, ...]  # a method's name and its arguments
 NOTHING: Request = ("",)
 
@@ -83,13 +85,22 @@ class ProcessWorker:
         tasks: list[int],
         copies: list[int],
         training: bool,
-        weights: Any,
+        weights: SharedWeights,
         timeout: float,
     ) -> None:
         self.tasks = tasks
         self.copies = copies
         self.timeout = timeout
         self.arguments = (plan, tasks, copies, training, weights, timeout)
+        # Plainly: PyTorch would share each tensor through a file in /dev/shm and a descriptor.
+        try:
+            packed = pickle.dumps(plan)
+        except Exception as error:  # of the classes in it, which may raise anything
+            kind = f"{type(plan.suite).__module__}.{type(plan.suite).__qualname__}"
+            raise WorkerError(
+                f"{kind} or a network cannot be sent to a worker process ({describe(error)});"
+                " workers.processes=0 needs none"
+            ) from error
         self.asked = NOTHING
         self.names = (
             ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
@@ -99,7 +110,7 @@ class ProcessWorker:
         start_forkserver()
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(
-            target=serve, args=(plan, tasks, copies, training, weights, theirs), daemon=True
+            target=serve, args=(packed, tasks, copies, training, weights.arena, theirs), daemon=True
         )
         with without_main_module(plan):
             self.process.start()
@@ -237,15 +248,34 @@ def start_forkserver() -> None:
     Signals are blocked in it: one that came while it imports would end it with a traceback.
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
+    choose_short_temporary_folder()
     # Otherwise the next line starts it, and that unblocks SIGINT and SIGTERM.
     resource_tracker.ensure_running()
     with signals.kept_from_children():
         forkserver.ensure_running()
 
 
-def shared_weights(plan: Plan) -> Any:
+def choose_short_temporary_folder() -> None:
+    """Let multiprocessing keep its socket in a folder with a short path.
+
+    The path of a socket has at most 107 bytes. A temporary folder with a long path is common on
+    clusters.
+    """
+    room = SOCKET_PATH - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+    before = tempfile.gettempdir()
+    if len(os.fsencode(before)) <= room:
+        return
+    writable = [folder for folder in SHORT_FOLDERS if os.access(folder, os.W_OK | os.X_OK)]
+    tempfile.tempdir = (writable or [before])[0]
+    try:
+        util.get_temp_dir()  # made, and kept for this process
+    finally:
+        tempfile.tempdir = before
+
+
+def shared_weights(plan: Plan) -> SharedWeights:
     """Return memory for the actor's weights that processes can share."""
-    return RawArray("f", count(plan.actor))
+    return SharedWeights(count(plan.actor))
 
 
 def start_worker(
@@ -255,12 +285,12 @@ def start_worker(
     training: bool,
     timeout: float,
     inline: bool,
-    shared: Any = None,
+    shared: SharedWeights | None = None,
 ) -> Worker:
     """Start a worker of some environments, in this process or in one of its own; `shared` is the
     memory of the policy's weights.
     """
     shared = shared_weights(plan) if shared is None else shared
     if inline:
-        return InlineWorker(plan, tasks, copies, training, np.frombuffer(shared, np.float32))
+        return InlineWorker(plan, tasks, copies, training, shared.array)
     return ProcessWorker(plan, tasks, copies, training, shared, timeout)

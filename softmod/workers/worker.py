@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.heap import Arena
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from softmod.networks.weights import bind
 from softmod.seeding import Purpose, generator, pink
 from softmod.spec import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, TaskSuite, UnderWay
 from softmod.system import signals
+from softmod.workers.memory import weights_in
 
 MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
 
@@ -319,17 +321,17 @@ class Collector:
 
 
 def serve(
-    plan: Plan,
+    packed: bytes,
     tasks: list[int],
     copies: list[int],
     training: bool,
-    weights: Any,
+    weights: Arena,
     connection: Connection,
 ) -> None:
     """Run a worker process: build its environments, then answer (number, method, arguments) until
     asked to close.
 
-    `weights` is shared memory that holds the policy's weights.
+    `packed` is the pickled plan, `weights` shared memory with the policy's weights.
     """
     for number in (signal.SIGINT, *signals.STOPS):  # the learner's to handle
         signal.signal(number, signal.SIG_IGN)
@@ -337,7 +339,8 @@ def serve(
     torch.set_num_threads(1)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the learner is gone
         try:
-            collector = Collector(plan, tasks, copies, training, np.frombuffer(weights, np.float32))
+            plan: Plan = pickle.loads(packed)
+            collector = Collector(plan, tasks, copies, training, weights_in(weights))
         except Exception as error:
             connection.send((0, "error", describe(error)))
             return

@@ -34,7 +34,7 @@ def test_train_evaluate_and_load(here, capsys):
     assert [score.task for score in result.scores] == ["toy-reach", "toy-opposite", "toy-touch"]
     assert result.success_rate == sum(score.success_rate for score in result.scores) / 3
     policy = softmod.load(result.folder)
-    assert policy.act([0.0] * 6, "toy-touch").shape == (2,)
+    assert policy.act([0.0] * 9, "toy-touch").shape == (2,)
     scores = softmod.evaluate(result.folder, goals=4)
     assert scores == result.scores
     assert (result.folder / "evaluation" / "evaluation.json").is_file()

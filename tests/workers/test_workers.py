@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -33,7 +34,7 @@ from softmod.networks.weights import flatten
 from softmod.seeding import Purpose, generator, pink
 from softmod.workers import pool
 from softmod.workers.pool import Workers, partition
-from softmod.workers.process import ProcessWorker, limit, start_worker
+from softmod.workers.process import ProcessWorker, limit, shared_weights, start_worker
 from softmod.workers.worker import Plan, serve
 from tests.faulty import AlwaysBroken, Faulty
 from tests.settings import network, published
@@ -506,7 +507,7 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
 def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
     start_worker(plan(), [0], [0], True, 10.0, inline=False).close()  # the fork server runs
     ours, theirs = multiprocessing.Pipe()
-    arguments = (plan(), [0], [0], True, weights().numpy(), theirs)
+    arguments = (pickle.dumps(plan()), [0], [0], True, shared_weights(plan()).arena, theirs)
     process = multiprocessing.get_context("forkserver").Process(
         target=serve, args=arguments, daemon=True
     )

@@ -1,0 +1,43 @@
+"""The user that a process runs as: containers often give it neither a name nor a home folder."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+def ensure_name() -> None:
+    """Give a user without a name one, in this process and those below it.
+
+    MLflow and PyTorch ask for it, and fail where there is none.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # of Python 3.11 and 3.13
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
+def cache_folder() -> Path:
+    """Return the folder for caches: `$SOFTMOD_CACHE`, else softmod's in the user's cache folder,
+    else, without a home folder, one in the temporary folder.
+    """
+    if own := os.environ.get("SOFTMOD_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(base):
+        return Path(base, "softmod")
+    return private_folder(Path(tempfile.gettempdir(), f"softmod-cache-{os.getuid()}"))
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder that only this user can write: this one, or, where somebody else made it, a
+    new one.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="softmod-cache-"))
+    return path
