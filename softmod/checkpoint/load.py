@@ -140,6 +140,8 @@ def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
         CheckpointError: nothing valid there.
     """
     path = path.expanduser()
+    if path.resolve().name == "checkpoints":
+        path = path.resolve().parent
     if (path / "manifest.json").exists():
         return path, checkpoint.verify(path, whole)
     found = checkpoint.newest(path, whole)

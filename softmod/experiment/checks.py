@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
+import shutil
 
 import torch
 from torch.optim import Optimizer
@@ -110,6 +113,22 @@ def check_device(cfg: TrainConfig) -> None:
     """
     if cfg.fabric.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("fabric.accelerator=cuda: no CUDA device is available here (cpu, auto)")
+
+
+def check_compiler(cfg: TrainConfig) -> None:
+    """Check that `fabric.compile=compiled` finds a compiler.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if cfg.fabric.compile != "compiled":
+        return
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(shutil.which(shlex.split(name)[0]) for name in wanted):
+        raise ConfigError(
+            f"fabric.compile=compiled: needs a C++ compiler ({' or '.join(wanted)} is not there);"
+            " auto and eager need none"
+        )
 
 
 def check_algorithm(cfg: TrainConfig, target: type) -> None:

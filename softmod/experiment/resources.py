@@ -33,7 +33,7 @@ from softmod.experiment.build import make_agent, networks
 from softmod.spec import TaskSuite
 from softmod.system.hardware import available, hardware_tags
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
-from softmod.system.user import cache_folder, ensure_name
+from softmod.system.user import cache_folder, ensure_identity
 from softmod.workers.process import start_worker
 from softmod.workers.worker import Plan
 
@@ -128,7 +128,7 @@ def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside:
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
     """Set up the libraries under the learner: memory, matrix products and their precision."""
-    ensure_name()
+    ensure_identity()
     keep_memory()
     if device.type == "cpu":
         fast_products()

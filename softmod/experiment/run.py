@@ -20,7 +20,7 @@ from softmod.config.trust import foreign
 from softmod.errors import UpdateError
 from softmod.experiment.build import Models, assemble, make_agent, make_plan
 from softmod.experiment.callbacks import Callback, make_callbacks
-from softmod.experiment.checks import check_device
+from softmod.experiment.checks import check_compiler, check_device
 from softmod.experiment.folder import refuse_links
 from softmod.experiment.loop import Run, alone, train
 from softmod.experiment.publish import (
@@ -115,6 +115,7 @@ def one_run(
         print_table(result.scores, f"{folder}: {done}")
         return result
     check_device(cfg)
+    check_compiler(cfg)
     called = make_callbacks(cfg, callbacks)
     models = assemble(cfg)
     there = files.versions(folder)

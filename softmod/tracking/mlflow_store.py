@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softmod.system.files import locked
-from softmod.system.user import ensure_name
+from softmod.system.user import ensure_identity
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,7 +39,7 @@ ROUTING = "routing"  # the key of images
 
 def prepare_environment() -> None:
     """MLflow reads these when it is imported; its time-outs are minutes otherwise."""
-    ensure_name()
+    ensure_identity()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
