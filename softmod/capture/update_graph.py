@@ -48,7 +48,8 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     for group in groups:
         group["capturable"] = True
     agent.programs = {
-        name: Captured(agent, run, name in agent.undoing) for name, run in agent.programs.items()
+        name: Captured(agent, run, name in agent.rollback_programs)
+        for name, run in agent.programs.items()
     }
 
 
