@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from softmod.capture.cpu_graph import CpuGraph, Metrics, in_shared_memory
-from softmod.capture.recorder import Recorder, place
+from softmod.capture.recorder import Recorder, address
 
 
 class Calls:
@@ -126,8 +126,8 @@ def test_memory_is_used_again():
             y = (y * 2).relu()
     steps = recorder.operations
     moved = in_shared_memory(steps, steps, keep=[y])
-    places = {place(moved(step.outputs[0])) for step in steps}
-    assert len({place(step.outputs[0]) for step in steps}) == 20
+    places = {address(moved(step.outputs[0])) for step in steps}
+    assert len({address(step.outputs[0]) for step in steps}) == 20
     assert len(places) == 3  # two in turn, and the result's own
-    assert place(moved(x)) == place(x)
-    assert place(moved(y)) == place(y)
+    assert address(moved(x)) == address(x)
+    assert address(moved(y)) == address(y)

@@ -15,7 +15,7 @@ from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softmod.capture import numpy_graph as acting
-from softmod.capture.numpy_graph import Recorded, Repeated, repeated
+from softmod.capture.numpy_graph import NumpyFunction, Recorded, record
 from softmod.capture.recorder import NotRepeatableError
 from softmod.networks.gaussian import Actor, actions
 from softmod.networks.network import Network
@@ -101,7 +101,7 @@ def test_actions_are_those_of_pytorch_and_cost_it_nothing(
             ours = act().copy()
         assert counter.count == 0
         assert ours.shape == (len(tasks), copies, ACTION)
-        np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_new_weights_count_without_recording_anew():
@@ -112,7 +112,7 @@ def test_new_weights_count_without_recording_anew():
     for parameter in net.parameters():
         parameter.mul_(1.5)
     assert np.abs(act() - before).max() > 1e-3
-    np.testing.assert_allclose(act(), act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(act(), act.eager(), rtol=1e-5, atol=1e-6)
 
 
 class Unusual(Network):
@@ -147,7 +147,7 @@ def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
-    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
@@ -159,15 +159,15 @@ def test_lengths_are_those_of_pytorch(order: float):
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
-    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_numpy_does_not_know_is_left_to_pytorch():
     net = published(Unusual()).requires_grad_(False)
-    act = repeated(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
+    act = record(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
     assert isinstance(act, Recorded)
     act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)
-    np.testing.assert_allclose(act(), act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(act(), act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_function_that_looks_at_values_is_called_instead():
@@ -176,8 +176,8 @@ def test_a_function_that_looks_at_values_is_called_instead():
 
     with pytest.raises(NotRepeatableError, match="reads a value"):
         Recorded(looks, [torch.ones(2)])
-    act = repeated(looks, [torch.ones(2)])
-    assert type(act) is Repeated
+    act = record(looks, [torch.ones(2)])
+    assert type(act) is NumpyFunction
     act.inputs[0][...] = -1.0
     assert act().tolist() == [-3.0, -3.0]
 
@@ -186,8 +186,8 @@ def test_a_function_that_leaves_pytorch_is_called_instead():
     def leaves(x: Tensor) -> Tensor:
         return x + torch.from_numpy(np.sin(x.numpy()))
 
-    act = repeated(leaves, [torch.ones(2)])
-    assert type(act) is Repeated
+    act = record(leaves, [torch.ones(2)])
+    assert type(act) is NumpyFunction
     act.inputs[0][...] = 0.5
     np.testing.assert_allclose(act(), 0.5 + np.sin(np.float32(0.5)), rtol=1e-6)
 

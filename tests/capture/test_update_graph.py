@@ -180,7 +180,7 @@ def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(netw
         torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
     )
     graphs = [program._replay for program in captured.programs.values()]
-    assert all(graph._next == graph._repeated for graph in graphs)  # none has given up
+    assert all(graph._next == graph._replay for graph in graphs)  # none has given up
 
 
 NORM = {SoftModular: {"norm": "layer"}}

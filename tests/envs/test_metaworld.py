@@ -200,7 +200,7 @@ def test_non_finite_observation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_goal_of_the_wrong_size() -> None:
-    with pytest.raises(WorkerError, match=r"a goal of shape \(3,\), but \(6,\) expected"):
+    with pytest.raises(WorkerError, match=r"expected a goal of shape \(6,\), got \(3,\)"):
         MetaWorld(["reach-v3"]).make(0).reset(np.zeros(3))
 
 

@@ -16,7 +16,7 @@ from softmod.config.compose import compose, typed
 from softmod.experiment import resources as parts
 from softmod.kernels import library
 
-WRONG = {  # what a compiler might get wrong, in one function each
+WRONG = {  # errors such as a compiler might make, in one function each
     "relu": ("narrow_##X(h < 0 ? 0 : h)", "narrow_##X(h < 0 ? 0 : h + 1)"),
     "no relu": (
         "out[i] = narrow_##X((row[i] - middle) * scale);",
@@ -29,7 +29,7 @@ WRONG = {  # what a compiler might get wrong, in one function each
 
 @pytest.fixture
 def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Begin as a new process does, with an empty cache folder."""
+    """Start like a new process, with an empty cache folder."""
     from softmod.kernels import norm
 
     if not library.available():
@@ -150,7 +150,7 @@ def test_a_library_that_computes_something_else_is_refused(
     (tmp_path / "wrong.c").write_text(source.replace(*wrong))
     monkeypatch.setattr(library, "SOURCE", tmp_path / "wrong.c")
     assert not library.available()
-    assert "give other results" in caplog.text
+    assert "results differ from PyTorch's" in caplog.text
 
 
 @pytest.mark.usefixtures("compiler")
