@@ -217,8 +217,7 @@ class MTSAC(L.LightningModule):
             replay: the transitions to sample.
             updates: the number of updates.
             stop: called before each policy update; if it returns True, the remaining updates are
-                left out. A resumed round makes them and ends with the same metrics as an
-                uninterrupted one.
+                skipped. A resumed round makes them and returns the metrics of an uninterrupted one.
             examine: also measure how the tasks' gradients agree on the last batch, at about the
                 cost of one more update.
 

@@ -138,7 +138,9 @@ def _calls_of(operation: Operation) -> list[Call]:
 def _array(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.detach().numpy()
-    return [_array(entry) for entry in argument] if isinstance(argument, list | tuple) else argument
+    if isinstance(argument, list | tuple):
+        return [_array(entry) for entry in argument]
+    return argument
 
 
 # --- operations in numpy --------------------------------------------------------------------------

@@ -38,10 +38,9 @@ class HardRouter(Router):
     def draw(self, stack: int, num_tasks: int, batch: int, generator: torch.Generator) -> None:
         """Draw standard Gumbel noise for all layers, in place as long as the sizes are the same."""
         weights = [output.get_parameter("weight") for output in self.output]
-        shapes = [
-            (stack, num_tasks, batch, weight.shape[-1] // self.num_modules, self.num_modules)
-            for weight in weights
-        ]
+        sources = self.num_modules
+        targets = [weight.shape[-1] // sources for weight in weights]
+        shapes = [(stack, num_tasks, batch, target, sources) for target in targets]
         if [tuple(noise.shape) for noise in self.noise] != shapes:
             self.noise = [weights[0].new_empty(shape) for shape in shapes]
         for noise in self.noise:

@@ -1,6 +1,4 @@
-"""The tasks' gradients one by one, gradient surgery against the algorithm as printed, and agents
-that share nothing.
-"""
+"""Gradients per task, PCGrad against the printed algorithm, and agents that share no weights."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from tests.settings import algorithm, network, published
 
 
 def printed(gradients: Tensor, order: Tensor) -> Tensor:
-    """Algorithm 1 of PCGrad, on `[task, parameter]`, a task and a pair at a time."""
+    """Apply Algorithm 1 of PCGrad to `[task, parameter]`, one pair of tasks at a time."""
     projected = []
     for i, gradient in enumerate(gradients):
         own = gradient.clone()
@@ -66,7 +64,7 @@ def test_what_does_not_conflict_stays():
 
 @pytest.mark.parametrize("stack", [1, 2])
 def test_a_gradient_lies_as_its_parameter_does(stack: int):
-    """Fused optimizers on a GPU compare strides, of axes of size 1 too."""
+    """Fused optimizers on a GPU compare strides, even of axes of size 1."""
     net = MLP(3, 2, 4, stack, **network("mlp", num_layers=1, width=5))
     flat = torch.arange(float(sum(p.numel() for p in net.parameters()))).view(stack, -1)
     set_gradient(net, flat)
@@ -155,8 +153,9 @@ def test_examining_changes_nothing():
 
 
 def test_single_tasks_learn_as_agents_of_their_own():
-    """A run of three tasks that share nothing, and three runs of one task with the same noise and
-    start values.
+    """Compare a run of three tasks with three runs of one task.
+
+    Noise and initial values are the same.
     """
     together = make_agent("eager", SingleTask, task_weights="none")
     alone: list[MTSAC] = []

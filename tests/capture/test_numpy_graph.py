@@ -1,4 +1,4 @@
-"""A policy's operations repeated in numpy: the same actions as PyTorch's, whatever the network."""
+"""A policy's operations repeated in numpy give PyTorch's actions, for every network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS, OBS, ACTION = 4, 6, 3
 
 
 def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
-    """A policy; as the `recipe` has it, it normalises observations and squashes its log std."""
+    """Make a policy; as in the `recipe`, with normalised observations and a tanh log std."""
     torch.manual_seed(0)
     inner = form(OBS, 2 * ACTION, TASKS, **options)
     net = Actor(inner, "tanh", normalize_obs=True) if recipe else published(inner)
@@ -65,7 +65,7 @@ ACTORS = {
 
 
 class Counter(TorchDispatchMode):
-    """How many operations PyTorch carries out."""
+    """A counter of PyTorch's operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def test_new_weights_count_without_recording_anew():
 
 
 class Unusual(Network):
-    """Operations that numpy is not taught: GELU, a reduction with two results, writing in place."""
+    """Operations without a numpy kernel: GELU, a reduction with two results, in-place writes."""
 
     def __init__(self) -> None:
         super().__init__(OBS, 2 * ACTION, TASKS, 1)
@@ -134,7 +134,7 @@ class Unusual(Network):
 @pytest.mark.parametrize("axes", [(6,), (5, 6)])
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
-    """Over one axis and several, of memory in another order too, and far from zero."""
+    """Over one axis and several, on transposed memory, and far from zero."""
     weights = (
         torch.randn(2, *axes, generator=torch.Generator().manual_seed(0)).unbind()
         if affine
@@ -153,9 +153,8 @@ def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
 def test_lengths_are_those_of_pytorch(order: float):
     act = Recorded(lambda x: torch.nn.functional.normalize(x, order, -1), [torch.zeros(2, 6, 5)])
-    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal(
-        (2, 5, 5)
-    )  # one of each has no length
+    # The first vector of each batch stays zero.
+    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal((2, 5, 5))
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
@@ -204,7 +203,7 @@ def test_few_rows_do_not_depend_on_their_company():
 
 
 def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Array:
-    """Some rows of the same input times the same `[500, 300]`."""
+    """Multiply the first rows of a fixed input by a fixed matrix `[500, 300]`."""
     monkeypatch.setattr(acting, "wide_products", lambda: wide)
     draws = np.random.default_rng(0)
     a, b = (
@@ -222,9 +221,7 @@ def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Ar
 def test_a_products_rows_do_not_depend_on_their_company(
     wide: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    if (
-        wide and not acting.wide_products()
-    ):  # other kernels give other results; there, wide is not chosen
+    if wide and not acting.wide_products():  # not used here, so only its results are checked
         product(1, wide, monkeypatch)
         product(12, wide, monkeypatch)
         return

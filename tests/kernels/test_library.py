@@ -1,6 +1,4 @@
-"""Compiling the kernels: once, in the cache folder; runs go without them where that is not
-possible.
-"""
+"""Compilation of the kernels: once, into the cache folder, and optional for runs."""
 
 from __future__ import annotations
 
@@ -161,7 +159,7 @@ def test_a_run_keeps_to_what_it_began_with():
     assert parts.fused(auto)
     assert parts.fused(auto, {"seed": 0, "fused": "0123"})
     assert not parts.fused(auto, {"seed": 0, "fused": None})
-    assert not parts.fused(auto, {"seed": 0})  # a run from before there were any
+    assert not parts.fused(auto, {"seed": 0})  # a run that started before kernels existed
     assert not parts.fused(off)
     assert not parts.fused(off, {"fused": "0123"})
 

@@ -1,5 +1,6 @@
-"""The released networks' outputs and routing weights, to 1e-5; every flipped option is seen to miss
-them.
+"""Outputs and routing weights equal those of the released networks to 1e-5.
+
+Negative controls: with any option flipped, they differ.
 """
 
 from __future__ import annotations
