@@ -105,9 +105,8 @@ def test_the_tasks_gradients_add_up_to_the_whole_one(network: type):
 def test_surgery_changes_an_update_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
     plain, cut = make(MLP, clip_norm=0.0), make(MLP, clip_norm=0.0, gradient_surgery="pcgrad")
     gradients, given = {}, batch()
-    given = given._replace(
-        reward=given.reward + 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None]
-    )  # what conflicts
+    conflicting = 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None]
+    given = given._replace(reward=given.reward + conflicting)
     for agent in (plain, cut):
         agent.order.uniform_(generator=torch.Generator().manual_seed(0))
         temperature, weight = agent._temperature_and_weight()

@@ -253,16 +253,13 @@ def test_two_environments_render_side_by_side(rendering: MetaWorldEnv) -> None:
 def test_the_picture_stands_upright(rendering: MetaWorldEnv) -> None:
     rendering.reset(rendering.draw_goal(np.random.default_rng(0)))
     picture = rendering.render().astype(float)
-    table = (picture[:, :, 0] > picture[:, :, 2] + 25) & (
-        picture[:, :, 1] > picture[:, :, 2] + 10
-    )  # brown wood
+    red, green, blue = (picture[:, :, channel] for channel in range(3))
+    table = (red > blue + 25) & (green > blue + 10)  # brown wood
     rows, columns = np.nonzero(table)
-    arm = (picture[:, :, 0] > 100) & (picture[:, :, 1] < 60)  # red
+    arm = (red > 100) & (green < 60)
     rendering.close()
     assert rows.mean() > 280  # the table is below
-    assert (
-        np.nonzero(arm)[1].mean() < 200 < columns.mean()
-    )  # the robot is on the left
+    assert np.nonzero(arm)[1].mean() < 200 < columns.mean()  # the robot is on the left
 
 
 def test_rendering_needs_to_be_asked_for() -> None:

@@ -112,9 +112,8 @@ def test_goals() -> None:
     goals = SUITE.goals(0)
     assert goals.shape == (50, 4)
     assert np.array_equal(Toy(TOY_TASKS).goals(0), goals)
-    assert np.array_equal(
-        Toy(["toy-carry", "toy-reach"]).goals(1), goals
-    )  # independent of the other tasks in the set
+    # Goals are independent of the other tasks in the set.
+    assert np.array_equal(Toy(["toy-carry", "toy-reach"]).goals(1), goals)
     assert np.array_equal(Toy(TOY_TASKS, goals="fixed").goals(0), goals[:1])
     assert np.array_equal(Toy(TOY_TASKS, goals="random").goals(0), goals)
     assert not np.array_equal(Toy(TOY_TASKS, goal_seed=1).goals(0), goals)

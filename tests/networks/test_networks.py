@@ -215,9 +215,8 @@ def test_start_values_as_released():
     assert state.weight.abs().max() <= 1 / math.sqrt(400)
     assert state.weight.abs().max() > 0.99 / math.sqrt(400)
     assert (state.bias == 0.1).all()
-    assert net.first.weight.abs().max() <= 1 / math.sqrt(
-        128
-    )  # the fan-out of one module, not of all modules together
+    # The fan-out is that of one module, not of all modules together.
+    assert net.first.weight.abs().max() <= 1 / math.sqrt(128)
     assert net.first.weight.abs().max() > 0.99 / math.sqrt(128)
     for layer in [head, *net.router.output]:
         assert 0.0029 < layer.weight.abs().max() <= 3e-3

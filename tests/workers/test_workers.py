@@ -85,9 +85,8 @@ def test_shapes_and_the_order_of_steps(inline):
     assert first.reward.shape == (3, 2, 10)
     assert first.env_steps == 60
     np.testing.assert_array_equal(first.obs[:, :, 1:], first.next_obs[:, :, :-1])
-    np.testing.assert_array_equal(
-        second.obs[:, :, 0], first.next_obs[:, :, -1]
-    )  # the episode continues
+    # Episodes continue in the next round.
+    np.testing.assert_array_equal(second.obs[:, :, 0], first.next_obs[:, :, -1])
     assert first.episodes == []
     assert [e[:3] for e in second.episodes] == [(t, c, 0) for t in range(3) for c in range(2)]
     returns = first.reward.sum(-1) + second.reward.sum(-1)
@@ -256,9 +255,8 @@ def test_evaluation_does_not_depend_on_who_does_it(processes):
         assert workers.evaluate(weights(), 7) == expected
         after = rounds(workers, 1)
     assert [score.task for score in expected] == TASKS
-    np.testing.assert_array_equal(
-        before[0].next_obs[:, :, -1], after[0].obs[:, :, 0]
-    )  # training is not disturbed
+    # Evaluation does not change the training episodes.
+    np.testing.assert_array_equal(before[0].next_obs[:, :, -1], after[0].obs[:, :, 0])
 
 
 def test_evaluation_ends_an_episode_at_success():
