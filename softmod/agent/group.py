@@ -192,9 +192,7 @@ class BatchedProgram:
             torch._foreach_copy_(live, before)
         return recorder.operations, metrics
 
-    def _prepare(
-        self, operations: list[Operation], inputs: UpdateInputs, metrics: Metrics
-    ) -> None:
+    def _prepare(self, operations: list[Operation], inputs: UpdateInputs, metrics: Metrics) -> None:
         self.axis = Axis(operations, self.part.stacks)
         self.wanted = metrics
         batch, *noise = inputs
