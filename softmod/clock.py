@@ -1,5 +1,6 @@
-"""One clock: environment steps over all tasks, the x-axis of every metric and the unit of every
-cadence.
+"""The clock of a run: it counts environment steps over all tasks.
+
+Environment steps are the x-axis of every metric and the unit of every cadence.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Any
 
 from softmod.spec import EnvSpec, Rollout
 
-ENOUGH = 2  # evaluations in a row that have to agree that a run has solved its tasks
+ENOUGH = 2  # consecutive evaluations at the target rate before the tasks count as solved
 
 
 @dataclass
 class Clock:
-    """Count how far a run is. `seconds` is the time spent in the loop, over all its sessions."""
+    """The progress counters of a run. `seconds` is the loop time over all sessions."""
 
     env_steps: int = 0
     rounds: int = 0
@@ -26,18 +27,18 @@ class Clock:
     _since: float = field(default_factory=time.monotonic, repr=False)
 
     def start(self) -> None:
-        """Time runs from now."""
+        """Start the timer."""
         self._since = time.monotonic()
 
     def advance(self, rollout: Rollout) -> None:
-        """A round was finished."""
+        """Add a finished round."""
         self.previous = self.env_steps
         self.env_steps += rollout.env_steps
         self.rounds += 1
         self.tick()
 
     def tick(self) -> float:
-        """Add the time since the last tick; the seconds so far."""
+        """Add the time since the last tick; return the total in seconds."""
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = now
@@ -48,57 +49,59 @@ class Clock:
         return self.env_steps // every > self.previous // every
 
     def will_pass(self, every: int, steps: int) -> bool:
-        """Return whether a round of so many steps reaches a multiple of `every`."""
+        """Return whether a round of `steps` environment steps would reach a multiple of `every`."""
         return (self.env_steps + steps) // every > self.env_steps // every
 
     def evaluated(self, success: float) -> None:
-        """An evaluation was made; its mean success rate."""
+        """Record the mean success rate of an evaluation."""
         self.success = [*self.success, success][-ENOUGH:]
 
     def solved(self, success: float | None) -> bool:
-        """Return whether the last two evaluations both reached this mean success rate; None is
-        never reached.
-        """
+        """Return whether the last two evaluations reached a mean success rate; never for None."""
         return success is not None and len(self.success) == ENOUGH and min(self.success) >= success
 
     def facts(self) -> dict[str, Any]:
+        """Return the counters for a checkpoint."""
         counters = {"env_steps": self.env_steps, "rounds": self.rounds, "previous": self.previous}
         moments = {"seconds": self.tick(), "success": self.success}
         return counters | moments | ({"stopped": True} if self.stopped else {})
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        self.env_steps = int(facts["env_steps"])
-        self.rounds = int(facts["rounds"])
-        self.seconds = float(facts["seconds"])
-        self.previous = int(facts["previous"])
-        self.success = [float(rate) for rate in facts["success"]]
-        self.stopped = bool(facts.get("stopped"))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set the counters to those of a checkpoint."""
+        self.env_steps = int(state["env_steps"])
+        self.rounds = int(state["rounds"])
+        self.seconds = float(state["seconds"])
+        self.previous = int(state["previous"])
+        self.success = [float(rate) for rate in state["success"]]
+        self.stopped = bool(state.get("stopped"))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Say how many updates a round makes: `ratio` per step of every task, once the warm-up is in
-    the replay.
+    """The number of updates per round: `ratio` updates per step of each task, after the warm-up.
 
-    Fractions add up: after n steps per task beyond the warm-up, `floor(ratio n)` updates were made.
+    Fractions accumulate: `n` steps per task after the warm-up, `floor(ratio n)` updates were made.
     """
 
     spec: EnvSpec
     warmup_per_task: int
     ratio: float
-    steps_per_round: int  # of every task, all copies together
+    steps_per_round: int  # per task, over all copies
 
     @property
     def env_steps(self) -> int:
-        """Of a round, over all tasks."""
+        """Return the environment steps of a round, over all tasks."""
         return self.steps_per_round * self.spec.num_tasks
 
     def warming_up(self, env_steps: int) -> bool:
-        """Return whether the round that begins at `env_steps` comes before the first update."""
+        """Return whether the round that starts at `env_steps` is part of the warm-up."""
         return env_steps // self.spec.num_tasks < self.warmup_per_task
 
     def updates(self, env_steps: int) -> int:
-        """Updates of the round that begins at `env_steps`, on what the replay held before."""
+        """Return the number of updates in the round that starts at `env_steps`.
+
+        These updates sample the transitions of earlier rounds.
+        """
         held = env_steps // self.spec.num_tasks
         before = held - self.warmup_per_task
         if before < 0 or held == 0:

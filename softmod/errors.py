@@ -1,62 +1,62 @@
-"""What can end a run, each with the exit code that the documentation promises."""
+"""The errors that end a run, each with its documented exit code (docs/exit_codes.md)."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-LISTED = 12  # names, at most, in the answer to a faulty line
-LISTED_LENGTH = 150  # characters of these
+LISTED = 12  # most names in an error message
+LISTED_LENGTH = 150  # most characters of these names
 
 
 class SoftmodError(Exception):
-    """A failure that is told in one line."""
+    """A failure that is reported in one line, without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(SoftmodError):
-    """The command line or a configuration is wrong; nothing was created."""
+    """An invalid command line or configuration; raised before anything is created."""
 
     exit_code = 2
 
 
 class CheckpointError(SoftmodError):
-    """No valid checkpoint where one is needed."""
+    """A required checkpoint that is missing or invalid."""
 
     exit_code = 3
 
 
 class SaveError(SoftmodError):
-    """A checkpoint could not be written, several times in a row."""
+    """A checkpoint that could not be written, after several attempts in a row."""
 
     exit_code = 4
 
 
 class WorkerError(SoftmodError):
-    """An environment or the process that steps it failed."""
+    """A failure of an environment, or of the process that steps it."""
 
     exit_code = 5
 
 
 class PhysicsError(WorkerError):
-    """The physics of an episode broke; a few such episodes are cut short, and the run goes on."""
+    """A physics error in an episode: it cuts the episode short; only repeated errors end a run."""
 
     exit_code = 6
 
 
 class NumericalError(SoftmodError):
-    """Losses or gradients stayed non-finite, or the physics broke too often."""
+    """Losses or gradients that stay non-finite, or too many physics errors."""
 
     exit_code = 6
 
 
 class UpdateError(NumericalError):
-    """Updates stayed non-finite: there is one to be looked at."""
+    """Updates that stay non-finite; the last one can be saved for inspection."""
 
 
 def one_line(error: Exception) -> str:
-    """Return an exception as one line: its type and what it says."""
+    """Return an exception's type and message as one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
@@ -64,8 +64,9 @@ def one_line(error: Exception) -> str:
 
 
 def listed(names: list[str], word: str = "") -> str:
-    """Names in a line: all of them, or of many those that are most like `word`, and how many more
-    there are.
+    """Return names as one line.
+
+    If there are more than 12 names, list those closest to `word` and count the others.
     """
     if len(names) <= LISTED:
         return ", ".join(names)
@@ -76,6 +77,6 @@ def listed(names: list[str], word: str = "") -> str:
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    """The nearest valid name, if one is near."""
+    """Return a suffix that suggests the closest valid name; empty if none is close."""
     close = difflib.get_close_matches(word, list(names), 1, 0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,6 +1,4 @@
-"""The few words that the parts share: what a task set is, what a rollout holds, what an evaluation
-says.
-"""
+"""Types shared by all parts: task sets, environments, rollouts and evaluation scores."""
 
 from __future__ import annotations
 
@@ -18,27 +16,28 @@ Goal = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Describe a set of tasks to a learner: their names and order, and the sizes.
+    """The names and order of a set of tasks, and the sizes of observations, actions and episodes.
 
-    `frame`: an observation is the state (so many numbers), the state one step before, and what does
-    not change within an episode; 0: it is the state. The replay keeps each of them once.
+    With `frame > 0`, an observation consists of the state (`frame` numbers), the state one step
+    earlier, and numbers that are constant within an episode. With `frame = 0`, it is the state. The
+    replay stores each of these parts once.
     """
 
     tasks: tuple[str, ...]
     obs_dim: int
     action_dim: int
-    horizon: int  # steps of an evaluation's episode
-    train_horizon: int | None = None  # steps of a training episode; None: as in evaluation
+    horizon: int  # steps of an evaluation episode
+    train_horizon: int | None = None  # steps of a training episode; None: same as in evaluation
     frame: int = 0
 
     @property
     def state_dim(self) -> int:
-        """Numbers of the state."""
+        """Return the size of the state."""
         return self.frame or self.obs_dim
 
     @property
     def episode_steps(self) -> int:
-        """Steps of a training episode."""
+        """Return the number of steps of a training episode."""
         return self.train_horizon or self.horizon
 
     @property
@@ -47,28 +46,31 @@ class EnvSpec:
 
 
 class TaskEnv(Protocol):
-    """One task's environment.
+    """The environment of one task.
 
-    A reset is a pure function of the goal; an episode ends by its horizon.
+    A reset is a pure function of the goal. Episodes end only at their horizon.
     """
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode with this goal; the observation `[obs_dim]`."""
+        """Start an episode with this goal; return the observation `[obs_dim]`."""
         ...
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Act with `[action_dim]` in [-1, 1]: the next observation `[obs_dim]`, the reward, success
-        at this step.
+        """Apply an action `[action_dim]` in [-1, 1].
+
+        Returns:
+            The next observation `[obs_dim]`, the reward, and whether this step is a success.
         """
         ...
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
-        """A goal from the task's whole distribution, drawn with `rng` alone."""
+        """Draw a goal from the task's whole distribution, using `rng` only."""
         ...
 
     def render(self) -> NDArray[np.uint8]:
-        """The scene as `[height, width, 3]`, the right way up; only for an environment made with
-        `render=True`.
+        """Return an upright image `[height, width, 3]` of the scene.
+
+        The environment must have been made with `render=True`.
         """
         ...
 
@@ -76,35 +78,34 @@ class TaskEnv(Protocol):
 
 
 class TaskSuite(Protocol):
-    """A set of tasks: picklable, cheap to send to a worker, builds environments where they are
-    stepped.
-    """
+    """A set of tasks: picklable, and cheap to send to the worker that builds the environments."""
 
     spec: EnvSpec
 
     def goals(self, task: int) -> Goal:
-        """The goals of a task that training and evaluation use, `[num_goals, goal_dim]`."""
+        """Return a task's goals for training and evaluation, `[num_goals, goal_dim]`."""
         ...
 
     def make(self, task: int, render: bool = False) -> TaskEnv:
-        """A new environment of one task."""
+        """Build a new environment of one task."""
         ...
 
 
 class Episode(NamedTuple):
-    """A training episode that ended: whose it was and how it went."""
+    """A finished training episode: its address and its result."""
 
     task: int
     copy: int
     episode: int
     episode_return: float
     success: bool
-    rewards: tuple[float, ...] = ()  # of every step
+    rewards: tuple[float, ...] = ()  # one per step
 
 
 class Fault(NamedTuple):
-    """An episode that was cut short since its physics broke, and the step of the rollout at which
-    the next began.
+    """An episode that a physics error cut short.
+
+    `step` is the rollout step at which the next episode began.
     """
 
     task: int
@@ -115,16 +116,16 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class UnderWay:
-    """The training episodes under way, `[task, copy, ...]`: enough to re-execute them."""
+    """The unfinished training episodes, `[task, copy, ...]`, with all that re-execution needs."""
 
-    episode: NDArray[np.int64]  # [task, copy]: its number; -1 before the first
-    steps: NDArray[np.int64]  # [task, copy]: taken so far; all of them where it is over
-    actions: Floats  # [task, copy, step, action_dim]: zero beyond its steps
-    obs: Floats  # [task, copy, obs_dim]: the latest
+    episode: NDArray[np.int64]  # [task, copy]: episode number; -1 before the first episode
+    steps: NDArray[np.int64]  # [task, copy]: steps taken; `episode_steps` if the episode is over
+    actions: Floats  # [task, copy, step, action_dim]: zero for steps not taken yet
+    obs: Floats  # [task, copy, obs_dim]: the latest observation
 
     @classmethod
     def none(cls, spec: EnvSpec, tasks: int, copies: int) -> UnderWay:
-        """Return the state before the first episodes."""
+        """Return the state before the first episode of every environment."""
         shape = (tasks, copies)
         return cls(
             np.full(shape, -1, np.int64),
@@ -136,27 +137,27 @@ class UnderWay:
 
 @dataclass
 class Rollout:
-    """A round's experience; axes are `[task, copy, step, ...]`, numpy float32."""
+    """The experience of one round; axes are `[task, copy, step, ...]`, numpy float32."""
 
     obs: Floats  # [task, copy, step, obs_dim]
     action: Floats  # [task, copy, step, action_dim]
     reward: Floats  # [task, copy, step]
     next_obs: Floats  # [task, copy, step, obs_dim]
-    begins: NDArray[np.bool_]  # [task, copy, step]: whether an episode begins with this step
+    begins: NDArray[np.bool_]  # [task, copy, step]: True for the first step of an episode
     episodes: list[Episode] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    under_way: UnderWay | None = None  # at the round's end; None where nothing is to be resumed
-    seconds: float = 0.0  # that the collecting took, in the slowest worker
+    under_way: UnderWay | None = None  # at the end of the round; None if resuming is not needed
+    seconds: float = 0.0  # collection time of the slowest worker
 
     @property
     def env_steps(self) -> int:
-        """Environment steps over all tasks and copies."""
+        """Return the environment steps over all tasks and copies."""
         return int(self.reward.size)
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's evaluation: rates over episodes with the deterministic policy."""
+    """The evaluation of one task: means over episodes of the deterministic policy."""
 
     task: str
     success_rate: float
@@ -164,6 +165,7 @@ class TaskScore:
     episodes: int
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the score under the keys used in files."""
         return {
             "task": self.task,
             "success_rate": self.success_rate,
@@ -173,7 +175,7 @@ class TaskScore:
 
 
 def mean_success(scores: Sequence[TaskScore]) -> float:
-    """Return the mean of the tasks' success rates."""
+    """Return the mean success rate over tasks."""
     return sum(score.success_rate for score in scores) / len(scores)
 
 

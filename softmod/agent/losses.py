@@ -1,7 +1,8 @@
-"""The losses of multi-task SAC: pure functions; equation numbers are those of Yang et al. (NeurIPS
-2020).
+"""The losses of multi-task SAC as pure functions.
 
-Shapes: `task` tasks, `batch` transitions of each, `critic` critics side by side.
+Equation numbers are those of Yang et al. (NeurIPS 2020); numbers without "Eq." are the differences
+listed in docs/paper_and_code.md. Shapes: `task` tasks, `batch` transitions per task, `critic`
+critics.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEAST_SPREAD = 0.02  # of scaled values; smaller ones are taken for noise
-SOLVED_SHARE = 0.1  # the distance from success of a task that always succeeds
+LEAST_SPREAD = 0.02  # of scaled values; a smaller spread is treated as noise
+SOLVED_SHARE = 0.1  # the distance from success assigned to a task that always succeeds
 
 
 def critic_target(
@@ -20,10 +21,9 @@ def critic_target(
     next_q: Float[Tensor, "critic task batch"],
     next_entropy: Float[Tensor, "task batch"],
 ) -> Float[Tensor, "task batch"]:
-    """Return the soft value `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`; it always
-    bootstraps (9).
+    """Return the soft target `r + gamma (min_k Q_k(s', a') - alpha_i log pi(a'|s'))`.
 
-    `next_entropy` is `-alpha_i log pi(a'|s')`.
+    Every transition bootstraps (9). `next_entropy` is `-alpha_i log pi(a'|s')`.
     """
     return reward + discount * (next_q.amin(0) + next_entropy)
 
@@ -33,12 +33,11 @@ def project(
     probabilities: Float[Tensor, "*batch source"],
     support: Float[Tensor, " atom"],
 ) -> Float[Tensor, "*batch atom"]:
-    """Return the distribution on evenly spaced atoms that is nearest to one on other values (C51,
-    Algorithm 1).
+    """Project a distribution over `values` onto evenly spaced atoms (C51, Algorithm 1).
 
-    Each value's probability goes to the two atoms around it, the nearer one gets more: mass and,
-    within the atoms' range, the mean stay. Values beyond the range count as its ends. A value that
-    is not finite makes its row NaN.
+    The probability of each value is split between the two neighbouring atoms in inverse proportion
+    to the distances. This preserves the mass and, within the range of the atoms, the mean. Values
+    outside the range are clipped. A non-finite value makes its row NaN.
     """
     step = (support[-1] - support[0]) / (len(support) - 1)
     position = ((values - support[0]) / step).nan_to_num().clamp(0, len(support) - 1)
@@ -52,7 +51,7 @@ def spread_by_adding(
     probabilities: Float[Tensor, "*batch source"],
     atoms: int,
 ) -> Float[Tensor, "*batch atom"]:
-    """Give each probability to the two atoms around its position, from 0 to `atoms` - 1."""
+    """Split each probability between the two atoms around its position in [0, atoms - 1]."""
     below = position.floor()
     share = position - below  # of the atom above
     index = below.long()
@@ -71,8 +70,9 @@ def spread_by_product(
     probabilities: Float[Tensor, "*batch source"],
     atoms: int,
 ) -> Float[Tensor, "*batch atom"]:
-    """Do the same by a product with `atoms` times the work, for GPUs, where `scatter_add_` adds in
-    no fixed order.
+    """Compute `spread_by_adding` deterministically on GPUs, with `atoms` times the arithmetic.
+
+    On GPUs `scatter_add_` adds in no fixed order.
     """
     numbers = torch.arange(atoms, device=position.device, dtype=position.dtype)
     shares = (1 - (position.unsqueeze(-1) - numbers).abs()).clamp(min=0)
@@ -84,9 +84,7 @@ def cross_entropy(
     target: Float[Tensor, "task batch atom"],
     weight: Float[Tensor, " task"],
 ) -> Float[Tensor, " critic"]:
-    """Return each critic's cross-entropy with the target distribution, tasks weighted by `weight`
-    (Eq. 10).
-    """
+    """Return each critic's cross-entropy with the target, weighted over tasks (Eq. 10)."""
     per_task = -(target * outputs.log_softmax(-1)).sum(-1).mean(-1)
     return (per_task * weight).mean(-1)
 
@@ -96,16 +94,15 @@ def critic_loss(
     target: Float[Tensor, "task batch"],
     weight: Float[Tensor, " task"],
 ) -> Float[Tensor, " critic"]:
-    """Each critic's squared error, tasks weighted by `weight` (Eq. 10)."""
+    """Return each critic's mean squared error, weighted over tasks (Eq. 10)."""
     per_task = (q - target).square().mean(-1)
     return (per_task * weight).mean(-1)
 
 
 def spread(value: Float[Tensor, "task batch"]) -> Float[Tensor, "task 1"]:
-    """Return how far values lie apart within each task: the distance of their quartiles, at least
-    0.02.
+    """Return the interquartile range of the values of each task, at least 0.02.
 
-    Few outliers do not change it, such as the states around a task's first successes.
+    It is robust to a few outliers, such as the states around a task's first successes.
     """
     ordered = value.detach().sort(-1).values
     quarter = value.shape[-1] // 4
@@ -118,9 +115,9 @@ def actor_loss(
     temperature: Float[Tensor, " task"],
     weight: Float[Tensor, " task"],
 ) -> Float[Tensor, ""]:
-    """Return `alpha_i log pi(a|s) - Q(s, a)`, tasks weighted by `weight` (Eq. 10).
+    """Return the mean of `alpha_i log pi(a|s) - Q(s, a)`, weighted over tasks (Eq. 10).
 
-    `value` is `Q(s, a)` as a value head reads it: `min_k Q_k(s, a)` with squared errors.
+    `value` is `Q(s, a)` from the value head; for the squared head, `min_k Q_k(s, a)`.
     """
     per_task = (temperature[:, None] * log_prob - value).mean(-1)
     return (per_task * weight).mean()
@@ -131,26 +128,24 @@ def temperature_loss(
     log_prob: Float[Tensor, "task batch"],
     target_entropy: float,
 ) -> Float[Tensor, ""]:
-    """`-log alpha_i (log pi(a|s) + target entropy)`: one temperature per task, never
-    weighted (12).
-    """
+    """Return the mean of `-log alpha_i (log pi(a|s) + target entropy)`, unweighted (12)."""
     return -(log_temperature * (log_prob.detach() + target_entropy).mean(-1)).mean()
 
 
 def distance_weights(success_rate: Float[Tensor, " task"]) -> Float[Tensor, " task"]:
-    """Return weights that grow with a task's distance from success and average to 1; solved tasks
-    keep a share.
+    """Return weights proportional to `1.1 - success_rate`, with mean 1.
+
+    Solved tasks keep a small weight.
     """
     distance = 1.0 - success_rate + SOLVED_SHARE
     return distance / distance.mean()
 
 
 def task_weights(log_temperature: Float[Tensor, " task"], form: str) -> Float[Tensor, " task"]:
-    """The weight of each task's losses; weights average to 1, so that the losses are means over
-    tasks.
+    """Return the weights of the tasks' losses, with mean 1.
 
-    `released` is `T softmax(-log alpha)` (6), `paper` is `T softmax(-alpha)` (Eq. 10, whose sum
-    over tasks with weights that add to 1 is this mean), `none` is 1.
+    `released` is `T softmax(-log alpha)` (6), `paper` is `T softmax(-alpha)` (Eq. 10), `none` is 1.
+    Eq. 10 sums over tasks with weights that sum to 1, which equals the mean with these weights.
     """
     if form == "none":
         return torch.ones_like(log_temperature)

@@ -1,4 +1,4 @@
-"""MTSAC: soft actor-critic on many tasks at once, with a temperature per task."""
+"""MTSAC: soft actor-critic on several tasks at once, with a temperature per task."""
 
 from __future__ import annotations
 
@@ -35,55 +35,52 @@ from softmod.seeding import Purpose, torch_generator
 from softmod.spec import EnvSpec, Rollout
 
 Metrics = dict[str, Tensor]
-Given = tuple[
-    Batch, Tensor, Tensor
-]  # of an update: what it learns from, the policy's noise, the next action's
-ALL = slice(None)  # tasks
+UpdateInputs = tuple[Batch, Tensor, Tensor]  # the batch, and noise for actions and next actions
+ALL = slice(None)  # all tasks
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-RECENT = 200  # states of each task that routes are averaged over
-_autocast_cache = threading.RLock()  # all threads share it, and the first that is done empties it
+RECENT = 200  # newest states per task over which routes are averaged
+# All threads share autocast's cache, and the first thread that leaves autocast clears it.
+_autocast_cache = threading.RLock()
 LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
 class MTSAC(L.LightningModule):
-    """The update of multi-task SAC on a batch `[task, batch, ...]`, as a LightningModule with
-    manual optimization.
+    """Multi-task SAC on batches `[task, batch, ...]`: a LightningModule with manual optimization.
 
     Args:
         spec: the tasks and sizes.
-        actor: the policy, with one member, `obs -> 2 * action`.
-        critic: a network with two members, `obs + action -> value_head.outputs`; its targets start
-            as a copy.
-        optimizers: how to make the optimizer of "actor", "critic" and "temperature" from
-            parameters.
-        batch_per_task: transitions of each task in an update.
-        seed: keys the noise of every update.
-        value_head: what the critics' outputs mean.
+        actor: the policy, a stack of one network `obs -> 2 * action`.
+        critic: a stack of two networks `obs + action -> value_head.outputs`. The target critics
+            start as a copy.
+        optimizers: factories for the optimizers of "actor", "critic" and "temperature".
+        batch_per_task: transitions per task in an update.
+        seed: the seed of all random numbers of updates.
+        value_head: the interpretation of the critics' outputs.
         discount, target_smoothing: gamma and tau.
-        initial_temperature: alpha of every task at the start.
-        target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
-        task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": the
-            further a task is from success in training, the more it counts.
+        initial_temperature: the initial alpha of every task.
+        target_entropy_per_action: the target entropy per action dimension (-1: -|A| in total).
+        task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": a task's
+            weight grows with its distance from success in training.
         update_order: "sequential" (critic, then policy with the new critic, then temperature) or
             "released" (12).
-        clip_norm: of the policy's and of each critic's gradient (8); 0 is off.
-        gradient_surgery: "none", or "pcgrad": tasks' gradients lose what conflicts (Yu et al.
-            2020).
+        clip_norm: the largest gradient norm of the policy and of each critic (8); 0: no clipping.
+        gradient_surgery: "none", or "pcgrad": conflicting components of the tasks' gradients are
+            removed (Yu et al. 2020).
         n_step: steps of a transition, within its episode.
         reward_scaling: "none", or "return": rewards are divided by the size of each task's returns.
-        value_scaling: "none", or "spread": the policy's values are divided by how far they lie
-            apart within each task.
-        policy_delay: policy and temperatures are updated in every so many updates of the critics.
-        policy_averaging: the share of each policy update in the averaged policy, which acts and is
-            evaluated (as `target_smoothing` is for the target critics); 0: the policy itself does.
+        value_scaling: "none", or "spread": the policy's values are divided by their spread within
+            each task.
+        policy_delay: critic updates per update of policy and temperatures.
+        policy_averaging: the smoothing of an averaged policy, which acts and is evaluated (like
+            `target_smoothing` for the target critics); 0: no averaged policy.
 
     Raises:
-        ValueError: gradient surgery on networks whose tasks share nothing; a policy delay in the
-            released order.
+        ValueError: gradient surgery with networks whose tasks share no weights, or a policy delay
+            in the released order.
     """
 
-    indices: Tensor  # of the tasks
-    order: Tensor  # of tasks in gradient surgery, for critics and actor
+    indices: Tensor  # task indices
+    order: Tensor  # random numbers that order the tasks in gradient surgery, for critics and actor
 
     def __init__(
         self,
@@ -155,17 +152,15 @@ class MTSAC(L.LightningModule):
         )
         self.make_optimizers = optimizers
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
-        self.undoing = {"whole"}  # programs that step before they know whether the update is finite
+        self.rollback_programs = {"whole"}  # programs that may have to undo an optimizer step
         self.fused = False  # whether updates use the fused operations of `softmod.kernels`
-        self.given: Given | None = None  # of the last update, for the case that it goes wrong
-        self.updates = 0  # ever made
-        self.skipped: Tensor | None = None  # updates in a row that were not finite, on the device
-        self.rollback: Rollback | None = (
-            None  # of the first step of an update, from the first update on
-        )
+        self.given: UpdateInputs | None = None  # inputs of the last update, for fault reports
+        self.updates = 0  # updates made, over all sessions
+        self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
+        self.rollback: Rollback | None = None  # for an update's first step; made at the first use
 
     def describe(self) -> str:
-        """Return the sizes of the networks, for the terminal."""
+        """Return the sizes of the networks as text for the terminal."""
         actor = self.actor.num_parameters()
         critics = self.critic.num_parameters()
         return f"actor {actor:,} parameters, critics {critics:,}"
@@ -179,7 +174,7 @@ class MTSAC(L.LightningModule):
         tasks: Int[Tensor, " task"] | None = None,
         noise: Float[Tensor, "task copy action"] | None = None,
     ) -> Float[Tensor, "task copy action"]:
-        """Actions for some of the tasks (None: all); without noise the deterministic ones."""
+        """Return actions for some tasks (None: all); without noise, the deterministic actions."""
         actor = self.acting_actor
         training = actor.training
         chosen = policy_actions(actor.eval(), obs, tasks, noise)
@@ -188,19 +183,17 @@ class MTSAC(L.LightningModule):
 
     @property
     def acting_actor(self) -> Actor:
-        """The policy that acts and is evaluated: the averaged one, where one is kept."""
+        """Return the policy that acts and is evaluated: the averaged policy, if there is one."""
         return self.actor if self.averaged_actor is None else self.averaged_actor
 
     def policy(self) -> Float[Tensor, " number"]:
-        """Return the frozen weights that workers act with for a round, flat, on the CPU."""
+        """Return a flat copy of the acting policy's weights on the CPU, for workers."""
         return flatten(self.acting_actor)
 
     # --- learning ---------------------------------------------------------------------------------
 
     def observe(self, rollout: Rollout) -> None:
-        """Bring the statistics of observations, returns and success up to date with a round's
-        experience.
-        """
+        """Add a round's experience to the statistics of observations, returns and success."""
         if self.return_scale is not None:
             self.return_scale.add(rollout.episodes)
         if self.success_rates is not None:
@@ -218,21 +211,25 @@ class MTSAC(L.LightningModule):
         stop: Callable[[], bool] = lambda: False,
         examine: bool = False,
     ) -> Metrics:
-        """The updates of a round, on what the replay holds; the metrics of the last one.
-        Synchronises nothing.
+        """Make the updates of a round, without synchronising the device.
 
-        `stop` is asked before each update of the policy; where it says so, the others are left out,
-        and the metrics are not whole. So those of a round that is gone on with are as if it had not
-        stopped. `examine` adds what costs about as much as one more update: how the tasks'
-        gradients agree on the last batch.
+        Args:
+            replay: the transitions to sample.
+            updates: the number of updates.
+            stop: called before each policy update; if it returns True, the remaining updates are
+                skipped. A resumed round makes them and returns the metrics of an uninterrupted one.
+            examine: also measure how the tasks' gradients agree on the last batch, at about the
+                cost of one more update.
+
+        Returns:
+            The metrics of the last update; incomplete if `stop` ended the round.
         """
         metrics: Metrics = {}
         for _ in range(updates):
             if self.updates % self.policy_delay == 0 and stop():
                 return metrics
-            metrics |= self.training_step(
-                self.sample(replay), self.updates
-            )  # the policy's are of its last update
+            # Merged, because critic-only updates have no metrics of the policy.
+            metrics |= self.training_step(self.sample(replay), self.updates)
         return metrics | self.insight(examine) if updates else metrics
 
     def sample(self, replay: Replay) -> Batch:
@@ -241,39 +238,34 @@ class MTSAC(L.LightningModule):
         return replay.sample(self.batch_per_task, draws, self.n_step, self.discount)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Metrics:
-        """Make one update: of critics and targets, and every `policy_delay`-th time of policy and
-        temperatures.
+        """Update critics and targets, and in every `policy_delay`-th call policy and temperatures.
 
-        `batch_idx` is Lightning's and not used.
+        `batch_idx` is part of Lightning's interface and not used.
         """
-        given = self.prepare(batch)
-        return self.made(self.programs[self.program(self.updates)](*given))
+        inputs = self.prepare(batch)
+        return self.count_update(self.programs[self.program(self.updates)](*inputs))
 
-    def prepare(self, batch: Batch) -> Given:
-        """Draw what else is random in the next update: noise, and what networks and gradient
-        surgery draw inside.
-        """
+    def prepare(self, batch: Batch) -> UpdateInputs:
+        """Draw the random numbers of the next update; return its inputs."""
         draws = torch_generator(batch.obs.device, self.seed, Purpose.UPDATE, self.updates)
         noise = torch.randn((2, *batch.action.shape), generator=draws, device=batch.action.device)
         self.draw()
-        given = Batch(*batch), noise[0], noise[1]
-        self.given = given
-        return given
+        inputs = Batch(*batch), noise[0], noise[1]
+        self.given = inputs
+        return inputs
 
-    def last_given(self) -> Given:
-        """Return what the last update was made of.
+    def last_given(self) -> UpdateInputs:
+        """Return the inputs of the last update.
 
         Raises:
-            RuntimeError: none was made yet.
+            RuntimeError: no update was made yet.
         """
         if self.given is None:
             raise RuntimeError("no update was made yet")
         return self.given
 
-    def made(self, metrics: Metrics) -> Metrics:
-        """Count an update that was made, and how many in a row were not finite; its metrics with
-        that.
-        """
+    def count_update(self, metrics: Metrics) -> Metrics:
+        """Count an update; return its metrics with the number of consecutive non-finite updates."""
         self.updates += 1
         before = (
             torch.zeros((), device=metrics["finite"].device)
@@ -284,25 +276,21 @@ class MTSAC(L.LightningModule):
         return metrics | {"skipped_in_a_row": self.skipped}
 
     def skipped_in_a_row(self) -> int:
-        """Return how many of the last updates were not finite; waits for them."""
+        """Return the number of consecutive non-finite updates; waits for the device."""
         return 0 if self.skipped is None else int(self.skipped)
 
     def insight(self, examine: bool) -> Metrics:
-        """Measure what the last batch shows of routing; with `examine`, of the tasks' gradients
-        too.
-        """
+        """Measure routing entropies and, with `examine`, gradient agreement on the last batch."""
         batch, _, _ = self.last_given()
         agreement = self.gradient_agreement() if examine else {}
         return self.routing_entropies(batch.obs) | agreement
 
     def program(self, number: int) -> str:
-        """Return which program makes the update of this number, counted from 0."""
+        """Return the name of the program for update `number`, counted from 0."""
         return "critics" if number % self.policy_delay else "whole"
 
     def draw(self) -> None:
-        """Draw what else is random in the next update: within networks, and the order of tasks in
-        gradient surgery.
-        """
+        """Draw the random numbers inside networks, and the task order of gradient surgery."""
         draws = torch_generator(self.order.device, self.seed, Purpose.INSIDE, self.updates)
         for network in (self.actor, self.critic, self.target_critic):
             network.draw(self.batch_per_task, draws)
@@ -310,9 +298,7 @@ class MTSAC(L.LightningModule):
             self.order.uniform_(generator=draws)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the actor, the critics and the temperatures, in this order; their state exists from
-        the start.
-        """
+        """Return the optimizers of actor, critics and temperatures, with initialised state."""
         parameters = {
             "actor": list(self.actor.parameters()),
             "critic": list(self.critic.parameters()),
@@ -324,8 +310,14 @@ class MTSAC(L.LightningModule):
         return optimizers
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """The update as a function of tensors, on one device and without waiting for it; all
-        randomness comes in.
+        """Update all networks and temperatures from tensors on one device.
+
+        The result depends only on the inputs and the agent's state. Nothing waits for the device.
+
+        Args:
+            batch: the transitions `[task, batch, ...]`.
+            noise: standard normal noise of the policy's actions `[task, batch, action]`.
+            next_noise: the same for the actions in the next states.
         """
         with self._numerics():
             batch = self._as_learned(batch)
@@ -334,9 +326,9 @@ class MTSAC(L.LightningModule):
             return self._update_sequential(batch, noise, next_noise)
 
     def update_critics(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """Update critics and targets alone; `noise`, the policy's, is not used.
+        """Update critics and targets only (see `update`); `noise` is not used.
 
-        No step has to be rolled back.
+        The finite flag is known before the only step, so no rollback is needed.
         """
         with self._numerics():
             batch = self._as_learned(batch)
@@ -349,8 +341,9 @@ class MTSAC(L.LightningModule):
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
-        """The batch as networks read it: observations normalised, rewards scaled by the
-        temperatures as they are.
+        """Return the batch with normalised observations and scaled rewards.
+
+        Reward scaling uses the temperatures before the update.
         """
         reward = batch.reward
         if self.return_scale is not None:
@@ -360,14 +353,15 @@ class MTSAC(L.LightningModule):
         return Batch(obs, batch.action, reward, next_obs, batch.discount)
 
     def _update_sequential(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """Critics, then the policy with the new critics, then temperatures; all of it or nothing
-        (finite flag).
+        """Update critics, then the policy with the new critics, then temperatures.
+
+        If any loss or gradient is not finite, nothing changes.
         """
         actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
         temperature, weight = self._temperature_and_weight()
 
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
-        rollback = self._remember(critic_optimizer)
+        rollback = self._save_state(critic_optimizer)
         finite = all_finite(critic_losses, critic_norms)
         step_if(critic_optimizer, finite)
 
@@ -376,7 +370,7 @@ class MTSAC(L.LightningModule):
         finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
         step_if(actor_optimizer, finite)
         self._step_temperatures(temperature_optimizer, finite)
-        rollback.unless(finite)
+        rollback.restore_unless(finite)
         self._move_targets(finite)
         self._move_average(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
@@ -384,11 +378,12 @@ class MTSAC(L.LightningModule):
         )
 
     def _update_released(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Metrics:
-        """All losses at the networks from before the update; temperatures step first, their new
-        value is used (12).
+        """Update temperatures first, then critics and policy, with losses at the old networks (12).
+
+        The losses use the new temperatures. If any of them is not finite, nothing changes.
         """
         actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
-        rollback = self._remember(temperature_optimizer)
+        rollback = self._save_state(temperature_optimizer)
 
         with torch.no_grad():
             _, log_prob = squash(*self.actor.distribution(batch.obs), noise)
@@ -402,7 +397,7 @@ class MTSAC(L.LightningModule):
         finite = finite & all_finite(critic_losses, critic_norms, actor_loss, actor_norm)
         step_if(critic_optimizer, finite)
         step_if(actor_optimizer, finite)
-        rollback.unless(finite)
+        rollback.restore_unless(finite)
         self._move_targets(finite)
         self._move_average(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
@@ -420,9 +415,7 @@ class MTSAC(L.LightningModule):
     def _critic_gradient(
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Losses and gradient norms of each critic; the (clipped) gradient is left on its
-        parameters.
-        """
+        """Write the clipped gradient of the critics; return their losses and norms `[critic]`."""
         loss = self._critic_loss(batch, next_noise, temperature, weight)
         value, norms, _ = self._gradient(loss, self.critic, self.order[0])
         return value, norms
@@ -430,8 +423,10 @@ class MTSAC(L.LightningModule):
     def _actor_gradient(
         self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, gradient norm and log-probabilities; critics pass the gradient on and keep none of
-        it.
+        """Write the clipped gradient of the policy; the critics' parameters get none.
+
+        Returns:
+            The loss, the gradient norm, and the log-probabilities `[task, batch]`.
         """
         loss = self._actor_loss(batch, noise, temperature, weight)
         with frozen(self.critic):
@@ -442,7 +437,7 @@ class MTSAC(L.LightningModule):
     def _critic_loss(
         self, batch: Batch, next_noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> surgery.Loss:
-        """The critics' losses `[critic]` as a function of the tasks that count."""
+        """Return the critics' losses `[critic]` as a function of a slice of tasks."""
         with torch.no_grad():
             next_action, next_log_prob = squash(
                 *self.actor.distribution(batch.next_obs), next_noise
@@ -464,9 +459,7 @@ class MTSAC(L.LightningModule):
     def _actor_loss(
         self, batch: Batch, noise: Tensor, temperature: Tensor, weight: Tensor
     ) -> surgery.Loss:
-        """The policy's loss as a function of the tasks that count, with the log-probabilities of
-        its actions.
-        """
+        """Return the policy's loss and log-probabilities as a function of a slice of tasks."""
 
         def loss(tasks: slice) -> tuple[Tensor, Tensor]:
             obs = batch.obs[tasks]
@@ -486,12 +479,13 @@ class MTSAC(L.LightningModule):
     def _gradient(
         self, loss: surgery.Loss, network: Network, order: Tensor
     ) -> tuple[Tensor, Tensor, surgery.Aux]:
-        """Return a loss, its gradient's norms per member, and what comes with it.
+        """Write the gradient of a loss, clipped per member, to the network's parameters.
 
-        The gradient, clipped per member, is left on the network's parameters.
+        If the tasks share no weights, each task is an agent of its own: losses are summed over
+        tasks, and each task's gradient is clipped separately.
 
-        Tasks that share nothing are agents of their own: their losses add up, and each one's
-        gradient is clipped.
+        Returns:
+            The loss, the gradient norm of each member, and the loss function's second output.
         """
         network.zero_grad()
         if self.gradient_surgery == "none":
@@ -514,7 +508,7 @@ class MTSAC(L.LightningModule):
 
     @torch.no_grad()
     def _step_temperatures(self, optimizer: Any, finite: Bool[Tensor, ""]) -> None:
-        """Step, and stay in the range that no run should come to leave."""
+        """Step and clamp, unless the update is not finite."""
         step_if(optimizer, finite)
         self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
@@ -534,30 +528,31 @@ class MTSAC(L.LightningModule):
             )
 
     def _optimizers(self) -> tuple[Any, Any, Any]:
-        """Of the actor, the critics and the temperatures, as Fabric or a Trainer wrapped them."""
+        """Return the optimizers of actor, critics and temperatures, as wrapped by Lightning."""
         actor, critic, temperature = self.optimizers()  # type: ignore[attr-defined]
         return actor, critic, temperature
 
-    def _remember(self, optimizer: Any) -> Rollback:
-        """A copy of what the first step of an update changes, in buffers that are kept."""
+    def _save_state(self, optimizer: Any) -> Rollback:
+        """Save the state that an optimizer's step changes; buffers are allocated once."""
         if self.rollback is None:
             self.rollback = Rollback(optimizer)
-        self.rollback.remember()
+        self.rollback.save()
         return self.rollback
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
-        """Compute in Fabric's precision (a Trainer sets its own), by fused operations where they
-        are wanted.
+        """Compute in Fabric's precision, with fused operations if `self.fused`.
+
+        A Lightning Trainer sets the precision itself.
         """
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
         with _autocast_cache, precision, kernels.used(self.fused):
             yield
 
-    # --- telling ----------------------------------------------------------------------------------
+    # --- metrics ----------------------------------------------------------------------------------
 
     def _critic_metrics(self, losses: Tensor, norms: Tensor, finite: Tensor) -> Metrics:
-        """The critics' numbers, left on the device, and whether the update was made."""
+        """Return the critics' metrics and the finite flag, as tensors on the device."""
         return {
             "critic_loss": losses.mean(),
             "critic_gradient_norm": norms.mean(),
@@ -567,9 +562,7 @@ class MTSAC(L.LightningModule):
     def _policy_metrics(
         self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor
     ) -> Metrics:
-        """The policy's numbers, left on the device; `temperature` and `task_weight` are
-        `[task]`.
-        """
+        """Return the policy's metrics on the device; temperatures and weights are `[task]`."""
         return {
             "actor_loss": loss,
             "actor_gradient_norm": norm.mean(),
@@ -580,18 +573,20 @@ class MTSAC(L.LightningModule):
 
     @torch.no_grad()
     def routing_entropies(self, obs: Float[Tensor, "task batch obs"]) -> Metrics:
-        """Entropy of each routing layer of the actor in nats, `[layer]`; nothing for networks that
-        do not route.
+        """Return the mean entropy of each of the actor's routing layers in nats, `[layer]`.
+
+        The result is empty for networks without routing.
         """
         routes = self.actor.routing(obs)
-        return (
-            {"routing_entropy": torch.stack([entropy(route) for route in routes])} if routes else {}
-        )
+        if not routes:
+            return {}
+        return {"routing_entropy": torch.stack([entropy(route) for route in routes])}
 
     @torch.no_grad()
     def routes(self, replay: Replay) -> list[Float[Tensor, "task target source"]]:
-        """The actor's routing probabilities per layer, a mean over each task's newest states; empty
-        where none.
+        """Return the acting policy's routing probabilities per layer, averaged over recent states.
+
+        The list is empty for networks without routing and for an empty replay.
         """
         if not replay.size:
             return []
@@ -602,10 +597,10 @@ class MTSAC(L.LightningModule):
         return [route[0].mean(1) for route in routes]
 
     def gradient_agreement(self) -> Metrics:
-        """Measure how the tasks' gradients agree on the last batch, of "actor" and "critic"
-        (softmod.agent.surgery).
+        """Measure how the tasks' gradients of actor and critic agree on the last batch.
 
-        Nothing for a single task, and for networks whose tasks share nothing.
+        The metrics are those of `surgery.agreement`. The result is empty for a single task and for
+        networks whose tasks share no weights.
         """
         if self.spec.num_tasks < 2 or self.actor.independent or self.critic.independent:
             return {}
@@ -617,19 +612,17 @@ class MTSAC(L.LightningModule):
                 "actor": (self._actor_loss(batch, noise, temperature, weight), self.actor),
                 "critic": (self._critic_loss(batch, next_noise, temperature, weight), self.critic),
             }
-            told: Metrics = {}
+            metrics: Metrics = {}
             for name, (loss, network) in of.items():
                 _, gradients, _ = surgery.task_gradients(loss, network, self.spec.num_tasks)
-                told |= {
-                    f"gradients/{key}/{name}": value
-                    for key, value in surgery.agreement(surgery.cosines(gradients)).items()
-                }
-        return told
+                for key, value in surgery.agreement(surgery.cosines(gradients)).items():
+                    metrics[f"gradients/{key}/{name}"] = value
+        return metrics
 
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a network without leaving any on its parameters."""
+    """Let gradients flow through a network without accumulating on its parameters."""
     network.requires_grad_(False)
     try:
         yield
@@ -638,11 +631,11 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _outputs(critic: Network, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:
-    """A critic's outputs `[critic, task, batch, out]` for normalised observations."""
+    """Return the critics' outputs `[critic, task, batch, out]` for normalised observations."""
     outputs: Tensor = critic(torch.cat([obs, action], -1), tasks)
     return outputs
 
 
 def entropy(probabilities: Float[Tensor, "*batch source"]) -> Float[Tensor, ""]:
-    """The mean entropy of distributions over sources, in nats; log of their number when uniform."""
+    """Return the mean entropy of distributions over sources, in nats."""
     return torch.special.entr(probabilities).sum(-1).mean()

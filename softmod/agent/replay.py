@@ -1,6 +1,4 @@
-"""The replay: every state once, and once per episode what its rows do not hold, on the learner's
-device.
-"""
+"""The replay buffer on the learner's device. It stores every state once."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ Numbers = NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Transitions over one step or several, with tasks as an axis.
+    """Transitions over one or several steps, with a task axis.
 
-    `reward` is the discounted sum of the rewards of a transition's steps, `discount` is what the
-    value of `next_obs` counts. Every transition bootstraps: an episode only ends by its time limit
-    (9).
+    `reward` is the discounted sum of rewards over the steps of a transition. `discount` is the
+    factor of the value of `next_obs`. Every transition bootstraps, since episodes end only at their
+    time limit (9).
     """
 
     obs: Float[Tensor, "task batch obs"]
@@ -35,10 +33,10 @@ class Batch(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some rows of a replay, on the CPU, and the entries of their episodes from a number on, which
-    differs by task.
+    """Rows of a replay and the entries of their episodes, on the CPU.
 
-    Entries that no row belongs to are zeros.
+    The entries of task `i` start at episode number `first_episode[i]`. Entries without rows are
+    zero.
     """
 
     rows: Float[Tensor, "task count width"]
@@ -47,24 +45,25 @@ class Piece(NamedTuple):
 
 
 class Replay:
-    """The last `capacity` transitions of each task; draws are independent per task (10), with
-    replacement.
+    """The last `capacity` transitions of each task.
 
-    A transition is a row: state, action, reward, and the number of its episode within its task. The
-    next row of the episode holds the state after it, the row before the state before it. An entry
-    per episode holds what rows do not: what its first observation has beside the state, and the
-    state after its last transition so far. Batches are equal to the bit to those of a replay that
-    keeps two whole observations per transition.
+    Batches are drawn with replacement, independently per task (10). They are bitwise equal to those
+    of a replay that stores two whole observations per transition.
 
-    Transitions are stored step by step, and within a step copy by copy. So the next row of an
-    episode lies `copies` rows further. Rows and episodes are numbered from the run's beginning, per
-    task; a row lies at its number modulo the ring, an entry at its episode's number modulo the
-    slots. Numbers of episodes are floats in rows: exact up to 2^24.
+    A transition is a row: state, action, reward, and its episode's number within the task. The
+    previous and the next state are read from the neighbouring rows of the episode. A table has an
+    entry per episode for what rows do not hold: the other parts of the first observation, and the
+    state after the latest transition.
+
+    Transitions are stored step by step, and within a step copy by copy, so the next row of an
+    episode is `copies` rows further. Rows and episodes are numbered per task from the start of the
+    run. Row `n` is at index `n` modulo the ring size, entry `n` at `n` modulo the number of slots.
+    Rows hold episode numbers as floats, exact up to 2^24.
 
     Args:
-        spec: the number of tasks, and what an observation consists of.
+        spec: the number of tasks, and the parts of an observation.
         capacity: transitions kept per task.
-        device: where rows lie and batches come from.
+        device: the device of rows and batches.
         copies: environments per task.
     """
 
@@ -75,41 +74,38 @@ class Replay:
         self.capacity = capacity
         self.copies = copies
         self.widths = (spec.state_dim, spec.action_dim, 1, 1)
-        self.ring = capacity + copies  # the oldest transitions' rows before them are kept too
+        self.ring = capacity + copies  # the oldest transitions need the rows before them
         self.rows = torch.empty(spec.num_tasks, self.ring, sum(self.widths), device=device)
         slots = 2 * (self.ring // spec.episode_steps + copies + 1)
         self.episodes = torch.empty(spec.num_tasks, slots, spec.obs_dim, device=device)
-        self.written = 0  # transitions per task ever written; the cursor is this modulo the ring
-        self.running: Numbers = np.full(
-            (spec.num_tasks, copies), -1
-        )  # the episode of each environment
-        self._oldest: Numbers = np.zeros(
-            spec.num_tasks, np.int64
-        )  # no row is of an episode before it; may be too low
+        self.written = 0  # transitions written per task; modulo the ring size, the write index
+        # The episode number of each environment.
+        self.running: Numbers = np.full((spec.num_tasks, copies), -1)
+        # A lower bound of the episode numbers in rows.
+        self._oldest: Numbers = np.zeros(spec.num_tasks, np.int64)
 
     @property
     def device(self) -> torch.device:
-        """Return the device that holds the rows and gives batches."""
+        """Return the device of rows and batches."""
         return self.rows.device
 
     @property
     def size(self) -> int:
-        """Transitions per task that can be drawn."""
+        """Return the number of transitions per task that can be drawn."""
         return min(self.written, self.capacity)
 
     @property
     def first_row(self) -> int:
-        """The number of the oldest row that is kept, counted from the run's beginning."""
+        """Return the number of the oldest stored row, counted from the start of the run."""
         return max(0, self.written - self.ring)
 
     # --- writing ----------------------------------------------------------------------------------
 
     def extend(self, rollout: Rollout) -> None:
-        """Append a round of every task, `[task, copy, step, ...]`; where it wraps around, the
-        oldest rows go.
+        """Append a round `[task, copy, step, ...]`, overwriting the oldest rows.
 
         Raises:
-            WorkerError: its observations do not consist of what the `EnvSpec` says.
+            WorkerError: observations are not composed as the `EnvSpec` declares (see `check`).
         """
         check(rollout, self.spec)
         state = self.spec.state_dim
@@ -122,24 +118,20 @@ class Replay:
             rollout.reward[..., None],
             numbers[..., None],
         )
-        by_step = np.concatenate(parts, -1, dtype=np.float32).swapaxes(
-            1, 2
-        )  # (task, step, copy, width)
+        whole = np.concatenate(parts, -1, dtype=np.float32)
+        by_step = whole.swapaxes(1, 2)  # (task, step, copy, width)
         self._append(torch.from_numpy(by_step.reshape(self.spec.num_tasks, -1, sum(self.widths))))
         self._make_room()
         at_begin = np.nonzero(begins)[0], numbers[begins]
-        self._enter(*at_begin, rollout.obs[..., state:][begins], slice(state, None))  # for good
+        self._enter(*at_begin, rollout.obs[..., state:][begins], slice(state, None))
         last = np.roll(begins, -1, 2)
         last[:, :, -1] = True
         at_end = np.nonzero(last)[0], numbers[last]
-        self._enter(
-            *at_end, rollout.next_obs[..., :state][last], slice(state)
-        )  # until the episode goes on
+        # The next round overwrites the state of episodes that continue.
+        self._enter(*at_end, rollout.next_obs[..., :state][last], slice(state))
 
     def restore(self, first: int, pieces: Iterable[Piece]) -> None:
-        """Fill an empty replay with what `since` gave of another one, from its
-        `first`-th row on.
-        """
+        """Fill an empty replay from the row number `first` on, with pieces from `since`."""
         self.written = first
         entries: list[tuple[int, Tensor, Tensor]] = []
         for piece in pieces:
@@ -153,54 +145,50 @@ class Replay:
             return
         newest = torch.arange(self.written - self.copies, self.written) % self.ring
         self.running = self.rows[:, newest, -1].cpu().numpy().astype(np.int64)
-        self._oldest = self._lowest()  # only now, when all rows are there
+        self._oldest = self._lowest()  # valid only after all rows are appended
         self._make_room()
-        for task, numbers, values in entries:  # a later piece knows more of an episode that went on
+        for task, numbers, values in entries:  # later pieces have newer entries of an episode
             self._enter(np.full(len(numbers), task), numbers.numpy(), values.numpy(), slice(None))
 
     def _append(self, rows: Float[Tensor, "task count width"]) -> None:
-        first = self.written + max(0, rows.shape[1] - self.ring)  # more than fits: only the newest
+        first = self.written + max(0, rows.shape[1] - self.ring)  # skip rows that do not fit
         rows = rows[:, first - self.written :]
         start = first % self.ring
         head = min(rows.shape[1], self.ring - start)
-        rows = self._there(rows)
+        rows = self._to_device(rows)
         self.rows[:, start : start + head] = rows[:, :head]
         self.rows[:, : rows.shape[1] - head] = rows[:, head:]
         self.written = first + rows.shape[1]
 
     def _number(self, begins: NDArray[np.bool_]) -> Numbers:
-        """Return the episodes' numbers `[task, copy, step]`; new episodes are numbered in the order
-        of their rows.
-        """
+        """Return the episode numbers `[task, copy, step]`, assigned in row order."""
         by_step = begins.swapaxes(1, 2)  # (task, step, copy)
-        begun = self.running.max(1)[:, None] + by_step.reshape(len(begins), -1).cumsum(1)
-        numbers = np.where(by_step, begun.reshape(by_step.shape), -1)
+        new = self.running.max(1)[:, None] + by_step.reshape(len(begins), -1).cumsum(1)
+        numbers = np.where(by_step, new.reshape(by_step.shape), -1)
         numbers = np.maximum(np.maximum.accumulate(numbers, 1), self.running[:, None])
         self.running = numbers[:, -1]
         return numbers.swapaxes(1, 2)
 
     def _enter(self, tasks: Numbers, numbers: Numbers, values: Floats, columns: slice) -> None:
-        """Write columns of the entries of episodes, each of which is a task's `number`-th."""
+        """Write some columns of the entries of episodes `(tasks[i], numbers[i])`."""
         slots = self.episodes.shape[1]
         needed = numbers >= self._oldest[tasks]
-        slot = self._there(torch.from_numpy((tasks * slots + numbers % slots)[needed]))
+        slot = self._to_device(torch.from_numpy((tasks * slots + numbers % slots)[needed]))
         self.episodes.flatten(0, 1)[:, columns].index_copy_(
-            0, slot, self._there(torch.from_numpy(values[needed]))
+            0, slot, self._to_device(torch.from_numpy(values[needed]))
         )
 
-    def _there(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor to the replay's device, from pinned memory, so that the learner does not
-        wait.
-        """
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor to the replay's device without waiting, from pinned memory."""
         if not self.rows.is_cuda:
             return tensor
         return tensor.contiguous().pin_memory().to(self.rows.device, non_blocking=True)
 
     def _make_room(self) -> None:
-        """Let every episode from `_oldest` to the newest have a slot of its own.
+        """Ensure a separate slot for every episode from `_oldest` to the newest.
 
-        First by finding out which is the oldest; where that is not enough, since faults made many
-        short episodes, in a larger table.
+        Update `_oldest` first. If that is not enough, because faults made many short episodes,
+        enlarge the table.
         """
         newest = self.running.max(1)
         slots = self.episodes.shape[1]
@@ -211,15 +199,14 @@ class Replay:
         if needed <= slots:
             return
         larger = self.episodes.new_empty(self.spec.num_tasks, 2 * needed, self.spec.obs_dim)
-        for task, oldest in enumerate(
-            self._oldest
-        ):  # slots that no episode has yet are copied too, without harm
+        for task, oldest in enumerate(self._oldest):
+            # This also copies slots that no episode uses yet.
             numbers = torch.arange(oldest, oldest + slots, device=self.device)
             larger[task, numbers % (2 * needed)] = self.episodes[task, numbers % slots]
         self.episodes = larger
 
     def _lowest(self) -> Numbers:
-        """The lowest number of an episode that rows belong to, per task."""
+        """Return the lowest episode number in the stored rows of each task."""
         rows = self.rows[:, : min(self.written, self.ring), -1]
         lowest: Numbers = rows.amin(1).cpu().numpy().astype(np.int64)
         return lowest
@@ -227,7 +214,7 @@ class Replay:
     # --- reading ----------------------------------------------------------------------------------
 
     def since(self, first: int) -> Piece:
-        """Return the rows from the `first`-th on, with the entries of their episodes."""
+        """Return the rows from number `first` on, with the entries of their episodes."""
         slots = self.episodes.shape[1]
         rows = self.rows[:, torch.arange(first, self.written, device=self.device) % self.ring].cpu()
         lowest: Numbers = rows[..., -1].amin(1).numpy().astype(np.int64)
@@ -239,7 +226,7 @@ class Replay:
         return Piece(rows, torch.from_numpy(lowest), entries)
 
     def newest(self, count: int) -> Float[Tensor, "task count obs"]:
-        """The last observations of each task, the newest last; fewer where there are fewer."""
+        """Return up to `count` observations of each task, the newest last."""
         numbers = torch.arange(
             self.written - min(count, self.size), self.written, device=self.device
         )
@@ -250,20 +237,20 @@ class Replay:
     def sample(
         self, batch: int, generator: torch.Generator, n_step: int = 1, discount: float = 0.99
     ) -> Batch:
-        """Draw `batch` transitions of each task with a generator of the replay's device.
+        """Draw `batch` transitions of each task with a generator on the replay's device.
 
-        Each one spans `n_step` steps, fewer where its episode ends or the newest transition comes
-        before.
+        A transition spans `n_step` steps, or fewer if its episode ends earlier or has no further
+        steps yet.
 
         Raises:
-            ValueError: nothing was written yet.
+            ValueError: the replay is empty.
         """
         if not self.size:
-            raise ValueError("the replay is empty: nothing can be drawn from it")
+            raise ValueError("cannot sample from an empty replay")
         draws = torch.randint(
             self.size, (self.spec.num_tasks, batch), generator=generator, device=self.device
         )
-        number = draws + (self.written - self.size)  # of the transition, since the run's beginning
+        number = draws + (self.written - self.size)  # row numbers
         state, action, reward, episode = self._rows(number).split(self.widths, -1)
         total = reward.squeeze(-1)
         factor = torch.full_like(reward.squeeze(-1), discount)
@@ -286,8 +273,11 @@ class Replay:
         episode: Float[Tensor, "task batch 1"],
         goes_on: Bool[Tensor, "task batch"],
     ) -> tuple[Int[Tensor, "task batch"], Float[Tensor, "task batch"], Bool[Tensor, "task batch"]]:
-        """Each transition's successor and its reward; the same transition and 0 where there is none
-        in its episode.
+        """Step to the next row of each transition's episode.
+
+        Returns:
+            The next row's number and reward, and whether there is a next row in the episode; if
+            there is none, the same number and 0.
         """
         after = number + self.copies
         goes_on = goes_on & (after < self.written)
@@ -302,7 +292,7 @@ class Replay:
         episode: Float[Tensor, "task batch 1"],
         entry: Tensor,
     ) -> Float[Tensor, "task batch obs"]:
-        """The observations of transitions: state, the state before, and what does not change."""
+        """Compose observations of state, previous state, and the constant part."""
         if not self.spec.frame:
             return state
         earlier, _, _, of = self._rows(number - self.copies).split(self.widths, -1)
@@ -317,7 +307,7 @@ class Replay:
         episode: Float[Tensor, "task batch 1"],
         entry: Tensor,
     ) -> Float[Tensor, "task batch obs"]:
-        """The observations after transitions whose state is `state`."""
+        """Compose the observations that follow the rows `last`, whose states are `state`."""
         end, _, constant = self._parts(entry)
         after = last + self.copies
         written = after < self.written
@@ -327,9 +317,7 @@ class Replay:
         return torch.cat([following, state, constant], -1) if self.spec.frame else following
 
     def _parts(self, entry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of an episode's entry: the state after its last transition, that before its first, what
-        does not change.
-        """
+        """Split entries into final state, state before the first step, and constant part."""
         state = self.spec.state_dim
         frame = self.spec.frame
         end, before, constant = entry.split((state, frame, self.spec.obs_dim - state - frame), -1)
@@ -346,7 +334,7 @@ class Replay:
 def gather(
     of: Float[Tensor, "task many width"], which: Int[Tensor, "task batch"]
 ) -> Float[Tensor, "task batch width"]:
-    """Pick rows of every task."""
+    """Select rows of every task by index."""
     tasks, many, _ = of.shape
     first = torch.arange(0, tasks * many, many, device=of.device)
     return (
@@ -357,13 +345,14 @@ def gather(
 
 
 def bytes_per_transition(spec: EnvSpec) -> float:
-    """Return what a transition takes: its row, and its share of two entries per episode."""
+    """Return the bytes per transition: its row, and its share of two entries per episode."""
     return 4.0 * (spec.state_dim + spec.action_dim + 2 + 2 * spec.obs_dim / spec.episode_steps)
 
 
 def random_rollout(spec: EnvSpec, steps: int, copies: int = 1, seed: int = 0) -> Rollout:
-    """Make a round of random experience, for measurements and tests; its first step begins an
-    episode.
+    """Generate a round of random experience for benchmarks and tests.
+
+    The first step begins an episode.
     """
     draws = np.random.default_rng(seed)
     shape = (spec.num_tasks, copies, steps)
@@ -385,10 +374,10 @@ def random_rollout(spec: EnvSpec, steps: int, copies: int = 1, seed: int = 0) ->
 
 
 def check(rollout: Rollout, spec: EnvSpec) -> None:
-    """Check that observations consist of what the replay will put them together from.
+    """Check that observations are composed as `EnvSpec.frame` declares.
 
     Raises:
-        WorkerError: naming the first task for which they do not.
+        WorkerError: they are not; the message names the first such task.
     """
     state = spec.state_dim
     frame = spec.frame
@@ -396,15 +385,17 @@ def check(rollout: Rollout, spec: EnvSpec) -> None:
     obs = rollout.obs
     after = rollout.next_obs
     flaws = {
-        "the state one step before": after[..., state : state + frame] != obs[..., :frame],
-        "what does not change within an episode": (
+        "the next observation does not hold the previous state": (
+            after[..., state : state + frame] != obs[..., :frame]
+        ),
+        "the constant part changes within an episode": (
             after[..., state + frame :] != obs[..., state + frame :]
         ),
-        "the observation after the step before": (obs[:, :, 1:] != after[:, :, :-1]) & inside,
+        "an observation differs from the next observation of the step before": (
+            (obs[:, :, 1:] != after[:, :, :-1]) & inside
+        ),
     }
-    for what, odd in flaws.items():
-        if odd.any():
-            task = spec.tasks[int(np.argwhere(odd)[0][0])]
-            raise WorkerError(
-                f"{task}: an observation does not hold {what} (EnvSpec.frame={frame})"
-            )
+    for flaw, differs in flaws.items():
+        if differs.any():
+            task = spec.tasks[int(np.argwhere(differs)[0][0])]
+            raise WorkerError(f"{task}: {flaw} (EnvSpec.frame={frame})")

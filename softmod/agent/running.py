@@ -1,8 +1,6 @@
-"""What an agent remembers of all its experience: statistics of observations and returns, as part of
-its state.
+"""Running statistics of observations, returns and success, as part of an agent's state.
 
-They are buffers of modules, so checkpoints and exact resume know them; they change between rounds
-only.
+They are module buffers, so checkpoints contain them. They change only between rounds.
 """
 
 from __future__ import annotations
@@ -18,14 +16,11 @@ from softmod.spec import Episode, Floats
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of observations over all experience, pooled over tasks (Chan et al.
-
-    1979).
-    """
+    """Mean and variance of all observations, pooled over tasks (Chan et al. 1979)."""
 
     count: Tensor
     mean: Tensor
-    squares: Tensor  # summed squared distances from the mean
+    squares: Tensor  # the sum of squared distances from the mean
 
     def __init__(self, obs_dim: int) -> None:
         super().__init__()
@@ -40,35 +35,35 @@ class RunningMoments(nn.Module):
         mean = rows.mean(0)
         squares = np.square(rows - mean).sum(0)
         count = self.count + len(rows)
-        apart = torch.from_numpy(mean).to(self.mean.device) - self.mean
+        delta = torch.from_numpy(mean).to(self.mean.device) - self.mean
         share = len(rows) / count
         self.squares.add_(
-            torch.from_numpy(squares).to(apart.device) + apart.square() * self.count * share
+            torch.from_numpy(squares).to(delta.device) + delta.square() * self.count * share
         )
-        self.mean.add_(apart * share)
+        self.mean.add_(delta * share)
         self.count.copy_(count)
 
     @property
     def variance(self) -> Float[Tensor, " obs"]:
-        """The variance so far."""
+        """Return the variance `[obs]`; zero before the first observation."""
         return self.squares / self.count.clamp(min=1.0)
 
 
 class ReturnScale(nn.Module):
-    """Scale rewards so that every task's values have the same size (BRC, Nauman et al. 2025).
+    """Reward scaling that gives the values of all tasks the same size (BRC, Nauman et al. 2025).
 
-    A task's rewards are divided by `(G + alpha_i |H| / (2 (1 - gamma))) / 10`, where `G` is the
-    largest absolute discounted return from any step of a whole training episode so far, and H the
-    target entropy. Returns seen so far then lie within +-10; the entropy's part of the values comes
-    on top. An episode's return beyond its last step is taken as its mean reward for ever.
+    A task's rewards are divided by `(G + alpha_i |H| / (2 (1 - gamma))) / 10`. `G` is the largest
+    absolute discounted return from any step of a finished training episode; after the last step,
+    the episode's mean reward is assumed to continue forever. `H` is the target entropy. Scaled
+    returns so far lie within +-10; the entropy terms of the values are not included.
 
     Args:
-        num_tasks: whose returns are kept.
+        num_tasks: the number of tasks.
         discount: gamma.
         target_entropy: H.
     """
 
-    largest: Tensor  # G, per task; 0 before the first whole episode
+    largest: Tensor  # G, per task; 0 before the first finished episode
 
     def __init__(self, num_tasks: int, discount: float, target_entropy: float) -> None:
         super().__init__()
@@ -78,7 +73,7 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def add(self, episodes: Iterable[Episode]) -> None:
-        """Add training episodes that ended."""
+        """Add finished training episodes."""
         found = np.zeros(len(self.largest), np.float32)
         for episode in episodes:
             found[episode.task] = max(
@@ -91,18 +86,17 @@ class ReturnScale(nn.Module):
     def forward(
         self, reward: Float[Tensor, "task batch"], temperature: Float[Tensor, " task"]
     ) -> Float[Tensor, "task batch"]:
-        """Return the scaled rewards; unchanged for tasks without a whole episode yet."""
+        """Return scaled rewards; unchanged for tasks without a finished episode."""
         entropy = temperature * (abs(self.target_entropy) / (2.0 * (1.0 - self.discount)))
         divisor = torch.where(self.largest > 0, (self.largest + entropy) / VALUES, 1.0)
         return reward / divisor[:, None]
 
 
 class SuccessRates(nn.Module):
-    """Keep, per task, a running mean of whether training episodes reached success; about the last
-    ten count.
+    """Exponential moving averages of training success per task, over about ten episodes.
 
     Args:
-        num_tasks: whose episodes they are.
+        num_tasks: the number of tasks.
     """
 
     rates: Tensor
@@ -113,20 +107,21 @@ class SuccessRates(nn.Module):
 
     @torch.no_grad()
     def add(self, episodes: Iterable[Episode]) -> None:
-        """Add training episodes that ended."""
+        """Add finished training episodes."""
         rates = self.rates.cpu()
         for episode in episodes:
             rates[episode.task] += NEWEST_EPISODE * (float(episode.success) - rates[episode.task])
         self.rates.copy_(rates)
 
 
-NEWEST_EPISODE = 0.1  # its share in a task's success rate
-VALUES = 10.0  # the size of values after scaling
+NEWEST_EPISODE = 0.1  # weight of the newest episode in a task's success rate
+VALUES = 10.0  # size of values after scaling
 
 
 def largest_return(rewards: Iterable[float], discount: float) -> float:
-    """Return the largest absolute discounted return from any step of an episode, its mean reward
-    going on for ever.
+    """Return the largest absolute discounted return from any step of an episode.
+
+    After the last step, the mean reward continues forever.
     """
     values = np.asarray(tuple(rewards), np.float64)
     following = values.mean() / (1.0 - discount)

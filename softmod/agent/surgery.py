@@ -1,4 +1,4 @@
-"""The tasks' gradients one by one: how much they agree, and what becomes of those that conflict."""
+"""Gradients per task: their agreement, and gradient surgery on those that conflict."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from torch import Tensor
 
 from softmod.networks.network import Network
 
-Aux = Tensor | None  # what comes with a loss, `[task, ...]`
-Loss = Callable[[slice], tuple[Tensor, Aux]]  # of some of the tasks: their mean
+Aux = Tensor | None  # the second output of a loss function, `[task, ...]`
+Loss = Callable[[slice], tuple[Tensor, Aux]]  # from a slice of tasks to the mean loss over them
 
 
 def task_gradients(
     loss: Loss, network: Network, num_tasks: int
 ) -> tuple[Float[Tensor, "task *member"], Float[Tensor, "stack task parameter"], Aux]:
-    """Return each task's loss, its gradient, and what comes with the losses.
+    """Return the loss and gradient of each task, and the loss function's second output.
 
-    The mean over tasks is the loss of all tasks, and its gradient.
-
-    A task's own rows run through the network, so that all of this costs about as much arithmetic as
-    one backward pass.
+    The means over tasks are the total loss and its gradient. Each task runs only its own rows
+    through the network, so the arithmetic is about that of one backward pass.
     """
     parameters = list(network.parameters())
     values = []
@@ -42,24 +40,22 @@ def task_gradients(
 def pcgrad(
     gradients: Float[Tensor, "stack task parameter"], order: Float[Tensor, "task task"]
 ) -> Float[Tensor, "stack parameter"]:
-    """The mean gradient after gradient surgery (PCGrad, Yu et al. 2020, Algorithm 1), for each
-    member by itself.
+    """Return the mean gradient after PCGrad (Yu et al. 2020, Algorithm 1), per member.
 
-    A task's gradient loses its component along each other task's original one that it points
-    against, one after the other; `order` holds a random number for each pair, whose ranks are the
-    order. Everything happens in coefficients: `g_i' = sum_j c_ij g_j`, for which the gradients'
-    inner products are enough.
+    Each task's gradient is projected, one after the other, onto the normal plane of every other
+    task's original gradient that it conflicts with. `order` holds a random number per pair of
+    tasks; task `i` visits the others in the order of row `i`.
+
+    The projections are computed on the coefficients of `g_i' = sum_j c_ij g_j`, which needs only
+    the inner products of the gradients.
     """
     products = gradients @ gradients.transpose(1, 2)  # (stack, task, task)
     stack, count, _ = products.shape
     squares = products.diagonal(dim1=1, dim2=2)
-    coefficients = torch.eye(count, dtype=gradients.dtype, device=gradients.device).repeat(
-        stack, 1, 1
-    )
+    identity = torch.eye(count, dtype=gradients.dtype, device=gradients.device)
+    coefficients = identity.repeat(stack, 1, 1)
     each = torch.arange(count, device=gradients.device)
-    for others in order.argsort(1).unbind(
-        1
-    ):  # the task that each task is held against in this turn
+    for others in order.argsort(1).unbind(1):  # others[i]: the task that task i visits in this turn
         along = (coefficients * products[:, others]).sum(-1)  # g_i' . g_j
         square = squares[:, others]
         conflicting = (along < 0) & (others != each) & (square > 0)
@@ -72,28 +68,31 @@ def pcgrad(
 
 @torch.no_grad()
 def set_gradient(network: Network, gradient: Float[Tensor, "stack parameter"]) -> None:
-    """Leave a flat gradient on a network's parameters."""
+    """Write a flat gradient to a network's parameters."""
     parameters = list(network.parameters())
     parts = gradient.split([parameter.numel() // network.stack for parameter in parameters], 1)
     for parameter, part in zip(parameters, parts, strict=True):
-        flat = part.contiguous().view(
-            -1
-        )  # so that it gets the parameter's strides, for which fused optimizers ask
+        # Fused optimizers require the strides of the parameter.
+        flat = part.contiguous().view(-1)
         parameter.grad = flat.view(parameter.shape)
 
 
 @torch.no_grad()
 def cosines(gradients: Float[Tensor, "stack task parameter"]) -> Float[Tensor, "task task"]:
-    """The cosine between each pair of tasks' gradients, a mean over members; below 0
-    they conflict.
+    """Return the cosine of each pair of tasks' gradients, averaged over members.
+
+    Gradients with a negative cosine conflict.
     """
     units = torch.nn.functional.normalize(gradients, dim=-1)
     return (units @ units.transpose(1, 2)).mean(0)
 
 
 def agreement(cosine: Float[Tensor, "task task"]) -> dict[str, Tensor]:
-    """Summarise cosines: each task's mean cosine with the others `[task]`, their mean, the share of
-    conflicts.
+    """Summarise cosines.
+
+    Returns:
+        `cosine`: each task's mean cosine with the others `[task]`; `mean_cosine`: its mean over
+        tasks; `conflicts`: the fraction of pairs with a negative cosine.
     """
     count = len(cosine)
     others = ~torch.eye(count, dtype=torch.bool, device=cosine.device)

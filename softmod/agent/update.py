@@ -1,6 +1,4 @@
-"""What surrounds the losses of an update: clipping, the finite flag that gates everything, moving
-targets.
-"""
+"""Parts of an update besides its losses: clipping, the finite flag, rollback, target networks."""
 
 from __future__ import annotations
 
@@ -11,17 +9,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # whole numbers of the same size
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # integer types of the same size
 
 
 @torch.no_grad()
 def clip_stacked(
     parameters: Sequence[Tensor], stack: int, max_norm: float
 ) -> Float[Tensor, " stack"]:
-    """Clip the gradient norm of each member of a stack by itself (8); the norms before. 0 measures
-    only.
+    """Clip the gradient norm of each member of a stack separately (8).
 
-    Leading axes of the parameters are `stack`, or `stack * modules` with the members outermost.
+    Args:
+        parameters: leading axes are `stack`, or `stack * modules` with the members outermost.
+        stack: the number of members.
+        max_norm: the largest norm; 0: no clipping.
+
+    Returns:
+        The norms before clipping.
     """
     grads = [p.grad.view(stack, -1) for p in parameters if p.grad is not None]
     norms = []
@@ -35,15 +38,14 @@ def clip_stacked(
 
 
 def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
-    """One flag on the device: losses and gradient norms are all numbers."""
+    """Return a flag on the device: True if all elements are finite."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).isfinite().all()
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Make an optimizer's state exist, as zeros, so that it can be saved, restored and rolled back
-    from the start.
+    """Initialise an optimizer's state with zeros, so that it can be saved and rolled back.
 
-    A step makes it; what the step did to the parameters, such as weight decay, is taken back.
+    The state is created by a step. Its effect on the parameters, such as weight decay, is undone.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [parameter.detach().clone() for parameter in parameters]
@@ -67,9 +69,7 @@ def _tensors(optimizer: Any) -> Iterable[Tensor]:
 
 
 class Rollback:
-    """A copy of what a step is about to change, to put back if the update turns out not to be
-    finite.
-    """
+    """A copy of the state that an optimizer step changes, restored if the update is not finite."""
 
     def __init__(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -78,20 +78,22 @@ class Rollback:
 
     @property
     def touched(self) -> list[Tensor]:
-        """Return the tensors that it reads and writes."""
+        """Return the tensors that the rollback reads and writes."""
         return [*self.live, *self.copies]
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def save(self) -> None:
+        """Copy the current state."""
         torch._foreach_copy_(self.copies, self.live)
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Restore the copied state."""
         torch._foreach_copy_(self.live, self.copies)
 
     @torch.no_grad()
-    def unless(self, finite: Bool[Tensor, ""]) -> None:
-        """Put everything back unless `finite`; on an accelerator without waiting for the flag."""
+    def restore_unless(self, finite: Bool[Tensor, ""]) -> None:
+        """Restore the copied state unless `finite`; on a GPU, without waiting for the flag."""
         if finite.device.type == "cpu":
             if not finite:
                 self.restore()
@@ -101,12 +103,10 @@ class Rollback:
 
 @torch.no_grad()
 def choose(live: list[Tensor], copies: list[Tensor], keep: Bool[Tensor, ""]) -> None:
-    """Leave the live tensors as they are, or make them their copies unless `keep`, without waiting
-    for it.
+    """Overwrite the live tensors with their copies unless `keep`, without waiting for the flag.
 
-    The copies are used up. In few launches: what runs on each tensor by itself is what an update on
-    a GPU waits for. The arithmetic is on their bits, as whole numbers, so that what is not finite
-    goes like everything else.
+    The copies are overwritten. All tensors share few kernel launches, which dominate the time of a
+    small update on a GPU. Values are selected on their bit patterns, because NaN x 0 = NaN.
     """
     live_bits, copied_bits = (
         [tensor.view(BITS[tensor.dtype]) for tensor in tensors] for tensors in (live, copies)
@@ -118,22 +118,24 @@ def choose(live: list[Tensor], copies: list[Tensor], keep: Bool[Tensor, ""]) -> 
 
 @torch.no_grad()
 def drift(targets: list[Tensor], sources: list[Tensor], share: Float[Tensor, ""]) -> None:
-    """`target += share (source - target)`, without waiting for the share, in few launches."""
-    way = torch._foreach_sub(sources, targets)
-    torch._foreach_mul_(way, share)
-    torch._foreach_add_(targets, way)
+    """Add `share (source - target)` to each target in few launches, without waiting for `share`."""
+    difference = torch._foreach_sub(sources, targets)
+    torch._foreach_mul_(difference, share)
+    torch._foreach_add_(targets, difference)
 
 
 def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
-    """Step, unless the update is not finite; a fused optimizer reads the flag on its own device,
-    others wait for it.
+    """Step an optimizer if the update is finite.
+
+    On a GPU, a fused optimizer reads the flag on the device; other optimizers wait for it.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # Fabric wraps it
+    inner = getattr(optimizer, "optimizer", optimizer)  # inside Fabric's wrapper
     if finite.device.type == "cpu" or not inner.defaults.get("fused"):
         if finite:
             optimizer.step()
         return
-    inner.found_inf, inner.grad_scale = (~finite).float(), torch.ones((), device=finite.device)
+    inner.found_inf = (~finite).float()
+    inner.grad_scale = torch.ones((), device=finite.device)
     optimizer.step()
 
 
@@ -141,7 +143,7 @@ def step_if(optimizer: Any, finite: Bool[Tensor, ""]) -> None:
 def move_targets(
     targets: Sequence[Tensor], sources: Sequence[Tensor], smoothing: float, finite: Bool[Tensor, ""]
 ) -> None:
-    """`target += smoothing (source - target)`, not at all unless `finite`."""
+    """Add `smoothing (source - target)` to each target if the update is finite."""
     targets = list(targets)
     sources = list(sources)
     if finite.device.type == "cpu":

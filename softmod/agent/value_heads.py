@@ -1,9 +1,8 @@
-"""Value heads: what a critic's outputs mean, and how they learn.
+"""Value heads: the interpretation of a critic's outputs, with its targets and losses.
 
-A head is handed the critics' outputs and is all that knows what they stand for. Another kind of
-distribution is another class with the same four members: `outputs`, `value`, `target`, `loss`.
-Targets are made without gradients; rewards arrive as they are to be learned, scaled if that is
-asked for; a loss may be asked for some of the tasks only.
+Only the head depends on the meaning of the outputs. A new kind of distribution is a new class with
+the members `outputs`, `value`, `target` and `loss`. Targets are computed without gradients. Rewards
+are already scaled, if reward scaling is on. A loss may be computed for a subset of the tasks.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from softmod.agent import losses
 
 
 class ValueHead(nn.Module, abc.ABC):
-    """From a critic's outputs `[critic, task, batch, out]` to values, targets and losses."""
+    """A map from critics' outputs `[critic, task, batch, out]` to values, targets and losses."""
 
-    outputs: int  # of a critic
+    outputs: int  # outputs per critic
 
     @abc.abstractmethod
     def value(self, outputs: Float[Tensor, "critic task batch out"]) -> Float[Tensor, "task batch"]:
@@ -34,8 +33,7 @@ class ValueHead(nn.Module, abc.ABC):
         next_outputs: Float[Tensor, "critic task batch out"],
         next_entropy: Float[Tensor, "task batch"],
     ) -> Float[Tensor, "task batch *target"]:
-        """Return what the critics learn, from the target critics' outputs at the next state and
-        action.
+        """Return the critics' target, from the target critics' outputs at the next state.
 
         `next_entropy` is `-alpha_i log pi(a'|s')`, which is part of the next state's value.
         """
@@ -47,12 +45,13 @@ class ValueHead(nn.Module, abc.ABC):
         target: Float[Tensor, "task batch *target"],
         weight: Float[Tensor, " task"],
     ) -> Float[Tensor, " critic"]:
-        """Return each critic's loss, tasks weighted by `weight` (Eq. 10)."""
+        """Return each critic's loss, weighted over tasks (Eq. 10)."""
 
 
 class Squared(ValueHead):
-    """One output, the value; squared error against the minimum of the target critics (Haarnoja et
-    al. 2018).
+    """A scalar value, learned by squared error.
+
+    The target uses the minimum of the target critics (Haarnoja et al. 2018).
     """
 
     outputs = 1
@@ -79,19 +78,18 @@ class Squared(ValueHead):
 
 
 class Categorical(ValueHead):
-    """A distribution over `atoms` values from `low` to `high`, learned by cross-entropy (C51,
-    Bellemare et al. 2017).
+    """A categorical distribution over values, learned by cross-entropy (Bellemare et al. 2017).
 
     The target critics' distributions are averaged, shifted and scaled by reward, discount and
-    entropy, and projected onto the atoms; the policy maximises the mean of the critics' expected
+    entropy, and projected onto the atoms. The policy maximises the mean of the critics' expected
     values (BRC, Nauman et al. 2025).
 
     Args:
-        atoms: how many values.
-        low, high: the smallest and the largest; what lies beyond them is clipped.
+        atoms: the number of values, evenly spaced.
+        low, high: the smallest and the largest value; targets outside are clipped.
 
     Raises:
-        ValueError: fewer than two atoms, or `low` is not below `high`.
+        ValueError: fewer than two atoms, or `low >= high`.
     """
 
     support: Tensor
@@ -100,7 +98,7 @@ class Categorical(ValueHead):
         super().__init__()
         if atoms < 2 or low >= high:
             raise ValueError(
-                f"at least two atoms, and low < high: not {atoms} in [{low:g}, {high:g}]"
+                f"needs at least two atoms and low < high, got {atoms} in [{low:g}, {high:g}]"
             )
         self.outputs = atoms
         self.register_buffer("support", torch.linspace(low, high, atoms), persistent=False)

@@ -1,1 +1,1 @@
-"""Record a computation once, repeat it: faster, for several agents at once, in NumPy."""
+"""Recording of a computation, and its repetition: with less overhead, batched, or in NumPy."""

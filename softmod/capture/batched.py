@@ -1,9 +1,8 @@
-"""Recorded operations of one agent, made for several at once: each with an axis of agents in front.
+"""Recorded operations of one agent, batched over several agents with a leading agent axis.
 
-Agents of equal configuration do the same operations on different memory. Recording each of them
-once shows which of their tensors correspond; these are laid side by side, and every operation is
-made on all of them by PyTorch's batching rules (`torch.vmap`). Networks, losses and optimizers stay
-as they are written, for one agent.
+Agents of equal configuration run the same operations on different memory. A recording of each agent
+shows which tensors correspond. These are stacked, and every operation runs on the stacks by
+PyTorch's batching rules (`torch.vmap`). Networks, losses and optimizers are written for one agent.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from softmod.capture.recorder import (
     READS,
     NotRepeatableError,
     Operation,
-    mapped,
-    place,
+    address,
+    map_tensors,
     tensors,
 )
 
@@ -30,18 +29,18 @@ Rule = Callable[["Axis", Operation, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class FlagError(Exception):
-    """A flag that the recorded operations ask is not set for one of the agents."""
+    """A flag that the recorded operations read is False for one of the agents."""
 
 
 class Stack:
-    """The memory behind corresponding tensors of all agents, laid side by side."""
+    """A stacked copy of corresponding memory of all agents."""
 
     def __init__(self, own: Sequence[Tensor]) -> None:
         self.own = [_bytes(tensor) for tensor in own]
         self.all = torch.stack(self.own)
 
     def tensor(self, key: Key) -> Tensor:
-        """Return the tensor of this layout, with the axis of agents in front."""
+        """Return the stacked tensor `[agent, ...]` with a recorded tensor's layout."""
         items = self.all.shape[1] // key.dtype.itemsize
         flat = self.all.view(-1).view(key.dtype)
         return flat.as_strided((len(self.own), *key.shape), (items, *key.stride), key.offset)
@@ -49,9 +48,9 @@ class Stack:
 
 @dataclass(frozen=True)
 class Key:
-    """Identify a recorded tensor by its address and layout."""
+    """The identity of a recorded tensor: its address and layout."""
 
-    place: int
+    address: int
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
@@ -59,8 +58,13 @@ class Key:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Key:
+        """Return the key of a tensor."""
         return cls(
-            place(tensor), int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype
+            address(tensor),
+            int(tensor.storage_offset()),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
         )
 
 
@@ -69,54 +73,55 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 class Stacks:
-    """The stacks of all memory that recorded programs find when they begin."""
+    """The stacks of all memory that exists before recorded programs run."""
 
     def __init__(self, agents: int) -> None:
         self.agents = agents
-        self.of: dict[int, Stack] = {}  # by the place of the first agent's memory
-        self.changed: set[int] = set()  # places that a program changes
-        self.inputs: set[int] = set()  # places that are filled by hand
+        self.of: dict[int, Stack] = {}  # by the address of the first agent's memory
+        self.changed: set[int] = set()  # addresses that a program changes
+        self.inputs: set[int] = set()  # addresses that the caller fills
 
     def add(self, recordings: Sequence[Sequence[Operation]]) -> None:
-        """Take in the memory that a program finds; a recording of it for each agent.
+        """Add the memory that a program uses, from a recording of each agent.
 
         Raises:
-            NotRepeatableError: the agents did not do the same.
+            NotRepeatableError: the agents' operations differ.
         """
         if len({len(recording) for recording in recordings}) > 1:
-            raise NotRepeatableError("agents differ in what they do")
-        made = {place(tensor) for operation in recordings[0] for tensor in operation.created}
-        for of_all in zip(*recordings, strict=True):
-            first = of_all[0]
-            if any(_form(operation) != _form(first) for operation in of_all):
+            raise NotRepeatableError("agents differ in the number of operations")
+        created = {address(tensor) for operation in recordings[0] for tensor in operation.created}
+        for corresponding in zip(*recordings, strict=True):
+            first = corresponding[0]
+            if any(_signature(operation) != _signature(first) for operation in corresponding):
                 raise NotRepeatableError(f"agents differ in {first.function}")
-            for same in zip(*(operation.inputs for operation in of_all), strict=True):
-                if place(same[0]) not in made and same[0].untyped_storage().nbytes():
-                    self._add(same)
-            self.changed |= {place(tensor) for tensor in first.written} - made
+            inputs = [operation.inputs for operation in corresponding]
+            for own in zip(*inputs, strict=True):
+                if address(own[0]) not in created and own[0].untyped_storage().nbytes():
+                    self._add(own)
+            self.changed |= {address(tensor) for tensor in first.written} - created
 
-    def _add(self, same: Sequence[Tensor]) -> None:
-        places = {place(tensor) for tensor in same}
-        if len(places) == 1:  # they share it
+    def _add(self, own: Sequence[Tensor]) -> None:
+        addresses = [address(tensor) for tensor in own]
+        if len(set(addresses)) == 1:  # all agents share the memory
             return
-        if place(same[0]) not in self.of:
-            self.of[place(same[0])] = Stack(same)
-        stack = self.of[place(same[0])]
-        if len(places) < len(same) or [place(tensor) for tensor in same] != [
-            place(own) for own in stack.own
-        ]:
+        if addresses[0] not in self.of:
+            self.of[addresses[0]] = Stack(own)
+        stack = self.of[addresses[0]]
+        stacked = [address(memory) for memory in stack.own]
+        if len(set(addresses)) < len(own) or addresses != stacked:
             raise NotRepeatableError("agents share some of their memory")
 
     def load(self, state: bool) -> None:
-        """Copy from the agents' memory what no program changes, or with `state` everything; inputs
-        stay as they are.
+        """Copy memory from the agents: with `state` all of it, otherwise what no program changes.
+
+        Inputs are not copied.
         """
         wanted = self.of.keys() - self.inputs - (set() if state else self.changed)
-        self._copy([self.of[where] for where in wanted], load=True)
+        self._copy([self.of[key] for key in wanted], load=True)
 
     def store(self) -> None:
-        """Copy to the agents' memory what programs change."""
-        self._copy([stack for where, stack in self.of.items() if where in self.changed], load=False)
+        """Copy the memory that programs change to the agents."""
+        self._copy([stack for key, stack in self.of.items() if key in self.changed], load=False)
 
     @staticmethod
     def _copy(stacks: Iterable[Stack], load: bool) -> None:
@@ -126,90 +131,93 @@ class Stacks:
             torch._foreach_copy_(rows, own) if load else torch._foreach_copy_(own, rows)
 
 
-def _form(operation: Operation) -> tuple[Any, ...]:
-    """Return what two agents must have in common for an operation to be the same."""
+def _signature(operation: Operation) -> tuple[Any, ...]:
+    """Return the properties of an operation that must be equal for all agents."""
 
     def layout(tensor: Tensor) -> Any:
         return tensor.shape, tensor.stride(), tensor.dtype
 
     return (
         operation.function,
-        mapped(layout, operation.args),
-        mapped(layout, operation.kwargs.values()),
+        map_tensors(layout, operation.args),
+        map_tensors(layout, operation.kwargs.values()),
     )
 
 
 class Axis:
-    """Recorded operations, made for all agents at once.
+    """Recorded operations, run with an agent axis.
 
     Args:
-        operations: of the first agent.
-        stacks: the memory that they begin from.
+        operations: the operations of the first agent.
+        stacks: the memory that exists before them.
     """
 
     def __init__(self, operations: Sequence[Operation], stacks: Stacks) -> None:
         self.stacks = stacks
         self.size = stacks.agents
-        self.steps = list(_asking_once(operations))
-        self.made: dict[Key, Tensor] = {}
+        self.steps = list(_without_repeated_reads(operations))
+        self.results: dict[Key, Tensor] = {}
 
     @torch.no_grad()
     def run(self, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Make all operations; what corresponds to the `wanted` tensors of the first agent,
-        `[agent, ...]`.
+        """Run all operations.
+
+        Args:
+            wanted: recorded tensors of the first agent.
+
+        Returns:
+            The corresponding tensors of all agents, `[agent, ...]`.
 
         Raises:
-            FlagError: a flag is not set for one of the agents; what was changed before stays
-                changed.
-            NotRepeatableError: an operation has no form for several agents.
+            FlagError: a flag is False for one of the agents; earlier changes are not undone.
+            NotRepeatableError: an operation cannot be batched.
         """
-        self.made = {}
+        self.results = {}
         for operation in self.steps:
             self._step(operation)
         return {name: self.of(tensor) for name, tensor in wanted.items()}
 
     def _step(self, operation: Operation) -> None:
-        args = mapped(self.of, operation.args)
+        args = map_tensors(self.of, operation.args)
         kwargs = dict(
-            zip(operation.kwargs, mapped(self.of, operation.kwargs.values()), strict=True)
+            zip(operation.kwargs, map_tensors(self.of, operation.kwargs.values()), strict=True)
         )
         rule = RULES.get(operation.function, _by_vmap)
         try:
             outputs = list(tensors((rule(self, operation, args, kwargs),)))
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise NotRepeatableError(
-                f"{operation.function} for several agents: {reason}"
-            ) from error
+            raise NotRepeatableError(f"{operation.function} is not batched: {reason}") from error
         for recorded, output in zip(operation.outputs, outputs, strict=True):
             if output.shape != (self.size, *recorded.shape):
                 raise NotRepeatableError(
-                    f"{operation.function}: {tuple(output.shape)} from {tuple(recorded.shape)}"
+                    f"{operation.function}: batching turns shape {tuple(recorded.shape)} into"
+                    f" {tuple(output.shape)}"
                 )
-            self.made[Key.of(recorded)] = output
+            self.results[Key.of(recorded)] = output
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return what corresponds to a tensor of the first agent, `[agent, ...]`."""
+        """Return the tensor `[agent, ...]` that corresponds to a tensor of the first agent."""
         key = Key.of(tensor)
-        if key in self.made:
-            return self.made[key]
-        if key.place in self.stacks.of:
-            return self.stacks.of[key.place].tensor(key)
-        return tensor.expand(self.size, *tensor.shape)  # the agents share it
+        if key in self.results:
+            return self.results[key]
+        if key.address in self.stacks.of:
+            return self.stacks.of[key.address].tensor(key)
+        return tensor.expand(self.size, *tensor.shape)  # all agents share it
 
 
-def _asking_once(operations: Iterable[Operation]) -> Iterable[Operation]:
-    """Leave out all questions for a flag but the first."""
-    asked: set[int] = set()
+def _without_repeated_reads(operations: Iterable[Operation]) -> Iterable[Operation]:
+    """Yield the operations, but only the first read of each flag."""
+    flags: set[int] = set()
     for operation in operations:
         if operation.function is READS:
-            if place(operation.inputs[0]) in asked:
+            if address(operation.inputs[0]) in flags:
                 continue
-            asked.add(place(operation.inputs[0]))
+            flags.add(address(operation.inputs[0]))
         yield operation
 
 
-# --- how operations are made for all agents -------------------------------------------------------
+# --- rules for operations with an agent axis ------------------------------------------------------
 
 
 def _by_vmap(
@@ -218,22 +226,23 @@ def _by_vmap(
     if not operation.inputs:
         return _factory(axis, operation, args, kwargs)
 
-    def one(*given: Tensor) -> Any:
-        following = iter(given)
-        own = mapped(lambda _: next(following), args)
-        named = dict(zip(kwargs, mapped(lambda _: next(following), kwargs.values()), strict=True))
-        return tuple(tensors((operation.function(*own, **named),)))  # without those left undefined
+    def one_agent(*inputs: Tensor) -> Any:
+        remaining = iter(inputs)
+        own = map_tensors(lambda _: next(remaining), args)
+        own_kwargs = map_tensors(lambda _: next(remaining), kwargs.values())
+        output = operation.function(*own, **dict(zip(kwargs, own_kwargs, strict=True)))
+        return tuple(tensors((output,)))  # drops undefined outputs, which are None
 
-    return torch.vmap(one)(*tensors((args, tuple(kwargs.values()))))
+    return torch.vmap(one_agent)(*tensors((args, tuple(kwargs.values()))))
 
 
 def _factory(
     axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    made: Tensor = operation.function(*args, **kwargs)
+    single: Tensor = operation.function(*args, **kwargs)
     if operation.function in EMPTY:
-        return made.new_empty((axis.size, *made.shape))
-    return made.expand(axis.size, *made.shape).clone()
+        return single.new_empty((axis.size, *single.shape))
+    return single.expand(axis.size, *single.shape).clone()
 
 
 def _flag(
@@ -247,38 +256,38 @@ def _flag(
 
 
 def _rows(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operation that works on rows, however many."""
-    return operation.function(*mapped(Tensor.contiguous, args), **kwargs)
+    """Run an operation that works on any number of rows."""
+    return operation.function(*map_tensors(Tensor.contiguous, args), **kwargs)
 
 
 def _elements(
     axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    """An operation on single elements, in place or into memory that is given."""
+    """Run an elementwise operation, in place or with `out`."""
     rank = kwargs.get("out", args[0]).dim()
-    made: Tensor = operation.function(
-        *mapped(lambda tensor: _of_rank(tensor, rank), args), **kwargs
-    )
-    return made
+    aligned = map_tensors(lambda tensor: _of_rank(tensor, rank), args)
+    result: Tensor = operation.function(*aligned, **kwargs)
+    return result
 
 
 def _of_rank(tensor: Tensor, rank: int) -> Tensor:
+    """Insert axes of size 1 after the agent axis, up to `rank` axes."""
     return tensor.view(len(tensor), *[1] * (rank - tensor.dim()), *tensor.shape[1:])
 
 
 def _lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operation on single elements of lists of tensors."""
-    made = operation.function(*args, **kwargs)
-    return () if made is None or not operation.outputs else made
+    """Run an elementwise operation on lists of tensors."""
+    result = operation.function(*args, **kwargs)
+    return () if result is None or not operation.outputs else result
 
 
 def _scaled_lists(
     axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[()]:
-    """Tensors times a number of each agent, in place."""
-    parts, number = args
+    """Multiply tensors in place by one factor per agent."""
+    parts, factor = args
     for part in parts:
-        part.mul_(_of_rank(number, part.dim()))
+        part.mul_(_of_rank(factor, part.dim()))
     return ()
 
 
@@ -294,23 +303,24 @@ def _norms(
 def _one_by_one(
     axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[()]:
-    """An operation in place, for each agent by itself."""
+    """Run an in-place operation for each agent separately."""
     for agent in range(axis.size):
 
         def own(tensor: Tensor, agent: int = agent) -> Tensor:
             return tensor[agent]
 
-        named = dict(zip(kwargs, mapped(own, kwargs.values()), strict=True))
-        operation.function(*mapped(own, args), **named)
+        own_kwargs = dict(zip(kwargs, map_tensors(own, kwargs.values()), strict=True))
+        operation.function(*map_tensors(own, args), **own_kwargs)
     return ()
 
 
 def _products(
     axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    """A batch of products `[agent, batch, ...]`, as one of `[agent * batch, ...]`."""
-    made: Tensor = operation.function(*mapped(lambda tensor: tensor.flatten(0, 1), args), **kwargs)
-    return made.unflatten(0, (axis.size, -1))
+    """Run batched products `[agent, batch, ...]` as `[agent * batch, ...]`."""
+    flat = map_tensors(lambda tensor: tensor.flatten(0, 1), args)
+    result: Tensor = operation.function(*flat, **kwargs)
+    return result.unflatten(0, (axis.size, -1))
 
 
 def _biased_products(

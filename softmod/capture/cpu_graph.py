@@ -1,9 +1,7 @@
-"""An update on the CPU without PyTorch's bookkeeping: recorded once, its operations are repeated on
-the same memory.
+"""Updates on a CPU without PyTorch's bookkeeping: recorded operations, repeated on the same memory.
 
-In a small update most time goes into autograd's graph, views, and memory that is fetched and given
-back. None of it is needed a second time: the operations and their order stay, bit by bit, and
-whatever lies in the memory between them.
+A small update spends most of its time on autograd's graph, views and memory allocation. A
+repetition skips these. It runs the same operations in the same order, so results are bitwise equal.
 """
 
 from __future__ import annotations
@@ -25,35 +23,33 @@ from softmod.capture.recorder import (
     NotRepeatableError,
     Operation,
     Recorder,
-    mapped,
-    place,
+    address,
+    map_tensors,
     tensors,
 )
 
 Metrics = dict[str, Tensor]
 Call = Callable[[], object]
-COPIES = (
-    torch.ops.aten._to_copy.default,
-    torch.ops.aten.clone.default,
-)  # of other types, or in another layout
+# Copies that may change the dtype or the layout.
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
 
 log = logging.getLogger(__name__)
 
 
 class CpuGraph:
-    """A function whose operations do not change, called again and again; the first call records,
-    the second compares.
+    """A function whose operations are the same in every call.
 
-    The function may ask flags (`if flag:`). Where one is not what it was in the recording, what was
-    done of the call is undone and the function called as it is; so is everything if it cannot be
-    recorded.
+    The first call records the operations. The second call compares a repetition with the function.
+    All later calls repeat the operations.
+
+    The function may branch on flags (`if flag:`). If a flag is False, the changes so far are undone
+    and the function itself is called. A function that cannot be recorded is always called.
 
     Args:
-        function: reads and writes the same tensors each time. What it gives lies in memory that the
-            next call overwrites.
-        undo: puts back what the function changes before it asks its last flag, if it changes
-            anything before.
-        undone: the tensors that `undo` puts back.
+        function: reads and writes the same tensors in each call. The next call overwrites the
+            results.
+        undo: restores what the function changes before it reads its last flag.
+        undone: the tensors that `undo` restores.
     """
 
     def __init__(
@@ -64,48 +60,53 @@ class CpuGraph:
     ) -> None:
         self._function = function
         self._undo = undo
-        self._undone = {place(tensor) for tensor in undone}
+        self._undone = {address(tensor) for tensor in undone}
         self._calls: list[Call] = []
-        self.names: list[str] = []  # of the operations that are repeated
+        self.names: list[str] = []  # names of the repeated operations
         self._metrics: Metrics = {}
-        self._changes: list[Tensor] = []  # what the function changes
+        self._changes: list[Tensor] = []  # tensors that the function changes
         self._next: Callable[[], Metrics] = self._record
 
     def __call__(self) -> Metrics:
+        """Run the function or repeat its operations; return its results."""
         return self._next()
 
     @property
     def settled(self) -> bool:
-        """Return whether the operations are repeated from now on."""
-        return self._next == self._repeated
+        """Return whether all further calls repeat the operations."""
+        return self._next == self._replay
 
     def _record(self) -> Metrics:
         with Recorder() as recorder:
             metrics = self._function()
-        told = {name: tensor.clone() for name, tensor in metrics.items()}
+        copies = {name: tensor.clone() for name, tensor in metrics.items()}
         try:
             self._prepare(recorder.operations, metrics)
         except NotRepeatableError as error:
-            self._give_up(str(error))
-        return told
+            self._fall_back(str(error))
+        return copies
 
     def _compare(self) -> Metrics:
-        """One call in both ways; repeating has to lead to the same, bit by bit."""
+        """Repeat the operations, then call the function from the same state.
+
+        If the results are bitwise equal, later calls repeat the operations.
+        """
         before = [tensor.clone() for tensor in self._changes]
-        if not self._repeat():
-            return self._anew()
+        if not self._run_calls():
+            return self._undo_and_call()
         repeated = [tensor.clone() for tensor in (*self._changes, *self._metrics.values())]
         torch._foreach_copy_(self._changes, before)
         metrics = self._function()
         if all(map(torch.equal, repeated, (*self._changes, *metrics.values()))):
-            self._next = self._repeated
+            self._next = self._replay
         else:
-            self._give_up("repeating its operations gives another result")
+            self._fall_back("repeating its operations gives another result")
         return metrics
 
     def seconds(self) -> list[float]:
-        """Repeat all operations and return how long each of them takes, in the order of `names`;
-        for measurements.
+        """Repeat all operations; return the seconds of each, in the order of `names`.
+
+        For benchmarks only.
         """
         times = [time.perf_counter()]
         with torch.no_grad():
@@ -114,29 +115,29 @@ class CpuGraph:
                 times.append(time.perf_counter())
         return [after - before for before, after in pairwise(times)]
 
-    def _repeated(self) -> Metrics:
-        return self._metrics if self._repeat() else self._anew()
+    def _replay(self) -> Metrics:
+        return self._metrics if self._run_calls() else self._undo_and_call()
 
-    def _repeat(self) -> bool:
-        """All operations; whether no flag was in the way."""
+    def _run_calls(self) -> bool:
+        """Repeat the operations up to the first flag that is False; return whether all ran."""
         with torch.no_grad():
             return all(call() is not False for call in self._calls)
 
-    def _anew(self) -> Metrics:
+    def _undo_and_call(self) -> Metrics:
         self._undo()
         return self._function()
 
-    def _give_up(self, why: str) -> None:
-        log.info("updates run at PyTorch's speed: %s", why)
+    def _fall_back(self, reason: str) -> None:
+        log.info("updates are not captured: %s", reason)
         self._calls = []
         self.names = []
         self._next = self._function
 
     def _prepare(self, operations: list[Operation], metrics: Metrics) -> None:
-        """Make calls of the operations, unless a flag was not set: then the next call records.
+        """Turn the operations into calls; if a flag was False, leave recording to the next call.
 
         Raises:
-            NotRepeatableError: they depend on more than flags.
+            NotRepeatableError: the operations depend on values other than flags.
         """
         flags = flags_of(operations, self._undone)
         if not all(operation.value for operation in flags):
@@ -151,79 +152,78 @@ class CpuGraph:
 
 
 def flags_of(operations: Sequence[Operation], undone: set[int]) -> list[Operation]:
-    """The operations that ask a flag, each flag once.
+    """Return the operations that read a flag, the first one for each flag.
 
     Raises:
-        NotRepeatableError: a value is read that is no flag, or one when something was changed that
-            is not `undone`.
+        NotRepeatableError: an operation reads a value that is not a flag, or reads a flag after a
+            change to memory that is not in `undone`.
     """
     flags: dict[int, Operation] = {}
-    created = places_of(operations)
+    created = created_addresses(operations)
     changed: set[int] = set()
     for operation in operations:
-        if operation.value is not None and place(operation.inputs[0]) not in flags:
+        if operation.value is not None and address(operation.inputs[0]) not in flags:
             if operation.function is not READS or operation.inputs[0].dtype is not torch.bool:
                 raise NotRepeatableError(f"{operation.function} reads a value")
             if not changed <= undone:
-                raise NotRepeatableError("a flag is asked after a change that cannot be undone")
-            flags[place(operation.inputs[0])] = operation
-        changed |= {place(tensor) for tensor in operation.written} - created
+                raise NotRepeatableError("a flag is read after a change that cannot be undone")
+            flags[address(operation.inputs[0])] = operation
+        changed |= {address(tensor) for tensor in operation.written} - created
     return list(flags.values())
 
 
 def changes_of(operations: Sequence[Operation]) -> list[Tensor]:
-    """The tensors from before that are changed."""
-    created = places_of(operations)
-    written = [
-        tensor
-        for operation in operations
-        for tensor in operation.written
-        if place(tensor) not in created
-    ]
-    return list(
-        {
-            (place(tensor), tensor.storage_offset(), tensor.shape): tensor for tensor in written
-        }.values()
-    )
+    """Return the tensors that existed before the operations and are changed by them."""
+    created = created_addresses(operations)
+    changes: dict[Any, Tensor] = {}
+    for operation in operations:
+        for tensor in operation.written:
+            if address(tensor) not in created:
+                key = address(tensor), tensor.storage_offset(), tensor.shape
+                changes[key] = tensor
+    return list(changes.values())
 
 
-def places_of(operations: Iterable[Operation]) -> set[int]:
-    """The memory that came to be meanwhile."""
-    return {place(tensor) for operation in operations for tensor in operation.created}
+def created_addresses(operations: Iterable[Operation]) -> set[int]:
+    """Return the addresses of memory that the operations allocate."""
+    return {address(tensor) for operation in operations for tensor in operation.created}
 
 
 def in_shared_memory(
     steps: Sequence[Operation], operations: Sequence[Operation], keep: Iterable[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Map each tensor to its memory in a repetition; memory is reused after the last step that
-    reads it.
+    """Assign memory for a repetition, reusing it after the last step that uses it.
+
+    Args:
+        steps: the operations that are repeated.
+        operations: all recorded operations.
+        keep: tensors that stay in their recorded memory.
+
+    Returns:
+        A function from recorded tensors to tensors in the assigned memory.
     """
-    own = places_of(operations) - {place(tensor) for tensor in keep}
-    last = {
-        place(tensor): i for i, step in enumerate(steps) for tensor in (*step.inputs, *step.outputs)
-    }
-    free: dict[int, list[Tensor]] = defaultdict(list)
+    own = created_addresses(operations) - {address(tensor) for tensor in keep}
+    last_step: dict[int, int] = {}
+    for number, step in enumerate(steps):
+        for tensor in (*step.inputs, *step.outputs):
+            last_step[address(tensor)] = number
+    free: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
     memory: dict[int, Tensor] = {}
-    for i, step in enumerate(steps):
-        used = {
-            place(tensor): tensor
-            for tensor in (*step.inputs, *step.outputs)
-            if place(tensor) in own
-        }
-        for where, tensor in used.items():
-            if where not in memory:
+    for number, step in enumerate(steps):
+        used = {address(tensor): tensor for tensor in (*step.inputs, *step.outputs)}
+        for key, tensor in used.items():
+            if key in own and key not in memory:
                 size = tensor.untyped_storage().nbytes()
-                memory[where] = (
-                    free[size].pop() if free[size] else torch.empty(size, dtype=torch.uint8)
-                )
-        for where in used:
-            if last[where] == i:
-                free[memory[where].numel()].append(memory[where])
+                reused = free[size].pop() if free[size] else None
+                memory[key] = torch.empty(size, dtype=torch.uint8) if reused is None else reused
+        for key in used:
+            if key in own and last_step[key] == number:
+                free[memory[key].numel()].append(memory[key])
 
     def moved(tensor: Tensor) -> Tensor:
-        if place(tensor) not in memory:
+        if address(tensor) not in memory:
             return tensor
-        storage = memory[place(tensor)].untyped_storage()
+        storage = memory[address(tensor)].untyped_storage()
         empty = torch.empty(0, dtype=tensor.dtype)
         return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
@@ -231,33 +231,37 @@ def in_shared_memory(
 
 
 def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
-    """The operation as a call without arguments; one that asks a flag tells it."""
-    args = mapped(moved, operation.args)
-    kwargs = dict(zip(operation.kwargs, mapped(moved, operation.kwargs.values()), strict=True))
-    if not operation.created:  # it changes its inputs, or asks
+    """Return an operation as a call without arguments; a read of a flag returns its value.
+
+    Args:
+        operation: a recorded operation.
+        moved: the function from recorded tensors to their memory in a repetition.
+    """
+    args = map_tensors(moved, operation.args)
+    kwargs = dict(zip(operation.kwargs, map_tensors(moved, operation.kwargs.values()), strict=True))
+    if not operation.created:  # an in-place operation or a read
         return partial(operation.function, *args, **kwargs)
     outputs = [moved(tensor) for tensor in operation.outputs]
-    if own := kernels.bound(operation.function, args, outputs):
-        return partial(_keeping, own, (args, outputs))
+    if fused := kernels.bound(operation.function, args, outputs):
+        return partial(_call_with_references, fused, (args, outputs))
     if operation.function in COPIES:
         return partial(outputs[0].copy_, args[0])
-    form = None if operation.writes else form_with_out(operation.function)
-    if form is None or len(form[1]) > len(
-        outputs
-    ):  # none, or one that wants memory for outputs left undefined
+    overload = None if operation.writes else overload_with_out(operation.function)
+    # An overload with more outputs than recorded would need memory for undefined outputs.
+    if overload is None or len(overload[1]) > len(outputs):
         return partial(_call_and_copy, partial(operation.function, *args, **kwargs), outputs)
-    function, names = form
+    function, names = overload
     known = {argument.name for argument in function._schema.arguments}
     kwargs = {name: value for name, value in kwargs.items() if name in known}
-    if len(names) < len(outputs) or operation.gives_list:
+    if len(names) < len(outputs) or operation.returns_list:
         return partial(function, *args, **kwargs, **{names[0]: outputs})
-    return _by_name(operation, args, kwargs, outputs) or partial(
-        function, *args, **kwargs, **dict(zip(names, outputs, strict=True))
-    )
+    if call := _torch_call(operation, args, kwargs, outputs):
+        return call
+    return partial(function, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
 
 
-def _keeping(call: Call, _: object) -> None:
-    """Call it; the second argument only keeps its tensors alive."""
+def _call_with_references(call: Call, _: object) -> None:
+    """Run a call; the second argument keeps the call's tensors alive."""
     call()
 
 
@@ -266,37 +270,39 @@ def _call_and_copy(call: Call, outputs: Sequence[Tensor]) -> None:
         output.copy_(value)
 
 
-def _by_name(
+def _torch_call(
     operation: Operation, args: Any, kwargs: dict[str, Any], outputs: Sequence[Tensor]
 ) -> Call | None:
-    """The same by its name in `torch`, if it has one there that takes the arguments: half the cost
-    of a call.
+    """Return a call of the function of the same name in `torch`, at half the cost.
+
+    Return None if there is no such function or it does not accept the arguments. The only way to
+    find out is a trial call; its output is written again before it is read.
     """
-    call: Any = getattr(torch, operation.function._schema.name.removeprefix("aten::"), None)
-    if call is None or len(outputs) > 1:
+    function: Any = getattr(torch, operation.function._schema.name.removeprefix("aten::"), None)
+    if function is None or len(outputs) > 1:
         return None
-    call = partial(call, *args, **kwargs, out=outputs[0])
+    call = partial(function, *args, **kwargs, out=outputs[0])
     try:
-        call()  # what it writes now is written again before it is read
+        call()
     except (TypeError, RuntimeError):
         return None
     return call
 
 
 @cache
-def form_with_out(function: Any) -> tuple[Any, list[str]] | None:
-    """The overload of a function that writes to tensors it is given, and their names; None if there
-    is none.
-    """
-    name = function._schema.name.removeprefix("aten::")
+def overload_with_out(function: Any) -> tuple[Any, list[str]] | None:
+    """Return the overload of a function with output arguments, and their names; None if none."""
     wanted = [str(argument.type) for argument in function._schema.arguments]
-    packet = getattr(torch.ops.aten, name)
-    for overload in (getattr(packet, name) for name in packet.overloads()):
-        arguments = overload._schema.arguments
-        names = [argument.name for argument in arguments if argument.is_out]
-        if (
-            names
-            and [str(argument.type) for argument in arguments if not argument.is_out] == wanted
-        ):
-            return overload, names
+    packet = getattr(torch.ops.aten, function._schema.name.removeprefix("aten::"))
+    for name in packet.overloads():
+        overload = getattr(packet, name)
+        outputs = []
+        inputs = []
+        for argument in overload._schema.arguments:
+            if argument.is_out:
+                outputs.append(argument.name)
+            else:
+                inputs.append(str(argument.type))
+        if outputs and inputs == wanted:
+            return overload, outputs
     return None

@@ -1,11 +1,9 @@
-"""Acting without PyTorch's cost per call: a policy's operations, recorded once and repeated in
-numpy.
+"""Acting without PyTorch's overhead: a policy's operations, recorded once and repeated in numpy.
 
-For the handful of rows that a worker acts for, calling PyTorch costs as much as computing. So the
-operations of one call are recorded together with the tensors that they read and wrote, and repeated
-on the same memory: a view needs no repeating, an operation known here is one or two numpy calls,
-and any other is left to PyTorch. The weights are read where they lie, so whoever writes new ones
-there has loaded them.
+With the few rows of a worker, calls into PyTorch cost as much as their arithmetic. The operations
+of one call are therefore recorded with their tensors and repeated on the same memory. Views need no
+repetition. Operations in `KERNELS` become a few numpy calls; PyTorch runs all others. Weights are
+read from their memory in each call, so writing there loads new ones.
 """
 
 from __future__ import annotations
@@ -26,57 +24,59 @@ from softmod.capture.recorder import NotRepeatableError, Operation, Recorder, at
 Array = NDArray[Any]
 Call = Callable[[], object]
 Function = Callable[..., Tensor]
-Kernel = Callable[..., list[Call]]  # of the output and the arguments, tensors as arrays
-FEW_ROWS = 7  # up to here, without AVX-512, a product row by row is the faster one
-WIDE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's kernels with AVX-512
-# rows x k x n up to which they have a kernel of its own, and the columns they take at once
-SMALL = 1_000_000
-TILE = 64
-AGREES = 1e-4
+Kernel = Callable[..., list[Call]]  # from the output array and the arguments to calls
+FEW_ROWS = 7  # up to this number, and without AVX-512, products row by row are faster
+WIDE = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS kernels with AVX-512
+SMALL = 1_000_000  # rows x k x n up to which these use a special kernel for small products
+TILE = 64  # columns per step of that kernel
+AGREES = 1e-4  # relative and absolute tolerance of the check against PyTorch
 
 log = logging.getLogger(__name__)
 
 
-class Repeated:
-    """A function of tensors as a call without arguments: `inputs` are arrays to be filled, the
-    output is an array.
+class NumpyFunction:
+    """A function of tensors with numpy inputs and output, run by PyTorch.
+
+    The caller fills the arrays `inputs`, then calls the object without arguments.
 
     Args:
-        function: of `inputs`, giving one tensor; it is called under `torch.no_grad`.
-        inputs: any values in the right shapes.
+        function: a function of `inputs` that returns one tensor; called under `torch.no_grad`.
+        inputs: tensors of the right shapes, with any values.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
-        self._function, self._tensors = function, [tensor.clone() for tensor in inputs]
+        self._function = function
+        self._tensors = [tensor.clone() for tensor in inputs]
         self.inputs: list[Array] = [tensor.numpy() for tensor in self._tensors]
 
     def __call__(self) -> Array:
-        """The output for what `self.inputs` hold now; valid until the next call."""
-        return self.called()
+        """Return the output for the current `inputs`; valid until the next call."""
+        return self.eager()
 
-    def called(self) -> Array:
-        """The same by PyTorch."""
+    def eager(self) -> Array:
+        """Return the output for the current `inputs`, computed by PyTorch."""
         with torch.no_grad():
             return self._function(*self._tensors).numpy()
 
 
-class Recorded(Repeated):
+class Recorded(NumpyFunction):
     """A function whose operations and shapes never change, repeated in numpy.
 
     Raises:
-        NotRepeatableError: its operations depend on its inputs' values.
+        NotRepeatableError: the operations depend on the values of the inputs.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         super().__init__(function, inputs)
         with torch.no_grad(), Recorder() as recorder:
             self._output: Array = function(*self._tensors).numpy()
-        self._operations = recorder.operations  # their memory is what the calls use
+        self._operations = recorder.operations  # keeps alive the memory that the calls use
+        self._calls: list[Call] = []
         for operation in self._operations:
             if operation.value is not None:
                 raise NotRepeatableError(f"{operation.function} reads a value")
-        computing = (operation for operation in self._operations if operation.computes)
-        self._calls: list[Call] = [call for operation in computing for call in _repeat(operation)]
+            if operation.computes:
+                self._calls.extend(_calls_of(operation))
         self._check()
 
     def __call__(self) -> Array:
@@ -89,36 +89,36 @@ class Recorded(Repeated):
         held = [array.copy() for array in self.inputs]
         for array in self.inputs:
             array[...] = draws.standard_normal(array.shape)
-        if not np.allclose(self(), self.called(), rtol=AGREES, atol=AGREES, equal_nan=True):
+        if not np.allclose(self(), self.eager(), rtol=AGREES, atol=AGREES, equal_nan=True):
             raise NotRepeatableError("repeating its operations gives another result")
         for array, before in zip(self.inputs, held, strict=True):
             array[...] = before
 
 
-def repeated(function: Function, inputs: Sequence[Tensor]) -> Repeated:
-    """The function recorded, or, if it cannot be, as it is."""
+def record(function: Function, inputs: Sequence[Tensor]) -> NumpyFunction:
+    """Record a function for repetition in numpy; if that is not possible, leave it to PyTorch."""
     one_blas_thread()
     try:
         return Recorded(function, inputs)
     except NotRepeatableError as error:
-        log.info("this network acts at PyTorch's speed: %s", error)
-        return Repeated(function, inputs)
+        log.info("the policy is not repeated in numpy: %s", error)
+        return NumpyFunction(function, inputs)
 
 
 @cache
 def one_blas_thread() -> None:
-    """Let numpy multiply with one thread: the other cores have work of their own."""
+    """Limit numpy's products to one thread, since other processes use the other cores."""
     threadpool_limits(limits=1, user_api="blas")
 
 
 @cache
 def wide_products() -> bool:
-    """Return whether numpy multiplies by OpenBLAS's kernels with AVX-512."""
+    """Return whether numpy uses OpenBLAS kernels with AVX-512."""
     return any(library.get("architecture") in WIDE for library in threadpool_info())
 
 
-def _repeat(operation: Operation) -> list[Call]:
-    """Calls that write the outputs anew from what the arguments hold then."""
+def _calls_of(operation: Operation) -> list[Call]:
+    """Return calls that recompute an operation's outputs from its arguments' current values."""
     func = operation.function
     args = operation.args
     kwargs = operation.kwargs
@@ -131,21 +131,23 @@ def _repeat(operation: Operation) -> list[Call]:
         for target, value in zip(outputs, tensors((func(*args, **kwargs),)), strict=True):
             target.copy_(value)
 
-    again: Call = partial(func, *args, **kwargs)
-    return [again if operation.writes else call]
+    in_place: Call = partial(func, *args, **kwargs)
+    return [in_place if operation.writes else call]
 
 
 def _array(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.detach().numpy()
-    return [_array(entry) for entry in argument] if isinstance(argument, list | tuple) else argument
+    if isinstance(argument, list | tuple):
+        return [_array(entry) for entry in argument]
+    return argument
 
 
 # --- operations in numpy --------------------------------------------------------------------------
 
 
-# Outputs are handed over by position and calls are partial: in a policy of 50 calls that is a tenth
-# of the time.
+# Outputs are positional arguments and calls are `partial`: this saves a tenth of the time of a
+# policy with 50 calls.
 
 
 def _ufunc(function: Any) -> Kernel:
@@ -153,11 +155,10 @@ def _ufunc(function: Any) -> Kernel:
 
 
 def _product(out: Array, a: Array, b: Array) -> list[Call]:
-    """Matrices `[..., rows, k] @ [..., k, n]`, so that few rows have the same results in any
-    company.
+    """Multiply `[..., rows, k] @ [..., k, n]` so that a row's result does not depend on `rows`.
 
-    Without AVX-512 they are multiplied one by one, as vectors. With it only a single row is another
-    product, and so it is given company.
+    Without AVX-512, few rows are multiplied one by one, as vectors. With AVX-512, only a single row
+    would use another kernel, so it is multiplied together with a row of zeros.
     """
     rows = a.shape[-2]
     if wide_products():
@@ -170,7 +171,7 @@ def _product(out: Array, a: Array, b: Array) -> list[Call]:
 
 
 def _product_of_two(out: Array, a: Array, b: Array) -> list[Call]:
-    """A single row and a row of zeros."""
+    """Multiply a single row together with a row of zeros."""
     two = np.zeros((*a.shape[:-2], 2, a.shape[-1]), a.dtype)
     both = np.zeros((*out.shape[:-2], 2, out.shape[-1]), out.dtype)
     calls: list[Call] = [
@@ -181,9 +182,7 @@ def _product_of_two(out: Array, a: Array, b: Array) -> list[Call]:
 
 
 def _products_of_columns(out: Array, a: Array, b: Array) -> list[Call]:
-    """By as many columns as make a small product each, in whole tiles, which leaves the results as
-    they are.
-    """
+    """Split a product by columns into small products of whole tiles, with the same results."""
     columns = b.shape[-1]
     width = SMALL // (a.shape[-2] * a.shape[-1]) // TILE * TILE or columns
     parts = [slice(first, first + width) for first in range(0, columns, width)]
@@ -195,16 +194,14 @@ def _product_and_bias(out: Array, bias: Array, a: Array, b: Array) -> list[Call]
 
 
 def _relu(out: Array, x: Array) -> list[Call]:
-    return [partial(np.maximum, x, np.zeros_like(x), out=out)]  # faster than one zero for all
+    return [partial(np.maximum, x, np.zeros_like(x), out=out)]  # faster than a scalar zero
 
 
 def _clamp(
     out: Array, x: Array, least: float | None = None, most: float | None = None
 ) -> list[Call]:
-    low, high = (
-        np.array(bound, x.dtype)
-        for bound in (-np.inf if least is None else least, np.inf if most is None else most)
-    )
+    low = np.array(-np.inf if least is None else least, x.dtype)
+    high = np.array(np.inf if most is None else most, x.dtype)
     return [partial(np.maximum, x, low, out=out), partial(np.minimum, out, high, out=out)]
 
 
@@ -237,7 +234,7 @@ def _concatenate(out: Array, parts: list[Array], axis: int = 0) -> list[Call]:
 
 
 def _select(out: Array, x: Array, axis: int, index: Array) -> list[Call]:
-    return [partial(x.take, index, axis, out, "clip")]  # any other mode buffers
+    return [partial(x.take, index, axis, out, "clip")]  # other modes buffer the output
 
 
 def _stack(out: Array, parts: list[Array], axis: int = 0) -> list[Call]:
@@ -255,7 +252,7 @@ def _one_over_root(out: Array, x: Array) -> list[Call]:
 def _layer_norm(
     out: Array, x: Array, shape: Sequence[int], weight: Array | None, bias: Array | None, eps: float
 ) -> list[Call]:
-    """Write the first of three outputs: mean and deviation are read by gradients alone."""
+    """Compute the first of three outputs; only gradients read the other two, mean and deviation."""
     rows = out.reshape(*out.shape[: -len(shape)], -1)  # a view
     before: list[Call] = []
     if len(shape) > 1:
@@ -265,9 +262,7 @@ def _layer_norm(
     average = np.full(width, 1 / width, x.dtype)
     share = np.array(1 / width, x.dtype)
     least = np.array(eps, x.dtype)
-    row = np.empty(
-        (*rows.shape[:-1], 1), x.dtype
-    )  # a number per row: first its mean, then its deviation
+    row = np.empty((*rows.shape[:-1], 1), x.dtype)  # first the mean of each row, then its deviation
     after: list[Call] = [] if weight is None else [partial(np.multiply, out, weight, out)]
     after += [] if bias is None else [partial(np.add, out, bias, out)]
     return [

@@ -1,6 +1,4 @@
-"""What PyTorch does in a call: its operations, one after the other, with the tensors that they read
-and wrote.
-"""
+"""A recorder of PyTorch operations, in order, with the tensors that they read and write."""
 
 from __future__ import annotations
 
@@ -23,77 +21,75 @@ EMPTY = (
     aten.new_empty.default,
     aten.new_empty_strided.default,
 )
-
-
-RECORDED = ("aten", "softmod")  # whose operations are kept: PyTorch's and our own
+RECORDED = ("aten", "softmod")  # namespaces of recorded operations: PyTorch's and our own
 
 
 class NotRepeatableError(SoftmodError):
-    """A call cannot be repeated from what was recorded of it."""
+    """A call that cannot be repeated from its recording."""
 
 
 @dataclass
 class Operation:
-    """One operation.
+    """A recorded operation.
 
-    Its tensors are aliases: holding them keeps their memory and changes nothing for who made them.
+    Its tensors are detached aliases. They keep the memory alive and leave the originals unchanged.
     """
 
     function: Any  # an overload of aten
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Tensor, ...]
-    value: Any = None  # what it told, if that is no tensor
+    value: Any = None  # the result, if it is not a tensor
 
     @property
     def inputs(self) -> list[Tensor]:
+        """Return all tensor arguments."""
         return list(tensors((self.args, tuple(self.kwargs.values()))))
 
     @property
-    def gives_list(self) -> bool:
-        """Return whether its output is a list of tensors, however many."""
+    def returns_list(self) -> bool:
+        """Return whether the output is a list of tensors of any length."""
         return "[]" in str(self.function._schema.returns[0].type)
 
     @property
     def writes(self) -> bool:
-        """Return whether it changes memory that was there before."""
-        return any(
-            a.alias_info is not None and a.alias_info.is_write
-            for a in self.function._schema.arguments
-        )
+        """Return whether the operation changes memory that existed before."""
+        return any(map(_is_written, self.function._schema.arguments))
 
     @property
     def written(self) -> list[Tensor]:
-        """Inputs that it changes."""
-        values = (
-            *self.args,
-            *(self.kwargs.get(a.name) for a in self.function._schema.arguments[len(self.args) :]),
-        )
-        arguments = zip(self.function._schema.arguments, values, strict=True)
-        return list(
-            tensors(
-                value
-                for a, value in arguments
-                if a.alias_info is not None and a.alias_info.is_write
-            )
-        )
+        """Return the inputs that the operation changes."""
+        parameters = self.function._schema.arguments
+        values = list(self.args)
+        for parameter in parameters[len(self.args) :]:
+            values.append(self.kwargs.get(parameter.name))
+        changed = []
+        for parameter, value in zip(parameters, values, strict=True):
+            if _is_written(parameter):
+                changed.append(value)
+        return list(tensors(changed))
 
     @property
     def created(self) -> list[Tensor]:
-        """Outputs in memory that was not there before."""
-        places = {place(tensor) for tensor in self.inputs}
-        return [output for output in self.outputs if place(output) not in places]
+        """Return the outputs in newly allocated memory."""
+        addresses = {address(tensor) for tensor in self.inputs}
+        return [output for output in self.outputs if address(output) not in addresses]
 
     @property
     def computes(self) -> bool:
-        """Return whether there is something to repeat: it neither only views memory nor only
-        reserves it.
+        """Return whether a repetition has to run the operation.
+
+        Views and allocations of uninitialised memory need not be repeated.
         """
         return self.writes or (bool(self.created) and self.function not in EMPTY)
 
 
+def _is_written(parameter: Any) -> bool:
+    return parameter.alias_info is not None and bool(parameter.alias_info.is_write)
+
+
 class Recorder(TorchDispatchMode):
-    """While it is entered, operations run as always and are kept."""
+    """A context in which operations run as usual and are recorded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,19 +100,20 @@ class Recorder(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func.namespace in RECORDED:
             outputs = tuple(_alias(tensor) for tensor in tensors((output,)))
-            told = None if outputs else output
-            named = dict(zip(kwargs, mapped(_alias, kwargs.values()), strict=True))
-            self.operations.append(Operation(func, mapped(_alias, args), named, outputs, told))
+            value = None if outputs else output
+            aliases = map_tensors(_alias, args)
+            named = dict(zip(kwargs, map_tensors(_alias, kwargs.values()), strict=True))
+            self.operations.append(Operation(func, aliases, named, outputs, value))
         return output
 
 
-def place(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory, which views of one another share."""
+def address(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage; it is the same for all views of a tensor."""
     return tensor.untyped_storage().data_ptr()
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors in these, and in lists of them."""
+    """Yield all tensors among the values and in nested lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -124,18 +121,17 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def mapped(function: Callable[[Tensor], object], values: Iterable[Any]) -> tuple[Any, ...]:
-    """The same values, lists of them too, with every tensor replaced."""
-    return tuple(
-        (
-            function(value)
-            if isinstance(value, Tensor)
-            else [*mapped(function, value)]
-            if isinstance(value, list | tuple)
-            else value
-        )
-        for value in values
-    )
+def map_tensors(function: Callable[[Tensor], object], values: Iterable[Any]) -> tuple[Any, ...]:
+    """Apply a function to every tensor among the values; nested lists and tuples become lists."""
+    results: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            results.append(function(value))
+        elif isinstance(value, list | tuple):
+            results.append(list(map_tensors(function, value)))
+        else:
+            results.append(value)
+    return tuple(results)
 
 
 def _alias(tensor: Tensor) -> Tensor:

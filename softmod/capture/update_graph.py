@@ -1,8 +1,7 @@
-"""How the whole update runs: eagerly, as one graph, or that with compiled networks; results differ
-by rounding.
+"""Execution of the whole update: eager, captured as one graph, or captured with compiled networks.
 
-On a CPU, where PyTorch has no graphs, what is captured are its operations
-(`softmod.capture.cpu_graph`).
+Results differ only by rounding. PyTorch has no graphs on a CPU, so there the operations are
+captured (`softmod.capture.cpu_graph`).
 """
 
 from __future__ import annotations
@@ -17,20 +16,22 @@ from softmod.capture.cpu_graph import CpuGraph
 from softmod.errors import ConfigError
 
 Metrics = dict[str, Tensor]
-Update = Callable[..., Metrics]  # of a batch (a named tuple of tensors) and of noise
+Update = Callable[..., Metrics]  # from a batch (a named tuple of tensors) and noise
 
-WARM_UPS = 3  # before a capture; libraries set themselves up in their first calls
+WARM_UPS = 3  # calls before a capture, in which libraries initialise themselves
 
 
 def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> None:
-    """Let the agent's programs run as they come ("eager"), "captured" as a graph each, or with
-    "compiled" networks.
+    """Choose the execution of the agent's programs.
 
-    "auto" captures where the optimizers can be captured; on a GPU, updates with compiled networks
-    are captured too.
+    Args:
+        agent: its `programs` are replaced if they are captured.
+        optimizers: the agent's optimizers.
+        how: "eager"; "captured", as one graph per program; "compiled", with compiled networks and,
+            on a GPU, captured too; "auto", captured if the optimizers support it.
 
     Raises:
-        ConfigError: an optimizer cannot be captured.
+        ConfigError: `how` is "captured", but an optimizer is not fused.
     """
     if how == "compiled":
         for network in (agent.actor.network, agent.critic, agent.target_critic):
@@ -48,43 +49,51 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     for group in groups:
         group["capturable"] = True
     agent.programs = {
-        name: Captured(agent, run, name in agent.undoing) for name, run in agent.programs.items()
+        name: Captured(agent, run, name in agent.rollback_programs)
+        for name, run in agent.programs.items()
     }
 
 
 class Captured:
-    """One of an agent's programs, whose operations are recorded once and repeated with one call.
+    """One of an agent's programs as a graph: recorded in the first call, replayed in later calls.
 
-    A graph reads its inputs from where they lay when it was recorded, so each call copies its own
-    there first. Its metrics lie in memory that the next call overwrites. `undoes`: the program
-    undoes a step with the agent's rollback.
+    A graph reads its inputs from fixed memory, so each call copies its inputs there first. The next
+    call overwrites the metrics.
+
+    Args:
+        agent: the agent whose state the program changes.
+        program: a method of the agent.
+        uses_rollback: the program may undo a step with the agent's rollback.
     """
 
-    def __init__(self, agent: Any, program: Update, undoes: bool) -> None:
+    def __init__(self, agent: Any, program: Update, uses_rollback: bool) -> None:
         self._agent = agent
         self._program = program
-        self._undoes = undoes
+        self._uses_rollback = uses_rollback
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
 
     def __call__(self, batch: Any, *noise: Tensor) -> Metrics:
-        given = [*batch, *noise]
+        """Run the program on a batch and noise; return its metrics."""
+        inputs = [*batch, *noise]
         if self._replay is None:
-            self._form = type(batch)
-            self._inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in given]
+            self._batch_type = type(batch)
+            self._inputs = [
+                tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs
+            ]
             self._warm_up()
             self._replay = self._record()
-        torch._foreach_copy_(self._inputs, given)
+        torch._foreach_copy_(self._inputs, inputs)
         return self._replay()
 
     def _run(self) -> Metrics:
-        size = len(self._form._fields)
-        return self._program(self._form(*self._inputs[:size]), *self._inputs[size:])
+        size = len(self._batch_type._fields)
+        return self._program(self._batch_type(*self._inputs[:size]), *self._inputs[size:])
 
     def _warm_up(self) -> None:
-        """Run updates whose changes are taken back."""
+        """Run the program once and undo its changes."""
         if self._inputs[0].device.type == "cuda":
-            return  # `cuda_graph` does
+            return  # `cuda_graph` warms up itself
         live = state_of(self._agent)
         before = [tensor.clone() for tensor in live]
         self._run()
@@ -94,26 +103,25 @@ class Captured:
     def _record(self) -> Callable[[], Metrics]:
         if self._inputs[0].device.type == "cuda":
             return cuda_graph(self._run, state_of(self._agent))
-        rollback: Any = self._agent.rollback if self._undoes else None
-        return (
-            CpuGraph(self._run, rollback.restore, rollback.touched)
-            if rollback
-            else CpuGraph(self._run)
-        )
+        rollback: Any = self._agent.rollback if self._uses_rollback else None
+        if rollback is None:
+            return CpuGraph(self._run)
+        return CpuGraph(self._run, rollback.restore, rollback.touched)
 
 
 def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[[], Metrics]:
-    """Record a function as a CUDA graph, after a few calls that warm up and whose changes of `live`
-    are taken back.
+    """Record a function as a CUDA graph; return its replay.
+
+    Warm-up calls come first. Their changes to the tensors `live` are undone.
     """
     device = live[0].device
     before = [tensor.clone() for tensor in live]
-    beside = torch.cuda.Stream(device)
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
+    side_stream = torch.cuda.Stream(device)
+    side_stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side_stream):
         for _ in range(WARM_UPS):
             function()
-    torch.cuda.current_stream(device).wait_stream(beside)
+    torch.cuda.current_stream(device).wait_stream(side_stream)
     with torch.no_grad():
         torch._foreach_copy_(live, before)
     graph = torch.cuda.CUDAGraph()
@@ -128,11 +136,9 @@ def cuda_graph(function: Callable[[], Metrics], live: list[Tensor]) -> Callable[
 
 
 def state_of(agent: Any) -> list[Tensor]:
-    """All tensors of an agent's state, and of its optimizers'."""
-    states = [
-        value
-        for optimizer in agent.optimizers()
-        for state in optimizer.state.values()
-        for value in state.values()
-    ]
-    return [*(tensor.detach() for tensor in agent.state_dict().values()), *states]
+    """Return all tensors of the state of an agent and its optimizers."""
+    values = [tensor.detach() for tensor in agent.state_dict().values()]
+    for optimizer in agent.optimizers():
+        for state in optimizer.state.values():
+            values.extend(state.values())
+    return values

@@ -1,4 +1,4 @@
-"""Task sets: Meta-World's and a toy one.
+"""Task sets: Meta-World and a toy set.
 
-The names are in `softmod.envs.tasks`, which imports nothing heavy.
+Their names are in `softmod.envs.tasks`, which imports no simulator.
 """

@@ -1,4 +1,4 @@
-"""`python -m softmod.envs [set]`: the tasks, what they mean, and which sets they belong to."""
+"""The command `python -m softmod.envs [set]`: list tasks, their meaning and their sets."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from softmod.envs.tasks import SETS, TASKS, Task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List all tasks or those of one set; 0, or 2 for a set that does not exist."""
+    """List all tasks or those of one set; return the exit code, 2 for an unknown set."""
     parser = argparse.ArgumentParser(
         prog="python -m softmod.envs", description="List the tasks and their sets."
     )
     parser.add_argument("set", nargs="?", help=f"one of {', '.join(SETS)}; without it, all tasks")
     chosen = parser.parse_args(arguments).set
     if chosen is not None and chosen not in SETS:
-        print(f"unknown set '{chosen}'; there are {', '.join(SETS)}", file=sys.stderr)
+        print(f"unknown set '{chosen}'; must be one of {', '.join(SETS)}", file=sys.stderr)
         return 2
     show = _table if sys.stdout.isatty() else _lines
     try:
         show([TASKS[name] for name in (SETS[chosen] if chosen else TASKS)])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,4 +1,4 @@
-"""One evaluation episode: the same rules wherever a trained policy is watched or scored."""
+"""Evaluation episodes, with the same rules for scores, videos and single episodes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from softmod.spec import Floats, Goal, TaskEnv
 
 
 class EvalEpisode:
-    """An episode with a given goal. It is over at success, at the horizon, or where its physics
-    breaks.
+    """An episode with a given goal. It ends at success, at the horizon, or at a physics error.
 
     Args:
         env: the task's environment; it is reset to the goal.
-        goal: of the task.
-        horizon: the most steps.
+        goal: a goal of the task.
+        horizon: the largest number of steps.
 
     Attributes:
         obs: the latest observation `[obs_dim]`.
-        steps: taken so far.
+        steps: the number of steps taken.
         episode_return: the sum of rewards so far.
-        success: whether it was reached.
-        broken: whether its physics broke.
+        success: whether a step was a success.
+        broken: whether a physics error occurred.
     """
 
     def __init__(self, env: TaskEnv, goal: Goal, horizon: int) -> None:
@@ -34,11 +33,11 @@ class EvalEpisode:
 
     @property
     def over(self) -> bool:
-        """Return whether nothing counts any more; a video may show some steps beyond success."""
+        """Return whether the result is final; a video may show a few steps after success."""
         return self.success or self.broken or self.steps >= self.horizon
 
     def step(self, action: Floats) -> None:
-        """Act with `[action_dim]` in [-1, 1]."""
+        """Apply an action `[action_dim]` in [-1, 1]."""
         try:
             self.obs, reward, success = self.env.step(action)
         except PhysicsError:

@@ -1,6 +1,4 @@
-"""Meta-World's benchmark goals as arrays: drawn once, kept on disk, equal to the
-benchmarks' own.
-"""
+"""Meta-World's benchmark goals as arrays, drawn once and cached on disk."""
 
 from __future__ import annotations
 
@@ -26,17 +24,26 @@ from softmod.system.files import written_whole
 from softmod.system.user import cache_folder
 
 NUM_GOALS = 50
-SECONDS_PER_TASK = 0.2  # roughly, on a 2.3 GHz core; only for the message
+SECONDS_PER_TASK = 0.2  # on a 2.3 GHz core, roughly; only for the progress message
 
 log = logging.getLogger(__name__)
 
 
 def benchmark_goals(benchmark: str, seed: int) -> dict[str, Goal]:
-    """The training goals of every task of `mt10`, `mt25` or `mt50`: task name to `[50, goal_dim]`
-    float64, read-only.
+    """Return the training goals of every task of a benchmark.
 
-    Equal to the goals in `metaworld.MT10(seed).train_tasks` and its like. Drawn once, then read
-    from the cache folder. Raises ConfigError for a seed outside [0, 2**32).
+    They equal those of `metaworld.MT10(seed).train_tasks` and its counterparts. They are drawn
+    once, then read from the cache folder.
+
+    Args:
+        benchmark: `mt10`, `mt25` or `mt50`.
+        seed: the benchmark's seed.
+
+    Returns:
+        Task name to goals `[50, goal_dim]`, float64, read-only.
+
+    Raises:
+        ConfigError: the seed is outside [0, 2**32).
     """
     path = cache_path(benchmark, seed)
     goals = _read(path, SETS[benchmark])
@@ -49,23 +56,24 @@ def benchmark_goals(benchmark: str, seed: int) -> dict[str, Goal]:
 
 
 def environment_classes() -> dict[str, Any]:
-    """Meta-World's environment classes by task name.
+    """Import metaworld; return its environment classes by task name.
 
-    Imports metaworld; WorkerError if mujoco cannot be imported.
+    Raises:
+        WorkerError: metaworld or mujoco cannot be imported.
     """
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    # mujoco loads the driver that MUJOCO_GL names, and raises what that happens to raise
+    # mujoco loads the driver named by MUJOCO_GL, which may raise any exception.
     except Exception as error:
-        chosen = os.environ.get("MUJOCO_GL")
-        hint = f"; MUJOCO_GL is {chosen}, try without it" if chosen else ""
+        driver = os.environ.get("MUJOCO_GL")
+        hint = f"; MUJOCO_GL is {driver}, try to unset it" if driver else ""
         raise WorkerError(f"Meta-World cannot be imported ({first_line(error)}){hint}") from error
     classes: dict[str, Any] = ALL_V3_ENVIRONMENTS
     return classes
 
 
 def first_line(error: Exception) -> str:
-    """An exception in one line of at most 160 characters."""
+    """Return an exception as one line of at most 160 characters."""
     return format_exception_only(error)[0].splitlines()[0][:160]
 
 
@@ -75,35 +83,32 @@ def cache_path(benchmark: str, seed: int) -> Path:
 
 
 def draw(env: Any, rng: np.random.Generator | np.random.RandomState) -> Goal:
-    """A goal `[goal_dim]` from the whole distribution of a Meta-World environment, drawn with `rng`
-    alone.
+    """Draw a goal `[goal_dim]` from an environment's whole distribution, using `rng` only.
 
-    Resets the environment, since that is where Meta-World draws and where some tasks reject a draw.
-    What is drawn does not depend on the simulation, so the hand is not moved: that is most of a
-    reset's time.
+    This resets the environment, since Meta-World draws goals in its reset, where some tasks reject
+    draws. The goal does not depend on the simulation, so the reset does not move the hand, which
+    would take most of its time.
     """
     env._freeze_rand_vec = False
     env.seeded_rand_vec = True
     env._set_task_called = True
     env.np_random = rng
-    with _standing_still(env):
+    with _hand_at_rest(env):
         env.reset()
     env._freeze_rand_vec = True
     return np.array(env._last_rand_vec, dtype=np.float64)
 
 
 @contextmanager
-def _standing_still(env: Any) -> Iterator[None]:
-    """Resets of this environment leave out the 50 steps that move the hand; positions are still
-    computed.
-    """
+def _hand_at_rest(env: Any) -> Iterator[None]:
+    """Skip the 50 steps of a reset that move the hand; positions are still computed."""
     import mujoco
 
-    def stand_still(steps: int = 0) -> None:
+    def reset_hand(steps: int = 0) -> None:
         mujoco.mj_forward(env.model, env.data)
         env.init_tcp = env.tcp_center
 
-    env._reset_hand = stand_still
+    env._reset_hand = reset_hand
     try:
         yield
     finally:
@@ -111,30 +116,30 @@ def _standing_still(env: Any) -> Iterator[None]:
 
 
 def _generate(benchmark: str, seed: int) -> dict[str, Goal]:
-    """Draw as `metaworld.MT10(seed)` does: one stream, task after task, two draws a goal of which
-    the last counts.
+    """Draw goals as `metaworld.MT10(seed)` does: task after task, from one stream.
+
+    Each goal takes two draws, of which the second is used.
     """
     classes = environment_classes()
     tasks = SETS[benchmark]
     rng = _stream(seed)
     start = time.monotonic()
-    _tell(
+    _report(
         f"Drawing the goals of {benchmark}'s {len(tasks)} tasks (once, about"
         f" {len(tasks) * SECONDS_PER_TASK:.0f} s)"
     )
     goals = {task: _task_goals(classes[task](), rng) for task in tasks}
-    _tell(f"Drew the goals of {benchmark} in {time.monotonic() - start:.1f} s")
+    _report(f"Drew the goals of {benchmark} in {time.monotonic() - start:.1f} s")
     return goals
 
 
 def _stream(seed: int) -> np.random.RandomState:
+    """Return the stream of `np.random.seed(seed)`, without the global state."""
     try:
-        return np.random.RandomState(
-            seed
-        )  # the stream of np.random.seed(seed), without the global state
+        return np.random.RandomState(seed)
     except ValueError as error:
         raise ConfigError(
-            f"env.goal_seed is {seed}, but has to lie between 0 and {2**32 - 1}"
+            f"env.goal_seed is {seed}, but must be between 0 and {2**32 - 1}"
         ) from error
 
 
@@ -144,19 +149,19 @@ def _task_goals(env: Any, rng: np.random.RandomState) -> Goal:
     return goals
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def _read(path: Path, tasks: tuple[str, ...]) -> dict[str, Goal] | None:
-    """The goals in a cache file; None if there is none or it is damaged."""
+    """Return the goals in a cache file; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             goals = {task: _valid(arrays[task]) for task in tasks}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        log.warning("The cached goals in %s cannot be read (%s): drawing them again", path, error)
+        log.warning("the cached goals in %s cannot be read (%s); drawing them again", path, error)
         return None
     return goals
 
@@ -168,19 +173,17 @@ def _valid(goals: Goal) -> Goal:
         or goals.dtype != np.float64
         or not np.isfinite(goals).all()
     ):
-        raise ValueError(
-            f"an array of shape {goals.shape} and type {goals.dtype} is no task's goals"
-        )
+        raise ValueError(f"shape {goals.shape} and dtype {goals.dtype} are invalid for goals")
     return goals
 
 
 def _write(path: Path, goals: dict[str, Goal]) -> None:
     try:
-        with written_whole(path) as beside, beside.open("wb") as file:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **goals)  # type: ignore[arg-type]
     except OSError as error:
         log.warning(
-            "The goals cannot be kept in %s (%s): they are drawn again next time",
+            "the goals cannot be kept in %s (%s); they will be drawn again next time",
             path.parent,
             error,
         )

@@ -1,7 +1,6 @@
-"""Meta-World's tasks behind our own factory: goals as arrays, resets that are pure, faults that are
-seen.
+"""Meta-World's tasks with goals as arrays, pure resets, and detection of physics errors.
 
-Imports metaworld and mujoco only where an environment is built.
+metaworld and mujoco are imported only when an environment is built.
 """
 
 from __future__ import annotations
@@ -29,16 +28,25 @@ from softmod.envs.tasks import (
 from softmod.errors import PhysicsError, WorkerError
 from softmod.spec import EnvSpec, Floats, Goal
 
-FRAME = 18  # numbers of the state: hand, gripper, two objects
-CAMERA = "corner4"  # the nearest of the corner cameras; all of them hang upside down
+FRAME = 18  # size of the state: hand, gripper, two objects
+CAMERA = "corner4"  # the nearest corner camera; all of them are mounted upside down
 
 
 class MetaWorld:
-    """A set of Meta-World tasks (`[39]` observations, `[4]` actions) with their goals, reward
-    version and horizon.
+    """A set of Meta-World tasks, with observations `[39]` and actions `[4]`.
 
-    With `fast`, what a step computes around the physics is our own code, equal to Meta-World's to
-    the bit. Raises ConfigError for an unknown task or word, or a horizon outside [1, 500].
+    Args:
+        tasks: task names.
+        goals: "benchmark", "fixed" or "random".
+        goal_seed: the seed of the benchmark's goals.
+        reward: "v1" or "v2".
+        horizon: steps of an evaluation episode.
+        name: the name of the set.
+        fast: use our own code around the physics, which is bitwise equal to Meta-World's.
+        train_horizon: steps of a training episode; None: `horizon`.
+
+    Raises:
+        ConfigError: a task or option is unknown, or a horizon is outside [1, 500].
     """
 
     def __init__(
@@ -63,18 +71,17 @@ class MetaWorld:
 
     @property
     def benchmark(self) -> str:
-        """Whose goals the tasks have: `mt10` or `mt25` if these are exactly its tasks, in any
-        order, else `mt50`.
+        """Return the benchmark that provides the goals.
+
+        It is `mt10` or `mt25` if the set has exactly its tasks, in any order, else `mt50`.
         """
         same = [name for name in ("mt10", "mt25") if set(SETS[name]) == set(self.spec.tasks)]
         return same[0] if same else "mt50"
 
     def goals(self, task: int) -> Goal:
-        """A task's goals `[num_goals, 3 or 6]`: the benchmark's 50, or only the first of them with
-        `fixed` goals.
+        """Return a task's goals `[num_goals, 3 or 6]`: the benchmark's 50, or the first if `fixed`.
 
-        With `random` goals these are the ones to evaluate on; training draws its own by the
-        environment's `draw_goal`.
+        With `random` goals, these are only for evaluation; training uses `draw_goal`.
         """
         if self._goals is None:
             everything = benchmark_goals(self.benchmark, self.goal_seed)
@@ -83,11 +90,15 @@ class MetaWorld:
         return goals[:1] if self.goal_mode == "fixed" else goals
 
     def step_cost(self, task: int) -> float:
-        """Return the cost of a step of this task, relative to the cheapest task."""
+        """Return the cost of a step of a task, relative to the cheapest task."""
         return STEP_COSTS.get(self.spec.tasks[task], 1.0)
 
     def make(self, task: int, render: bool = False) -> MetaWorldEnv:
-        """A new environment of one task; WorkerError if it has to render and nothing here can."""
+        """Build a new environment of one task.
+
+        Raises:
+            WorkerError: `render` is set, but this machine cannot render.
+        """
         return MetaWorldEnv(
             self.spec.tasks[task], self.reward, self.spec.horizon, render, self.fast
         )
@@ -106,7 +117,7 @@ class MetaWorldEnv:
     ) -> None:
         self._task = task
         self._horizon = horizon
-        self._steps = horizon  # no episode runs yet
+        self._steps = horizon  # no episode is running
         self._render = render
         self._env = _build(task, reward, render, fast)
         self._faults = _fault_counts(self._env)
@@ -114,9 +125,11 @@ class MetaWorldEnv:
             _check_rendering(self)
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode with a goal `[3 or 6]`; the observation `[39]`.
+        """Start an episode with a goal `[3 or 6]`; return the observation `[39]`.
 
-        PhysicsError if the physics breaks.
+        Raises:
+            WorkerError: the goal has the wrong shape.
+            PhysicsError: the simulation fails.
         """
         env = self._env
         self._steps = 0
@@ -126,9 +139,14 @@ class MetaWorldEnv:
         return self._checked(env.reset()[0])
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Act with `[4]` in [-1, 1]: the observation `[39]`, the reward, success at this step.
+        """Apply an action `[4]` in [-1, 1].
 
-        Raises PhysicsError if the physics breaks, and WorkerError past the horizon.
+        Returns:
+            The observation `[39]`, the reward, and whether this step is a success.
+
+        Raises:
+            WorkerError: no episode is running.
+            PhysicsError: the simulation fails.
         """
         if self._steps >= self._horizon:
             raise WorkerError(
@@ -142,32 +160,34 @@ class MetaWorldEnv:
         return self._checked(obs), float(reward), bool(info["success"])
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
-        """A goal `[3 or 6]` from the task's whole distribution, drawn with `rng` alone.
+        """Draw a goal `[3 or 6]` from the task's whole distribution, using `rng` only.
 
-        Ends the running episode.
+        This ends the running episode.
         """
         self._steps = self._horizon
         return draw(self._env, rng)
 
     def render(self) -> NDArray[np.uint8]:
-        """The scene as `[480, 480, 3]`, the robot upright."""
+        """Return an upright image `[480, 480, 3]` of the scene.
+
+        Raises:
+            WorkerError: the environment was made without `render=True`, or is closed.
+        """
         if not self._render:
             raise WorkerError(
                 f"{self._task}: made without render=True, or closed, so it cannot render"
             )
         viewer = self._env.mujoco_renderer.viewer
-        if viewer is not None:  # another environment's context may be the current one
+        if viewer is not None:  # the context of another environment may be current
             viewer.make_context_current()
         frame: NDArray[np.uint8] = self._env.render()
-        return np.ascontiguousarray(
-            frame[::-1, ::-1]
-        )  # the camera hangs upside down: half a turn, not a mirror
+        return np.ascontiguousarray(frame[::-1, ::-1])  # half a turn, since the camera is inverted
 
     def close(self) -> None:
-        """Free the rendering context, if any; may be called again."""
+        """Free the rendering context, if any; repeated calls are harmless."""
         viewer = self._env.mujoco_renderer.viewer
         if viewer is not None:
-            # or freeing would hit what another environment renders with
+            # Without this, the context of another environment could be freed.
             viewer.make_context_current()
             viewer.con.free()
             self._env.close()
@@ -180,20 +200,19 @@ class MetaWorldEnv:
                 "MuJoCo found bad positions, velocities or accelerations and restarted the"
                 " simulation"
             )
-        if (
-            not isfinite(obs.dot(obs)) and not np.isfinite(obs).all()
-        ):  # the first alone takes a fifth of the second
+        # The dot product is five times as fast as the exact test.
+        if not isfinite(obs.dot(obs)) and not np.isfinite(obs).all():
             self._fail("the observation is not finite")
         return obs.astype(np.float32)
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, reason: str) -> None:
         raise PhysicsError(
-            f"{self._task}: the physics broke at step {self._steps} of an episode: {what}"
+            f"{self._task}: the physics broke at step {self._steps} of an episode: {reason}"
         )
 
 
 def _build(task: str, reward: str, render: bool, fast: bool) -> Any:
-    """Meta-World's environment, showing the goal in its observations."""
+    """Build Meta-World's environment, with the goal in its observations."""
     view = {"render_mode": "rgb_array", "camera_name": CAMERA} if render else {}
     cls = environment_classes()[task]
     if fast:
@@ -207,8 +226,9 @@ def _build(task: str, reward: str, render: bool, fast: bool) -> Any:
 
 
 def _fault_counts(env: Any) -> NDArray[np.int32]:
-    """MuJoCo's counts of bad positions, velocities and accelerations since the reset, as a live
-    view `[3]`.
+    """Return a live view `[3]` of MuJoCo's fault counts since the reset.
+
+    MuJoCo counts bad positions, velocities and accelerations.
     """
     from mujoco import mjtWarning
 
@@ -217,21 +237,22 @@ def _fault_counts(env: Any) -> NDArray[np.int32]:
 
 
 def _own_goal(env: Any, goal: Goal) -> Goal:
-    """A copy, since Meta-World keeps views of it; the wrong size could make it look for a valid
-    goal for ever.
+    """Copy a goal, since Meta-World keeps views of it, and check its shape.
+
+    With a goal of the wrong size, Meta-World could search for a valid goal forever.
     """
     own = np.array(goal, dtype=np.float64)
-    if own.shape != env._random_reset_space.shape:
-        raise WorkerError(
-            f"{env.task_name}: a goal of shape {own.shape}, but {env._random_reset_space.shape}"
-            " expected"
-        )
+    expected = env._random_reset_space.shape
+    if own.shape != expected:
+        raise WorkerError(f"{env.task_name}: expected a goal of shape {expected}, got {own.shape}")
     return own
 
 
 def _check_rendering(env: MetaWorldEnv) -> None:
-    """Render once, so that a machine that cannot is told when the environment is made; WorkerError
-    then.
+    """Render once, so that a machine that cannot render fails when the environment is made.
+
+    Raises:
+        WorkerError: rendering fails.
     """
     defaulted = _default_to_egl()
     backend = os.environ.get("MUJOCO_GL", "unset")
@@ -241,7 +262,7 @@ def _check_rendering(env: MetaWorldEnv) -> None:
         env.render()
     except Exception as error:
         if defaulted:
-            del os.environ["MUJOCO_GL"]  # or a process started from here could not import mujoco
+            del os.environ["MUJOCO_GL"]  # otherwise child processes could not import mujoco
         raise WorkerError(
             f"cannot render with MUJOCO_GL={backend} ({first_line(error)}); set MUJOCO_GL=egl and"
             " install a driver, on Debian the packages libegl1 and libgl1-mesa-dri"
@@ -249,8 +270,9 @@ def _check_rendering(env: MetaWorldEnv) -> None:
 
 
 def _default_to_egl() -> bool:
-    """Without a screen and a choice of the user's, render off-screen; the variable is read when a
-    renderer is built.
+    """Set MUJOCO_GL=egl on Linux if there is no display and no setting; return whether it was set.
+
+    mujoco reads the variable when a renderer is built.
     """
     needed = (
         sys.platform == "linux"
@@ -263,8 +285,9 @@ def _default_to_egl() -> bool:
 
 
 def _check_egl() -> None:
-    """Fail here rather than half way through building a renderer, whose clean-up then complains as
-    well.
+    """Raise RuntimeError if there is no EGL display.
+
+    Otherwise building a renderer would fail half way, and its clean-up would print further errors.
     """
     from mujoco import egl
 

@@ -1,10 +1,9 @@
-"""Meta-World's environments with faster hot paths, equal to the bit: observations, rewards,
-success.
+"""Meta-World's environments with faster hot paths and bitwise equal results.
 
-What all tasks share (the step, the observation, look-ups by name, the contact test, the caging
-reward) is written anew in `FastSawyer`. What is a task's own (where its objects are, its reward) is
-Meta-World's code as it is, but calls the stand-ins of `softmod.envs.metaworld_scalars`. Nothing of
-Meta-World is patched. Imports metaworld and mujoco.
+`FastSawyer` reimplements what all tasks share: the step, the observation, look-ups by name, the
+contact test and the caging reward. The code of single tasks (object positions, rewards) is
+Meta-World's, but calls the stand-ins of `softmod.envs.metaworld_scalars`. Meta-World itself is not
+patched. This module imports metaworld and mujoco.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ HOT = ("_get_pos_objects", "_get_quat_objects", "evaluate_state", "compute_rewar
        "_gripper_caging_reward",
        "_reward_pos", "_reward_quat", "_reward_grab_effort", "_stick_is_inserted")  # fmt: skip
 SINGLE = np.dtype(np.float32)
-HALF = np.full(3, 0.5)  # an array and a number multiply more slowly than two arrays
-EVERYTHING = int(mjtState.mjSTATE_INTEGRATION)  # all that the next step depends on, the model aside
-MOST_HOMES = 64  # as many places of a task's movable bodies as there are goals, and some
-HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation, as a quaternion
+HALF = np.full(3, 0.5)  # array times array is faster than array times number
+EVERYTHING = int(mjtState.mjSTATE_INTEGRATION)  # the full state, apart from the model
+MOST_HOMES = 64  # cached scenes; more than a task's 50 goals
+HAND_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the mocap body's orientation as a quaternion
 
 
 @cache
 def fast_class(cls: type) -> type:
-    """The fast version of one of Meta-World's environment classes: a subclass of the same name."""
-    fast = type(
-        cls.__name__, (cls, FastSawyer), {}
-    )  # a task's overrides come before ours, ours before the base's
+    """Return the fast version of an environment class: a subclass of the same name."""
+    # The order of overrides: the task's, ours, the base class's.
+    fast = type(cls.__name__, (cls, FastSawyer), {})
     pairs = (*STAND_INS, (cls, fast))
     for name in HOT:
         if name in vars(cls):
@@ -49,28 +47,32 @@ def fast_class(cls: type) -> type:
 
 
 def _with_stand_ins(method: Any, pairs: Pairs) -> Any:
-    """The same code, seeing stand-ins under its global names; if it insists on a task being set, it
-    still does.
+    """Return a copy of a method whose global names refer to the stand-ins.
+
+    The decorator `assert_task_is_set` is kept.
     """
     if isinstance(method, staticmethod):
         return staticmethod(_with_stand_ins(method.__func__, pairs))
     if method.__name__ == "inner":
         (wrapped,) = (cell.cell_contents for cell in method.__closure__)
         return SawyerXYZEnv._Decorators.assert_task_is_set(_with_stand_ins(wrapped, pairs))
-    seen = {name: _stand_in(value, pairs) for name, value in method.__globals__.items()}
+    names = {name: _stand_in(value, pairs) for name, value in method.__globals__.items()}
     copy = FunctionType(
-        method.__code__, seen, method.__name__, method.__defaults__, method.__closure__
+        method.__code__, names, method.__name__, method.__defaults__, method.__closure__
     )
     copy.__kwdefaults__ = method.__kwdefaults__
     return copy
 
 
 def _stand_in(value: Any, pairs: Pairs) -> Any:
-    return next((ours for theirs, ours in pairs if value is theirs), value)
+    for original, replacement in pairs:
+        if value is original:
+            return replacement
+    return value
 
 
 class Positions(dict[str, Doubles]):
-    """Live views `[3]` of positions, by name; each name is looked up once."""
+    """Live views `[3]` of positions by name; each name is looked up once."""
 
     def __init__(self, look_up: Callable[[str], Any]) -> None:
         self._look_up = look_up
@@ -82,23 +84,24 @@ class Positions(dict[str, Doubles]):
 
 
 class FastSawyer(SawyerXYZEnv):
-    """The part that all tasks share.
+    """The code that all tasks share.
 
     Views of the simulation's arrays stay valid, since `data` is never replaced.
     """
 
-    obj_init_pos: Any  # [3], by the task's reset
-    init_tcp: Any  # [3], by _reset_hand
-    _tcp: Doubles | None = None  # the middle between the fingers while a step is evaluated
-    _discarded = False  # the scene being built is thrown away afterwards
+    obj_init_pos: Any  # [3], set by the task's reset
+    init_tcp: Any  # [3], set by _reset_hand
+    _tcp: Doubles | None = None  # the centre between the fingers while a step is evaluated
+    _discarded = False  # True while a reset builds a scene that it discards
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
         model, data = super()._initialize_simulation()
         if model.nsensor or model.nmocap != 1:
             raise NotImplementedError(
-                f"{self.model_name}: only for models with one mocap body and no sensors"
+                f"{self.model_name}: only models with one mocap body and no sensors are supported"
             )
-        self._body, self._site = Positions(data.body), Positions(data.site)
+        self._body = Positions(data.body)
+        self._site = Positions(data.site)
         self._control = data.ctrl
         self._mocap_pos = data.mocap_pos[0]
         self._mocap_quat = data.mocap_quat[0]
@@ -112,8 +115,9 @@ class FastSawyer(SawyerXYZEnv):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Meta-World's reset: build the scene, reset the simulation, build it again; arguments are
-        ignored.
+        """Reset as Meta-World does: build the scene, reset the simulation, build the scene again.
+
+        The arguments are ignored.
         """
         self.curr_path_length = 0
         self._discarded = True
@@ -125,10 +129,10 @@ class FastSawyer(SawyerXYZEnv):
         return obs, info
 
     def _reset_hand(self, steps: int = 50) -> None:
-        """Move the hand home: 250 steps of physics, the same each time that the scene is the same.
+        """Move the hand home, which takes 250 deterministic steps of physics.
 
-        Nothing is left of them in a scene that is thrown away. In the other they are remembered by
-        what they start from; only the last is taken again, since it leaves more than the state.
+        They are skipped in a scene that is discarded. Otherwise their result is cached by the
+        scene. The last step always runs, since it sets more than the state.
         """
         if not self._discarded:
             scene = (steps, *(array.tobytes() for array in self._scene()))
@@ -141,8 +145,9 @@ class FastSawyer(SawyerXYZEnv):
         self.init_tcp = self.tcp_center
 
     def _scene(self) -> tuple[Doubles, ...]:
-        """All that moving the hand home depends on: the state, where tasks put their bodies, and
-        home itself.
+        """Return what the way home depends on: the state, the bodies' poses, and the home position.
+
+        These are views.
         """
         mj_getState(self.model, self.data, self._state, EVERYTHING)
         return (
@@ -153,7 +158,7 @@ class FastSawyer(SawyerXYZEnv):
         )
 
     def _go_home(self, steps: int) -> None:
-        """All of the way but its last step."""
+        """Simulate the way home except its last step."""
         for left in reversed(range(steps)):
             self._mocap_pos[:] = self.hand_init_pos
             self._mocap_quat[:] = HAND_DOWN
@@ -166,8 +171,9 @@ class FastSawyer(SawyerXYZEnv):
         self._homes[scene] = self._state.copy()
 
     def step(self, action: Any) -> tuple[Doubles, Any, bool, bool, dict[str, Any]]:
-        """Meta-World's step, without its moving of target sites, which `mj_forward` undoes, and a
-        flag nobody sets.
+        """Step as Meta-World does, with the same results.
+
+        It leaves out the move of target sites, which `mj_forward` undoes, and an unused flag.
         """
         if not self._set_task_called:
             raise RuntimeError("You must call env.set_task before using env.step")
@@ -189,40 +195,41 @@ class FastSawyer(SawyerXYZEnv):
         return obs, reward, False, self.curr_path_length == self.max_path_length, info
 
     def set_xyz_action(self, action: Any) -> None:
-        """Move the mocap body by `[3]` in [-1, 1], within its bounds.
+        """Move the mocap body by an action `[3]` in [-1, 1], within its bounds.
 
-        The product rounds in the action's own type.
+        The product is rounded in the action's dtype.
         """
         action = np.asarray(action)
         x, y, z = action.tolist()
         if not (-1 <= x <= 1 and -1 <= y <= 1 and -1 <= z <= 1):
             action = np.clip(action, -1, 1)
         delta = action * (self._scale if action.dtype is SINGLE else self.action_scale)
-        place = self._mocap_pos
-        by = delta.tolist()
-        now = place.tolist()
+        position = self._mocap_pos
+        moves = delta.tolist()
+        current = position.tolist()
         lows = self.mocap_low.tolist()
         highs = self.mocap_high.tolist()
         for axis in (0, 1, 2):
-            moved = now[axis] + by[axis]
-            place[axis] = (
-                lows[axis] if moved < lows[axis] else highs[axis] if moved > highs[axis] else moved
-            )
+            moved = current[axis] + moves[axis]
+            if moved < lows[axis]:
+                moved = lows[axis]
+            elif moved > highs[axis]:
+                moved = highs[axis]
+            position[axis] = moved
         self._mocap_quat[:] = HAND_DOWN
 
     def do_simulation(self, ctrl: Any, n_frames: int) -> None:
-        """Simulate without `mj_rnePostConstraint`, since nothing here reads what it computes.
+        """Simulate without `mj_rnePostConstraint`, whose results are not used here.
 
-        That is cacc, cfrc_int and cfrc_ext. In MuJoCo they are read by sensors alone, which these
-        models do not have (and which would compute them anew); the contact test and the renderer
-        use efc_force.
+        It computes cacc, cfrc_int and cfrc_ext. Only sensors read them, and these models have none.
+        The contact test and the renderer use efc_force.
         """
         control = self._control
         control[0], control[1] = ctrl
         mj_step(self.model, self.data, n_frames)
 
     def _get_obs(self) -> Doubles:
-        """`[39]`: 18 now, 18 one step before, 3 of the goal."""
+        """Return `[39]`: the state (18), the state one step earlier (18), the goal (3)."""
         obs = np.zeros(39)
         self._observe(obs)
         obs[18:36] = self._prev_obs
@@ -237,8 +244,9 @@ class FastSawyer(SawyerXYZEnv):
         return obs
 
     def _observe(self, obs: Doubles) -> None:
-        """Write hand 3, opening 1, then for each of one or two objects position 3 and
-        quaternion 4.
+        """Write the state: hand (3), opening (1), and position (3) and quaternion (4) per object.
+
+        There are one or two objects.
         """
         body = self._body
         apart = body["rightclaw"] - body["leftclaw"]
@@ -263,7 +271,7 @@ class FastSawyer(SawyerXYZEnv):
 
     @property
     def tcp_center(self) -> Doubles:
-        """The middle `[3]` between the fingers."""
+        """Return the centre `[3]` between the fingers."""
         if self._tcp is not None:
             return self._tcp
         return (self._site["rightEndEffector"] + self._site["leftEndEffector"]) * HALF
@@ -280,11 +288,11 @@ class FastSawyer(SawyerXYZEnv):
         """Return whether both pads press on an object."""
         contact = self.data.contact
         force = [0.0, 0.0]
-        for place, pair in enumerate(contact.geom.tolist()):
+        for index, pair in enumerate(contact.geom.tolist()):
             if object_geom_id in pair:
                 for side, pad in enumerate(self._pads):
-                    if pad in pair:  # without an address, -1, it is the last force
-                        force[side] += self.data.efc_force[contact.efc_address[place]]
+                    if pad in pair:  # as in Meta-World, address -1 reads the last force
+                        force[side] += self.data.efc_force[contact.efc_address[index]]
         return bool(force[0] > 0 and force[1] > 0)
 
     def _gripper_caging_reward(
@@ -299,18 +307,15 @@ class FastSawyer(SawyerXYZEnv):
         high_density: bool = False,
         medium_density: bool = False,
     ) -> Any:
-        """Rate the grip on an object from 0 to 1: around it along y, near it in x and z, and
-        closed.
-        """
+        """Return a reward in [0, 1] for caging an object in y, x and z and closing the gripper."""
         if high_density and medium_density:
             raise ValueError("Can only be either high_density or medium_density")
         caging = hamacher_product(
             self._caging_y(obj_pos, obj_radius, pad_success_thresh),
             self._caging_xz(obj_pos, xz_thresh),
         )
-        closed = (
-            min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
-        )  # of the action's own type
+        # The result has the dtype of the action.
+        closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
         caged = hamacher_product(caging, closed if caging > 0.97 else 0.0)
         if high_density:
             return (caged + caging) / 2
@@ -319,7 +324,10 @@ class FastSawyer(SawyerXYZEnv):
         return caged
 
     def _caging_y(self, obj_pos: Doubles, near: float, far: float) -> float:
-        """Both pads beside the object along y; margins are distances from where it lay at first."""
+        """Return the reward for pads on both sides of the object along y.
+
+        Margins are the distances from the object's initial position.
+        """
         y = obj_pos.item(1)
         first = self.obj_init_pos.item(1)
         left = self._body["leftpad"].item(1)
@@ -330,7 +338,10 @@ class FastSawyer(SawyerXYZEnv):
         )
 
     def _caging_xz(self, obj_pos: Doubles, near: float) -> float:
-        """The gripper near the object in x and z; the margin is how far it was at first."""
+        """Return the reward for a gripper near the object in x and z.
+
+        The margin is the initial distance.
+        """
         margin = self._distance_xz(self.obj_init_pos, self.init_tcp) - near
         return tolerance(
             self._distance_xz(self.tcp_center, obj_pos), (0, near), margin, "long_tail"
@@ -342,7 +353,7 @@ class FastSawyer(SawyerXYZEnv):
         return sqrt(pair.dot(pair))
 
     def _reach(self, obj_pos: Doubles, near: float) -> float:
-        """The gripper near the object; the margin is how far it was at first."""
+        """Return the reward for a gripper near the object; the margin is the initial distance."""
         away = obj_pos - self.tcp_center
         first = self.obj_init_pos - self.init_tcp
         return tolerance(

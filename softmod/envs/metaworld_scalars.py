@@ -1,9 +1,9 @@
-"""What Meta-World's tasks compute on single numbers and short vectors, without numpy's overhead.
+"""Stand-ins for functions of scalars and short vectors in Meta-World's tasks, with less overhead.
 
-Each function returns the bits *and the type* of what it stands for, since types decide how the next
-operation rounds: a Python float times a `float32` is a `float32`, a `float64` times a `float32` a
-`float64`. Whatever is not a plain case goes to the original. Where the order of a sum is a
-library's business (`dot`), the same library sums.
+Each stand-in returns the same bits *and the same type* as the original. Types determine how the
+next operation rounds: a Python float times a `float32` is a `float32`, a `float64` times a
+`float32` is a `float64`. Only common cases are implemented; all others call the original. Sums
+whose order a library determines (`dot`) use the same library.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from scipy.spatial.transform import Rotation
 DOUBLE = np.dtype(float64)
 NUMBERS = (float, float64)
 SCALARS = (np.float32, float64)
-Pairs = tuple[tuple[Any, Any], ...]  # what a name refers to, and what takes its place
+Pairs = tuple[tuple[Any, Any], ...]  # originals and their replacements
 
 
 def norm(x: Any, ord: Any = None, *args: Any, **options: Any) -> Any:
-    """`np.linalg.norm`; plain are float64 vectors and scalars."""
+    """Compute `np.linalg.norm`; fast for float64 vectors and scalars."""
     kind = type(x)
     if kind is np.ndarray and x.ndim == 1 and x.dtype is DOUBLE and x.flags.c_contiguous:
         if (ord is None or ord == 2) and not (args or options):
@@ -38,7 +38,7 @@ def norm(x: Any, ord: Any = None, *args: Any, **options: Any) -> Any:
 
 
 def clip(x: Any, low: Any = None, high: Any = None, *args: Any, **options: Any) -> Any:
-    """`np.clip`; plain is a scalar well between whole numbers."""
+    """Compute `np.clip`; fast for a scalar strictly between integer bounds."""
     if (
         type(x) in SCALARS
         and type(low) is int
@@ -51,7 +51,7 @@ def clip(x: Any, low: Any = None, high: Any = None, *args: Any, **options: Any) 
 
 
 def hstack(arrays: Any, **options: Any) -> Any:
-    """`np.hstack`; plain are vectors."""
+    """Compute `np.hstack`; fast for vectors."""
     if not options and all(type(array) is np.ndarray and array.ndim == 1 for array in arrays):
         return np.concatenate(arrays)
     return np.hstack(arrays, **options)
@@ -64,9 +64,7 @@ def tolerance(
     sigmoid: Any = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Any:
-    """`reward_utils.tolerance`; plain are scalars with a margin, and the two sigmoids that the
-    tasks use.
-    """
+    """Compute `reward_utils.tolerance`; fast for scalars with a margin and the sigmoids in use."""
     lower, upper = bounds
     slope = SLOPES.get(sigmoid)
     if slope and type(x) in NUMBERS and type(margin) in NUMBERS and margin > 0 and lower <= upper:
@@ -74,7 +72,7 @@ def tolerance(
             return 1.0
         try:
             return slope(float((lower - x if x < lower else x - upper) / margin), value_at_margin)
-        except OverflowError:  # numpy squares to infinity and goes on
+        except OverflowError:  # numpy returns infinity
             pass
     return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
 
@@ -84,7 +82,7 @@ def _long_tail(distance: float, value_at_1: float) -> float:
 
 
 def _gaussian(distance: float, value_at_1: float) -> float:
-    """By numpy's exp, since the math module's rounds otherwise."""
+    """Compute a Gaussian with numpy's `exp`, which rounds differently from `math.exp`."""
     return float(np.exp(-0.5 * (distance * _gaussian_stretch(value_at_1)) ** 2))
 
 
@@ -105,8 +103,10 @@ SLOPES: dict[str, Callable[[float, float], float]] = {
 
 
 def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
-    """`reward_utils.rect_prism_tolerance`: within a box `[3]` to `[3]` how far from its corner
-    `zero`, else 1.
+    """Compute `reward_utils.rect_prism_tolerance`.
+
+    Inside the box with corners `zero` and `one`, each `[3]`, it is the product of the relative
+    distances from `zero`; outside, 1.
     """
     share = 1.0
     for x, start, end in zip(curr.tolist(), zero.tolist(), one.tolist(), strict=True):
@@ -119,9 +119,7 @@ def rect_prism_tolerance(curr: Any, zero: Any, one: Any) -> Any:
 
 
 class Quaternion:
-    """Scipy's `Rotation`, as far as the tasks use it: from MuJoCo's matrices `[3, 3]` to
-    quaternions `[4]`.
-    """
+    """The part of scipy's `Rotation` that the tasks use: matrices `[3, 3]` to quaternions `[4]`."""
 
     __slots__ = ("_matrix",)
 
@@ -130,14 +128,14 @@ class Quaternion:
 
     @classmethod
     def from_matrix(cls, matrix: NDArray[np.float64]) -> Quaternion:
+        """Return the rotation of an orthogonal matrix."""
         return cls(matrix)
 
     def as_quat(self) -> NDArray[np.float64]:
-        """`[x, y, z, w]`, found from the largest of diagonal and trace, the first of equals, then
-        normalised.
+        """Return the normalised quaternion `[x, y, z, w]`.
 
-        MuJoCo makes its matrices from unit quaternions, so that scipy never has to orthogonalise
-        them.
+        As in scipy, it is computed from the largest of diagonal and trace. MuJoCo's matrices come
+        from unit quaternions, so scipy would not orthogonalise them.
         """
         (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = self._matrix.tolist()
         trace = xx + yy + zz
@@ -166,7 +164,7 @@ class Quaternion:
 
 
 def _stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
-    """A copy of a module's names, some of them replaced; the module itself stays as it is."""
+    """Return a copy of a module with some names replaced; the module itself is unchanged."""
     copy = ModuleType(module.__name__, module.__doc__)
     vars(copy).update({**vars(module), **replaced})
     return copy

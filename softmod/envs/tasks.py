@@ -1,6 +1,6 @@
-"""The tasks as data: names, order, meanings, sets.
+"""The tasks as data: names, order, meanings and sets.
 
-Imports nothing heavy, so that names are checked at once.
+This module imports no simulator, so names can be checked quickly.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ NEVER = "never reports success"
 
 
 class Task(NamedTuple):
-    """A task's name, what the agent has to do, and the flaw in the success that reward v1 reports,
-    if it has one.
-    """
+    """A task's name, its meaning, and the flaw in reward v1's success signal, if any."""
 
     name: str
     meaning: str
@@ -133,8 +131,10 @@ REWARDS = ("v1", "v2")
 
 
 def check_tasks(tasks: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The task names as a tuple; ConfigError if there are none, one is not among `known`, or one
-    comes twice.
+    """Return the task names as a tuple.
+
+    Raises:
+        ConfigError: there is no name, or a name is not in `known` or occurs twice.
     """
     names = (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
     if not names:
@@ -145,33 +145,39 @@ def check_tasks(tasks: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
                 f"env.tasks: unknown task '{name}'{_nearest(name, known)}; `python -m softmod.envs`"
                 " lists all"
             )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"env.tasks={names}: names {', '.join(twice)} more than once")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"env.tasks={names}: names {', '.join(duplicates)} more than once")
     return names
 
 
 def check_choice(key: str, value: str, allowed: Sequence[str]) -> str:
-    """The value itself; ConfigError if it is not one of the words allowed."""
+    """Return the value.
+
+    Raises:
+        ConfigError: it is not one of `allowed`.
+    """
     if value not in allowed:
-        raise ConfigError(f"{key} is '{value}', but has to be one of {', '.join(allowed)}")
+        raise ConfigError(f"{key} is '{value}', but must be one of {', '.join(allowed)}")
     return value
 
 
 def check_horizon(horizon: int) -> int:
-    """The horizon itself, in environment steps; ConfigError outside 1 to 500, where Meta-World's
-    episodes end.
+    """Return the horizon, in environment steps.
+
+    Raises:
+        ConfigError: it is outside [1, 500]; Meta-World ends episodes after 500 steps.
     """
     if not 1 <= horizon <= 500:
-        raise ConfigError(f"env.horizon is {horizon}, but has to lie between 1 and 500")
+        raise ConfigError(f"env.horizon is {horizon}, but must be between 1 and 500")
     return horizon
 
 
 def flawed_success(tasks: Iterable[str], reward: str) -> dict[str, str]:
-    """Those of the tasks whose success is not reported rightly under this reward version: name to
-    flaw.
-    """
-    known = [name for name in tasks if reward == "v1" and name in TASKS]
+    """Return the tasks whose success signal is flawed with this reward version: name to flaw."""
+    if reward != "v1":
+        return {}
+    known = [name for name in tasks if name in TASKS]
     return {name: TASKS[name].v1_success for name in known if TASKS[name].v1_success}
 
 
@@ -180,8 +186,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f", did you mean {' or '.join(close)}?" if close else ""
 
 
-# What a step takes against the lightest tasks' 65 microseconds, where it is a tenth more; random
-# actions, one core.
+# The time of a step relative to the cheapest tasks (65 microseconds), if at least a tenth more.
+# Measured with random actions on one core.
 STEP_COSTS = {
     "box-close-v3": 1.9, "stick-push-v3": 1.7, "stick-pull-v3": 1.7, "assembly-v3": 1.6,
     "disassemble-v3": 1.6,

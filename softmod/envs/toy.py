@@ -1,8 +1,7 @@
-"""A point world with a puck: the same observation needs another action in each task. No MuJoCo;
-solvable in seconds.
+"""A toy set: a point and a puck in the plane, solvable in seconds and without MuJoCo.
 
-The world is the square [-1, 1]^2, the point starts in its centre and moves by a tenth of the
-action.
+The same observation needs a different action in each task. The world is the square [-1, 1]^2. The
+point starts in its centre and moves by a tenth of the action.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from softmod.errors import ConfigError, PhysicsError, WorkerError
 from softmod.spec import EnvSpec, Floats, Goal
 
 NUM_GOALS = 50
-SPEED = 0.1  # of the square's half side, per step at full action
-RADIUS = 0.15  # within it a target counts as reached
-BORDER = 0.8  # goals and pucks lie within it
+SPEED = 0.1  # distance per step at full action
+RADIUS = 0.15  # distance at which a target counts as reached
+BORDER = 0.8  # coordinates of goals and pucks are within +-BORDER
 PIXELS = 128
 WHITE = (255, 255, 255)
 GREEN = (90, 180, 90)
@@ -29,11 +28,13 @@ BLUE = (50, 90, 200)
 
 
 class Toy:
-    """A set of toy tasks (`[9]` observations, `[2]` actions) with the constructor of Meta-World's
-    sets.
+    """A set of toy tasks, with observations `[9]` and actions `[2]`.
 
-    Raises ConfigError for an unknown task or word, a horizon outside [1, 500], and reward v1, which
-    they do not have.
+    The arguments are those of `MetaWorld`.
+
+    Raises:
+        ConfigError: a task or option is unknown, a horizon is outside [1, 500], or the reward is
+            v1, which the toy tasks do not have.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Toy:
         reward: str = "v2",
         horizon: int = 50,
         name: str = "toy",
-        fast: bool = True,  # without effect: nothing here is slow
+        fast: bool = True,  # no effect
         train_horizon: int | None = None,
     ) -> None:
         shorter = None if train_horizon is None else check_horizon(train_horizon)
@@ -59,24 +60,23 @@ class Toy:
             )
 
     def goals(self, task: int) -> Goal:
-        """A task's goals `[num_goals, 4]`: 50 of them, or only the first with `fixed` goals."""
-        place = TOY_TASKS.index(
-            self.spec.tasks[task]
-        )  # among all toy tasks: goals do not depend on the company
-        rng = np.random.default_rng(np.random.SeedSequence((self.goal_seed, place)))
+        """Return a task's goals `[num_goals, 4]`: 50 of them, or only the first if `fixed`."""
+        # The index among all toy tasks, so that goals do not depend on the other tasks of the set.
+        index = TOY_TASKS.index(self.spec.tasks[task])
+        rng = np.random.default_rng(np.random.SeedSequence((self.goal_seed, index)))
         goals = np.stack([_draw(rng) for _ in range(NUM_GOALS)])
         return goals[:1] if self.goal_mode == "fixed" else goals
 
     def make(self, task: int, render: bool = False) -> ToyEnv:
-        """A new environment of one task."""
+        """Build a new environment of one task."""
         return ToyEnv(self.spec.tasks[task], self.spec.horizon, render)
 
 
 class ToyEnv:
-    """One toy task; a goal is `[goal x, goal y, puck x, puck y]`.
+    """One toy task.
 
-    An observation is `[point x, y, velocity x, y, puck x, y, goal x, y, held]`; `held` is 1 once
-    the puck sticks.
+    A goal is `[goal x, goal y, puck x, puck y]`. An observation is `[point x, y, velocity x, y,
+    puck x, y, goal x, y, held]`; `held` is 1 once the point has picked up the puck.
     """
 
     def __init__(self, task: str, horizon: int = 50, render: bool = False) -> None:
@@ -91,7 +91,7 @@ class ToyEnv:
         self._held = False
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode in the centre with this goal `[4]`; the observation `[9]`."""
+        """Start an episode in the centre with a goal `[4]`; return the observation `[9]`."""
         self._goal_x, self._goal_y, self._puck_x, self._puck_y = goal.tolist()
         self._x = self._y = self._vx = self._vy = 0.0
         self._steps = 0
@@ -100,10 +100,14 @@ class ToyEnv:
         return self._observation()
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Act with `[2]` in [-1, 1]: the observation `[9]`, the reward in (0, 10], success at this
-        step.
+        """Apply an action `[2]` in [-1, 1].
 
-        Raises WorkerError past the horizon and PhysicsError for a non-finite action.
+        Returns:
+            The observation `[9]`, the reward in (0, 10], and whether this step is a success.
+
+        Raises:
+            WorkerError: no episode is running.
+            PhysicsError: the action is not finite.
         """
         if self._steps >= self._horizon:
             raise WorkerError(
@@ -129,11 +133,15 @@ class ToyEnv:
         return self._observation(), reward, success
 
     def draw_goal(self, rng: np.random.Generator) -> Goal:
-        """A goal `[4]` from the distribution that all toy tasks share, drawn with `rng` alone."""
+        """Draw a goal `[4]` from the distribution of all toy tasks, using `rng` only."""
         return _draw(rng)
 
     def render(self) -> NDArray[np.uint8]:
-        """A picture `[128, 128, 3]`, y upwards: the goal green, the puck orange, the point blue."""
+        """Return an image `[128, 128, 3]`, y upwards: goal green, puck orange, point blue.
+
+        Raises:
+            WorkerError: the environment was made without `render=True`.
+        """
         if not self._render:
             raise WorkerError(f"{self._task}: made without render=True, so it cannot render")
         picture = np.full((PIXELS, PIXELS, 3), WHITE, dtype=np.uint8)
@@ -143,7 +151,7 @@ class ToyEnv:
         return picture
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op."""
 
     def _move(self, action_x: float, action_y: float) -> None:
         x = min(1.0, max(-1.0, self._x + SPEED * min(1.0, max(-1.0, action_x))))
@@ -157,8 +165,9 @@ class ToyEnv:
         return _distance(self._target_x - self._x, self._target_y - self._y)
 
     def _carry(self, reached: bool, merit: float) -> tuple[float, bool]:
-        """Once reached, the puck sticks and the goal is the target: up to 3 on the way to the puck,
-        3 to 10 after.
+        """Pick up the puck once it is reached; return reward and success.
+
+        The reward is at most 3 on the way to the puck, and 3 to 10 on the way to the goal.
         """
         if self._held:
             self._puck_x = self._x
@@ -189,31 +198,31 @@ def _distance(x: float, y: float) -> float:
 
 
 def _closeness(distance: float) -> float:
-    """1 at the target, falling at every distance, most steeply near it."""
+    """Return 1 at the target, decreasing with distance, most steeply near the target."""
     return 1.0 / (1.0 + 5.0 * distance)
 
 
 def _merit(before: float, after: float) -> float:
-    """In (0, 1], from the distances to the target around a step: half for being near, half for
-    having come nearer.
+    """Return a reward in (0, 1] from the distances to the target before and after a step.
 
-    The second half is what makes the worth of an action show at once, so that a critic learns it in
-    little time.
+    One half is for being near, the other for getting nearer. The latter gives every action an
+    immediate effect, so that a critic learns quickly.
     """
     nearer = 1.0 if after < RADIUS else 0.5 + 0.5 * min(1.0, max(-1.0, (before - after) / SPEED))
     return 0.5 * _closeness(after) + 0.5 * nearer
 
 
 def _draw(rng: np.random.Generator) -> Goal:
-    """A goal and a puck `[4]`, apart from each other, from the centre, and from the goal's mirror
-    image.
+    """Draw a goal and a puck `[4]`.
+
+    The goal, its mirror image, the puck and the centre keep a distance from each other.
     """
     while True:
         drawn: Goal = rng.uniform(-BORDER, BORDER, size=4)
         goal = drawn[:2]
         puck = drawn[2:]
-        apart = (goal, puck, goal - puck, goal + puck)
-        if all(_distance(*vector) > 3 * RADIUS for vector in apart):
+        differences = (goal, puck, goal - puck, goal + puck)
+        if all(_distance(*vector) > 3 * RADIUS for vector in differences):
             return drawn
 
 
@@ -221,7 +230,6 @@ def _disc(
     picture: NDArray[np.uint8], x: float, y: float, radius: float, colour: tuple[int, int, int]
 ) -> None:
     centres = np.linspace(-1, 1, PIXELS)
-    inside = (centres[None, :] - x) ** 2 + (
-        centres[::-1, None] - y
-    ) ** 2 < radius**2  # [row, column], y upwards
-    picture[inside] = colour
+    from_x = centres[None, :] - x  # [1, column]
+    from_y = centres[::-1, None] - y  # [row, 1], y upwards
+    picture[from_x**2 + from_y**2 < radius**2] = colour

@@ -1,6 +1,4 @@
-"""Fused operations for updates on a CPU, in C: compiled at first use, and left out where that is
-not possible.
-"""
+"""Fused operations in C for updates on a CPU, compiled at first use and optional."""
 
 from softmod.kernels.library import available, key
 from softmod.kernels.norm import bound, fits, layer_norm

@@ -1,6 +1,4 @@
-"""The C library: compiled with the system's compiler, kept in the cache folder, checked before it
-is used.
-"""
+"""The C library of fused operations: compiled locally, cached, and checked before use."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from softmod.system.user import cache_folder
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.c")
-COMPILERS = ("cc", "gcc", "clang")  # or what $CC names
+COMPILERS = ("cc", "gcc", "clang")  # if $CC is not set
 FLAGS = (
     "-O3",
     "-shared",
@@ -35,38 +33,32 @@ FLAGS = (
     "-fno-signed-zeros",
     "-fassociative-math",
 )
-FOR_THIS_PROCESSOR = (
-    "-march=native",
-    "-mcpu=native",
-    "",
-)  # the first one that the compiler accepts
+FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first accepted flag is used
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-SECONDS = 60.0  # for one compilation; it takes about one
+SECONDS = 60.0  # time limit of a compilation, which takes about a second
 
 
 class CompilerError(SoftmodError):
-    """The library cannot be compiled here."""
+    """A library that cannot be compiled or loaded on this machine."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the library, compiled where the cache folder does not hold it yet.
+    """Load the library; compile it first if it is not in the cache folder.
 
     Raises:
-        CompilerError: there is no compiler, or it fails, or what it made cannot be loaded.
+        CompilerError: there is no compiler, it fails, or its output cannot be loaded.
     """
     try:
         path = cache_folder().resolve() / f"kernels-{key()}.so"
-        return _kept(path) or _new(path)
-    except (OSError, ValueError) as error:  # no folder for temporary files, an open quote in $CC
+        return _load_cached(path) or _compile_and_load(path)
+    except (OSError, ValueError) as error:  # such as no temporary folder, an open quote in $CC
         raise CompilerError(str(error)) from error
 
 
 @cache
 def available() -> bool:
-    """Return whether the fused operations can be used here: they compile, and their results are
-    PyTorch's.
-    """
+    """Return whether the fused operations compile here and agree with PyTorch."""
     from softmod.kernels.norm import agrees
 
     try:
@@ -76,18 +68,16 @@ def available() -> bool:
         return False
     if not agrees():
         log.warning(
-            "updates run without fused operations: those compiled on this machine give other"
-            " results"
+            "updates run without fused operations: on this machine, their results differ from"
+            " PyTorch's"
         )
         return False
     return True
 
 
 def key() -> str:
-    """Return a name for what is compiled: other sources, flags, compilers or processors have
-    another one.
-    """
-    about = [
+    """Return a hash of what determines the library: source, flags, compiler and processor."""
+    parts = [
         SOURCE.read_text(),
         *FLAGS,
         os.environ.get("CC", ""),
@@ -95,12 +85,13 @@ def key() -> str:
         processor(),
         _features(),
     ]
-    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _features() -> str:
-    """Return the processor's instruction sets, else the machine's name: a home folder may be shared
-    by machines.
+    """Return the processor's instruction sets, or the machine's name if they are unknown.
+
+    Different machines may share a home folder and thus the cache.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -109,75 +100,75 @@ def _features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
 
 
-def _kept(path: Path) -> ctypes.CDLL | None:
-    """Load the library from the cache folder; None if it is missing, damaged, or others could have
-    written it.
+def _load_cached(path: Path) -> ctypes.CDLL | None:
+    """Load the library from the cache folder.
+
+    Return None if it is missing or damaged, or if other users could have written it.
     """
     try:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & OTHERS_WRITE:
-            log.warning("%s is not used: others than its user could have written it", path)
+            log.warning("%s is not used: other users could have written it", path)
             return None
         return ctypes.CDLL(str(path))
     except OSError:
         return None
 
 
-def _new(path: Path) -> ctypes.CDLL:
-    """Compile the library, keep it in the cache folder where that is possible, and load it."""
+def _compile_and_load(path: Path) -> ctypes.CDLL:
+    """Compile the library, store it in the cache folder if possible, and load it."""
     with TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        _compile(made)
-        candidates = [made]
+        compiled = Path(folder) / path.name
+        _compile(compiled)
+        candidates = [compiled]
         try:
-            _keep(made, path)
+            _store(compiled, path)
             candidates.insert(0, path)
         except OSError as error:
             log.warning(
-                "compiled kernels cannot be kept in %s (%s): compiled again next time",
+                "compiled kernels cannot be kept in %s (%s); they will be compiled again next time",
                 path.parent,
                 error,
             )
-        told = ""
-        for candidate in candidates:  # either folder may be one that nothing is executed from
+        reason = ""
+        for candidate in candidates:  # either folder may be mounted without execute permission
             try:
                 return ctypes.CDLL(str(candidate))
             except OSError as error:
-                told = str(error)
-        raise CompilerError(f"what was compiled cannot be loaded ({told})")
+                reason = str(error)
+        raise CompilerError(f"the compiled library cannot be loaded ({reason})")
 
 
 def _compile(target: Path) -> None:
-    command = (
-        shlex.split(os.environ.get("CC", ""))
-        or [name for name in COMPILERS if shutil.which(name)][:1]
-    )
-    if not command:
-        raise CompilerError(f"no C compiler ({', '.join(COMPILERS)})")
-    told = ""
+    """Compile the library with the first processor flag that the compiler accepts."""
+    compiler = _compiler()
+    reason = ""
     for native in FOR_THIS_PROCESSOR:
-        line = [
-            *command,
-            *FLAGS,
-            *([native] if native else []),
-            "-o",
-            str(target),
-            str(SOURCE),
-            "-lm",
-        ]
+        options = [*FLAGS, native] if native else list(FLAGS)
+        command = [*compiler, *options, "-o", str(target), str(SOURCE), "-lm"]
         try:
             done = subprocess.run(
-                line, check=False, capture_output=True, text=True, timeout=SECONDS
+                command, check=False, capture_output=True, text=True, timeout=SECONDS
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise CompilerError(f"{command[0]} cannot be run ({error})") from error
+            raise CompilerError(f"{compiler[0]} cannot be run ({error})") from error
         if done.returncode == 0:
             return
-        told = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
-    raise CompilerError(f"{command[0]} fails ({told})")
+        reason = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+    raise CompilerError(f"{compiler[0]} fails ({reason})")
 
 
-def _keep(made: Path, path: Path) -> None:
-    with written_whole(path) as beside:
-        beside.touch(0o600)  # for its user alone
-        beside.write_bytes(made.read_bytes())
+def _compiler() -> list[str]:
+    """Return the compiler command: $CC, or the first of `COMPILERS` on the path."""
+    if command := shlex.split(os.environ.get("CC", "")):
+        return command
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise CompilerError(f"no C compiler ({', '.join(COMPILERS)})")
+
+
+def _store(compiled: Path, path: Path) -> None:
+    with written_whole(path) as temporary:
+        temporary.touch(0o600)  # for this user only
+        temporary.write_bytes(compiled.read_bytes())

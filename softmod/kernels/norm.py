@@ -1,4 +1,4 @@
-"""Layer normalisation with its ReLU in one pass, forward and backward, in fp32 and bfloat16."""
+"""Layer normalisation and ReLU in one pass, forward and backward, in fp32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ from softmod.kernels.library import library
 from softmod.kernels.switch import in_use
 
 EPS = 1e-5
-WIDEST = 8192  # numbers of a row, which lie on the C stack
-LETTER = {torch.float32: "f", torch.bfloat16: "b"}  # of a type, in the names of the C functions
-CLOSE = {
-    torch.float32: 1e-5,
-    torch.bfloat16: 2e-2,
-}  # to PyTorch's results, which are of the size of 1
+WIDEST = 8192  # largest row length; a row is a buffer on the C stack
+LETTER = {torch.float32: "f", torch.bfloat16: "b"}  # dtypes in the names of the C functions
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # tolerance for results of size 1
 
 _operations = torch.library.Library("softmod", "FRAGMENT")
 _operations.define("layer_norm(Tensor x, bool relu) -> (Tensor out, Tensor mean, Tensor rstd)")
@@ -32,13 +29,14 @@ _operations.define(
 
 
 def fits(x: Tensor) -> bool:
-    """Return whether `layer_norm` is in use and takes this tensor."""
+    """Return whether fused operations are in use and `layer_norm` supports this tensor."""
     return in_use() and x.device.type == "cpu" and x.dtype in LETTER and 0 < x.shape[-1] <= WIDEST
 
 
 def layer_norm(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:
-    """Bring the last axis to mean 0 and variance 1, then apply the ReLU where asked for, in the
-    type of `x`.
+    """Normalise the last axis to mean 0 and variance 1, then apply ReLU if `relu`.
+
+    The result has the dtype of `x`.
     """
     x = x.contiguous()
     if not torch.is_grad_enabled():
@@ -70,7 +68,7 @@ def _forward(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     return outputs
 
 
-# --- as operations of PyTorch, and as calls without arguments -------------------------------------
+# --- PyTorch operations, and calls without arguments ----------------------------------------------
 
 
 def _layer_norm(x: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,9 +114,7 @@ BINDERS = {
 def bound(
     function: Any, args: Sequence[Any], outputs: Sequence[Tensor]
 ) -> Callable[[], object] | None:
-    """Return the C function of an operation with the memory that it works on; None if it is not one
-    of these.
-    """
+    """Return the C function of an operation, bound to its memory; None for other operations."""
     bind = BINDERS.get(function)
     return None if bind is None else bind(args, outputs)
 
@@ -127,8 +123,8 @@ def bound(
 def _function(name: str) -> Any:
     function = getattr(library(), name)
     pointers = 5 if "backward" in name else 4
-    after = [ctypes.c_int32] if "backward" in name else [ctypes.c_float, ctypes.c_int32]
-    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * 2 + after
+    options = [ctypes.c_int32] if "backward" in name else [ctypes.c_float, ctypes.c_int32]
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * 2 + options
     function.restype = None
     return function
 
@@ -138,7 +134,7 @@ def _pointer(tensor: Tensor) -> int:
 
 
 def agrees() -> bool:
-    """Return whether the compiled functions give PyTorch's results on an example, in every form."""
+    """Return whether all compiled functions agree with PyTorch on an example."""
     return all(_agrees(dtype, relu) for dtype in LETTER for relu in (False, True))
 
 

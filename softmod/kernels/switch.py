@@ -1,6 +1,4 @@
-"""Whether networks use the fused operations: only inside a block that says so, such as
-an update.
-"""
+"""The switch for fused operations: networks use them only inside the context `used`."""
 
 from __future__ import annotations
 
@@ -15,8 +13,9 @@ _wanted: ContextVar[bool] = ContextVar("fused operations", default=False)
 
 @contextmanager
 def used(wanted: bool = True) -> Iterator[None]:
-    """Let networks use the fused operations in this block; acting and evaluation, outside, do not
-    depend on them.
+    """Let networks use the fused operations in this context, such as an update.
+
+    Acting and evaluation run outside of it, so their results do not depend on these operations.
     """
     token = _wanted.set(wanted)
     try:
@@ -26,7 +25,5 @@ def used(wanted: bool = True) -> Iterator[None]:
 
 
 def in_use() -> bool:
-    """Return whether the code is in such a block, and not being compiled by PyTorch, which fuses by
-    itself.
-    """
+    """Return whether fused operations are on, and the code is not being compiled by PyTorch."""
     return not torch.compiler.is_compiling() and _wanted.get()

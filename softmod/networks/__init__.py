@@ -1,1 +1,1 @@
-"""The networks: soft modularization and the baselines it is compared with."""
+"""Networks: soft modularization and its baselines."""

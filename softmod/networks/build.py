@@ -1,6 +1,4 @@
-"""The one place where a policy is made of a configuration: for training, evaluation, `softmod.load`
-and reports.
-"""
+"""Construction of a policy from a configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ def build_actor(node: Any, log_std: str, normalize_obs: bool, spec: EnvSpec) -> 
     """Build the policy of a configuration's `actor` node and its `policy` options.
 
     Raises:
-        ConfigError: the node's class is no network, or does not take its options.
+        ConfigError: the node's class is not a network, or does not accept its options.
     """
     sizes = {"in_dim": spec.obs_dim, "out_dim": 2 * spec.action_dim, "num_tasks": spec.num_tasks}
     network: Network = build(node, "actor", Network, **sizes, stack=1)

@@ -1,6 +1,4 @@
-"""CARE and MOORE: several encoders of the state, whose encodings a task mixes before its network
-goes on.
-"""
+"""CARE and MOORE: networks that mix the encodings of several state encoders per task."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from softmod.networks.stacked import PerTaskLinear, StackedLinear, TaskEmbedding
 
 
 class Encoders(nn.Module):
-    """`num_experts` multi-layer perceptrons on the same input: `[task, batch, in]` to `[stack,
-    expert, rows, width]`.
+    """A set of `num_experts` multi-layer perceptrons on the same input.
 
-    ReLU follows every layer but the last, after normalisation if there is one.
+    They map `[task, batch, in]` to `[stack, expert, rows, width]`. Every layer but the last is
+    followed by normalisation, if any, and ReLU.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class Encoders(nn.Module):
 def mix_by_task(
     encodings: Float[Tensor, "stack expert rows width"], weights: Float[Tensor, "stack task expert"]
 ) -> Float[Tensor, "stack rows width"]:
-    """Each task's own weighted sum of the experts, the same for all of its rows."""
+    """Return the weighted sum of the experts, with one set of weights per task."""
     by_task = encodings.unflatten(2, (weights.shape[1], -1))  # (stack, expert, task, batch, width)
     return (by_task * weights.transpose(1, 2)[..., None, None]).sum(1).flatten(1, 2)
 
@@ -55,15 +53,15 @@ def mix_by_task(
 class CARE(Network):
     """Contextual attention over encoders (Sodhani et al. 2021).
 
-    `k` encoders read the state (a critic's read the action too); a context made of the task's
-    embedding attends to them; a shared network reads encoding and context. The embedding is
-    learned: the authors begin with a language model's of a description of the task.
+    `k` encoders read the input. A context, computed from the task embedding, attends over their
+    encodings. A shared network reads the mixed encoding and the context. The task embedding is
+    learned; the authors start from a language model's embedding of a task description.
 
     Args:
-        num_experts: k, 6 for MT10 and 10 for MT50.
-        encoder_layers, encoder_width: hidden layers of each encoder; encoding and context are as
-            wide.
-        num_layers, width: of the shared network.
+        num_experts: k; 6 for MT10 and 10 for MT50 in the paper.
+        encoder_layers, encoder_width: hidden layers of each encoder; `encoder_width` is also the
+            width of encoding and context.
+        num_layers, width: hidden layers of the shared network.
     """
 
     def __init__(
@@ -125,12 +123,12 @@ class CARE(Network):
 class MOORE(Network):
     """A mixture of orthogonal experts (Hendawy et al. 2024).
 
-    The experts' encodings of a state are made orthonormal by Gram-Schmidt, mixed by a task's
-    weights (which may have any sign and sum), and read by the task's own head after a tanh.
+    The experts' encodings are made orthonormal by Gram-Schmidt and mixed with unconstrained weights
+    per task. A head per task follows, after a tanh.
 
     Args:
-        num_experts: 4 for MT10 and 6 for MT50.
-        num_layers, width: of each expert; the last layer is linear.
+        num_experts: 4 for MT10 and 6 for MT50 in the paper.
+        num_layers, width: layers of each expert; the last one is linear.
     """
 
     def __init__(
@@ -161,11 +159,9 @@ class MOORE(Network):
 def orthonormal(
     vectors: Float[Tensor, "stack expert rows width"], smallest: float = 1e-12
 ) -> Float[Tensor, "stack expert rows width"]:
-    """The experts' vectors of each row, made orthonormal in their order (Gram-Schmidt, as modified
-    for accuracy).
+    """Orthonormalise the experts' vectors of each row, in order, by modified Gram-Schmidt.
 
-    One that lies in the span of those before it comes out as nearly zero instead of something
-    arbitrary.
+    A vector in the span of the earlier ones becomes nearly zero, not an arbitrary unit vector.
     """
     basis: list[Tensor] = []
     for vector in vectors.unbind(1):

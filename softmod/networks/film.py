@@ -1,7 +1,4 @@
-"""FiLM (Perez et al.
-
-2018): the task's embedding scales and shifts every hidden layer of one shared network.
-"""
+"""FiLM (Perez et al. 2018): a task embedding scales and shifts every hidden layer."""
 
 from __future__ import annotations
 
@@ -17,15 +14,14 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class FiLM(Network):
-    """`relu((1 + gamma(z)) * (W x + b) + beta(z))` in every hidden layer; gamma and beta start near
-    0.
+    """A shared network with hidden layers `relu((1 + gamma(z)) * (W x + b) + beta(z))`.
 
-    With `norm="layer"` it is the normalised layer that is scaled and shifted.
+    A linear layer on the task embedding `z` yields all gammas and betas, which start near 0. With
+    `norm="layer"`, `W x + b` is normalised first.
 
     Args:
-        num_layers, width: of the shared network.
-        embedding_width: of the task's embedding, from which a linear layer makes all gammas and
-            betas.
+        num_layers, width: hidden layers of the shared network.
+        embedding_width: the width of the task embedding.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The tanh-Gaussian policy: a Gaussian whose sample is squashed into (-1, 1)."""
+"""The tanh-Gaussian policy: a Gaussian whose samples are squashed into (-1, 1)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn.functional import softplus
 from softmod.networks.network import Network
 from softmod.networks.normalization import Normalizer
 
-# 14
+# Difference 14 of docs/paper_and_code.md.
 LOG_STD_MIN = -20.0
 LOG_STD_MAX = 2.0
-# log std starts at about 0, within (-10, 2)
+# log_std="tanh": within (-10, 2), initially about 0.
 TANH_LOW = -10.0
 TANH_HALF_RANGE = 6.0
 TANH_SHIFT = 0.805
@@ -27,10 +27,11 @@ TANH_SHIFT = 0.805
 def split(
     outputs: Float[Tensor, "*batch two_actions"], log_std: str
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
-    """Return a network's outputs as mean and log standard deviation.
+    """Split a network's outputs into mean and log standard deviation.
 
-    The latter is clamped to [-20, 2] (14), or, with `tanh`, `-10 + 6 (tanh(x + 0.805) + 1)`: within
-    (-10, 2), with a gradient everywhere, and about 0 where the output is 0.
+    With "clamp", the log standard deviation is clamped to [-20, 2] (14). With "tanh", it is
+    `-10 + 6 (tanh(x + 0.805) + 1)`: within (-10, 2), with a gradient everywhere, and about 0 at
+    `x = 0`.
     """
     mean, raw = outputs.chunk(2, -1)
     if log_std == "tanh":
@@ -45,8 +46,8 @@ def squash(
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, " *batch"]]:
     """Return the action `tanh(mean + std * noise)` and its log-probability.
 
-    `log(1 - tanh(u)^2)` is taken as `2 (log 2 - u - softplus(-2u))`, which stays exact where tanh
-    saturates.
+    `log(1 - tanh(u)^2)` is computed as `2 (log 2 - u - softplus(-2u))`, which is accurate where
+    tanh saturates.
     """
     before = torch.addcmul(mean, log_std.exp(), noise)
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -55,14 +56,12 @@ def squash(
 
 
 class Actor(Network):
-    """A network as the policy: observations are normalised before it, its outputs read as a
-    Gaussian.
+    """The policy: a network that maps normalised observations to a Gaussian.
 
     Args:
-        network: with one member and two outputs per action.
+        network: a stack of one, with two outputs per action dimension.
         log_std: "clamp" or "tanh" (see `split`).
-        normalize_obs: whether observations are normalised, by statistics that the agent keeps up to
-            date.
+        normalize_obs: whether to normalise observations; the agent updates the statistics.
     """
 
     def __init__(self, network: Network, log_std: str, normalize_obs: bool) -> None:
@@ -73,7 +72,7 @@ class Actor(Network):
         self.independent = network.independent
 
     def normalize(self, obs: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
-        """Return observations as the networks read them."""
+        """Return normalised observations; unchanged without `normalize_obs`."""
         return obs if self.normalizer is None else self.normalizer(obs)
 
     def distribution(
@@ -85,7 +84,7 @@ class Actor(Network):
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        """Return the network's outputs for observations as they are."""
+        """Return the network's outputs for raw observations."""
         outputs: Tensor = self.network(self.normalize(x), tasks)
         return outputs
 
@@ -104,15 +103,16 @@ def actions(
     tasks: Int[Tensor, " task"] | None = None,
     noise: Float[Tensor, "task copy action"] | None = None,
 ) -> Float[Tensor, "task copy action"]:
-    """Return what the policy does in some of the tasks (None: all, in order); without noise, tanh
-    of the mean.
+    """Return actions in [-1, 1] for some tasks (None: all, in order).
+
+    Without noise, the actions are deterministic: tanh of the mean.
     """
     mean, log_std = actor.distribution(actor.normalize(obs), tasks)
     return mean.tanh() if noise is None else torch.addcmul(mean, log_std.exp(), noise).tanh()
 
 
 class Policy:
-    """An actor that only acts: frozen weights, numpy in and out, for any of the tasks."""
+    """A frozen actor with numpy inputs and outputs, for any of the tasks."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor.eval().requires_grad_(False)
@@ -124,22 +124,24 @@ class Policy:
         tasks: NDArray[np.int64] | None = None,
         noise: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return actions `[task, copy, action]` for observations `[task, copy, obs]`; without
-        noise, tanh of the mean.
+        """Return actions `[task, copy, action]`; without noise, tanh of the mean.
 
-        `tasks [task]` names the rows' tasks by index; None stands for all of them in order.
+        Args:
+            obs: observations `[task, copy, obs]`.
+            tasks: the task index of each row `[task]`; None: all tasks in order.
+            noise: standard normal noise `[task, copy, action]`.
         """
-        indices, draws = (
-            None if array is None else torch.from_numpy(array) for array in (tasks, noise)
-        )
+        indices = None if tasks is None else torch.from_numpy(tasks)
+        draws = None if noise is None else torch.from_numpy(noise)
         return actions(self.actor, torch.from_numpy(obs), indices, draws).numpy()
 
     @torch.inference_mode()
     def routing(
         self, obs: NDArray[np.float32], tasks: NDArray[np.int64] | None = None
     ) -> list[NDArray[Any]]:
-        """Routing probabilities per layer, `[task, copy, target, source]`; empty for networks that
-        do not route.
+        """Return the routing probabilities per layer, `[task, copy, target, source]`.
+
+        The list is empty for networks without routing.
         """
         indices: Int[Tensor, " task"] | None = None if tasks is None else torch.from_numpy(tasks)
         return [route[0].numpy() for route in self.actor.routing(torch.from_numpy(obs), indices)]

@@ -1,7 +1,4 @@
-"""Hard Routing (after Rosenbaum et al.
-
-2018): the modules of soft modularization, and a router that selects.
-"""
+"""Hard routing (after Rosenbaum et al. 2018): each module selects one source module."""
 
 from __future__ import annotations
 
@@ -15,17 +12,16 @@ from softmod.networks.soft_modular import Router, SoftModular
 
 
 class HardRouter(Router):
-    """Each target takes one source: weights are one-hot.
+    """A router with one-hot weights: each target reads one source.
 
-    In an update the source is sampled by straight-through Gumbel-softmax (Jang et al. 2017), with
-    noise that was drawn before it; elsewhere it is the most probable one.
+    In updates, the source is sampled by straight-through Gumbel-softmax (Jang et al. 2017) with
+    noise from `draw`. Otherwise it is the most probable source.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.noise: list[
-            Tensor
-        ] = []  # per layer [stack, task, batch, target, source]; no state of a run
+        # Per layer [stack, task, batch, target, source]; not part of a run's state.
+        self.noise: list[Tensor] = []
 
     def weigh(
         self,
@@ -40,14 +36,11 @@ class HardRouter(Router):
         return one_hot(soft) + (soft - soft.detach())
 
     def draw(self, stack: int, num_tasks: int, batch: int, generator: torch.Generator) -> None:
-        """Standard Gumbel noise for all layers, in memory that stays where it is while sizes stay
-        the same.
-        """
+        """Draw standard Gumbel noise for all layers, in place as long as the sizes are the same."""
         weights = [output.get_parameter("weight") for output in self.output]
-        shapes = [
-            (stack, num_tasks, batch, weight.shape[-1] // self.num_modules, self.num_modules)
-            for weight in weights
-        ]
+        sources = self.num_modules
+        targets = [weight.shape[-1] // sources for weight in weights]
+        shapes = [(stack, num_tasks, batch, target, sources) for target in targets]
         if [tuple(noise.shape) for noise in self.noise] != shapes:
             self.noise = [weights[0].new_empty(shape) for shape in shapes]
         for noise in self.noise:
@@ -55,11 +48,7 @@ class HardRouter(Router):
 
 
 class HardRouting(SoftModular):
-    """Soft modularization's modules, of which a router selects one source for each target instead
-    of mixing them.
-
-    Takes the same options as `SoftModular`.
-    """
+    """Soft modularization with a `HardRouter`; the options are those of `SoftModular`."""
 
     router_class = HardRouter
     router: HardRouter
@@ -70,5 +59,5 @@ class HardRouting(SoftModular):
 
 
 def one_hot(scores: Float[Tensor, "*batch source"]) -> Float[Tensor, "*batch source"]:
-    """1 for the largest (the first of equals), 0 for the others."""
+    """Return 1 for the largest score (the first of equals) and 0 for the others."""
     return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)

@@ -1,7 +1,4 @@
-"""Mix-Expert: whole networks side by side, and a gate that mixes their outputs (Yang et al.
-
-2020, baselines).
-"""
+"""Mix-Expert, a baseline of Yang et al. (2020): a gate mixes the outputs of expert networks."""
 
 from __future__ import annotations
 
@@ -15,12 +12,11 @@ from softmod.networks.stacked import StackedLinear
 
 
 class MixedExperts(Network):
-    """`num_experts` networks like MT-SAC's; a gate reads state and task and weighs what comes out
-    of them.
+    """A mixture of `num_experts` networks like MT-SAC's, weighted by a gate on state and task.
 
     Args:
-        num_experts: whole networks, 4 in the paper.
-        num_layers, width: of each expert.
+        num_experts: the number of expert networks; 4 in the paper.
+        num_layers, width: hidden layers of each expert.
         gate_layers, gate_width: hidden layers of the gate, which ends in a softmax over experts.
     """
 
@@ -43,16 +39,14 @@ class MixedExperts(Network):
         self.trunks = Trunk(in_dim, num_tasks, stack * num_experts, num_layers, width, init, norm)
         self.heads = StackedLinear(stack * num_experts, width, out_dim, init, kind="head")
         self.gate_trunk = Trunk(in_dim, num_tasks, stack, gate_layers, gate_width, init, norm)
-        self.gate = StackedLinear(
-            stack, gate_width, num_experts, init, kind="head"
-        )  # starts nearly uniform
+        # The start values of a head make the gate nearly uniform.
+        self.gate = StackedLinear(stack, gate_width, num_experts, init, kind="head")
 
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        outputs = self.heads(self.trunks(x, tasks)).unflatten(
-            0, (self.stack, -1)
-        )  # (stack, expert, rows, out)
+        heads = self.heads(self.trunks(x, tasks))
+        outputs = heads.unflatten(0, (self.stack, -1))  # (stack, expert, rows, out)
         mixed = mix(outputs, self._gate(x, tasks)).squeeze(1)
         return mixed.unflatten(1, x.shape[:2])
 

@@ -1,8 +1,7 @@
-"""The soft connection between two layers of modules (Eq. 8), with a gradient of its own.
+"""The soft connection between two layers of modules (Eq. 8), with a custom gradient.
 
-Batched products of matrices as small as `modules x modules` cost far more than they compute; sums
-of scaled slices read and write each activation once per module, and nothing is copied into another
-layout.
+Batched products of small `modules x modules` matrices are slow. Sums of scaled slices read and
+write each activation once per module and copy nothing into another layout.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ def mix(
     route: Float[Tensor, "stack rows target source"],
     relu: bool = False,
 ) -> Float[Tensor, "stack target rows width"]:
-    """`sum_j phat_ij g_j` for every target i and row (Eq. 8), and its ReLU where asked for."""
-    if torch.compiler.is_compiling():  # a compiler does better with the formula
+    """Return `sum_j phat_ij g_j` for every target i and row (Eq. 8), with ReLU if `relu`."""
+    if torch.compiler.is_compiling():  # the compiler generates faster code from the formula
         mixed: Tensor = (route.permute(0, 2, 3, 1).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
         return mixed.relu() if relu else mixed
     if not torch.is_grad_enabled():
@@ -31,7 +30,7 @@ def mix(
 
 
 def forward(outputs: Tensor, route: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """The mixture, and the weights `[stack, target, source, rows, 1]` that it was made with."""
+    """Return the mixture and its weights `[stack, target, source, rows, 1]`."""
     weights = route.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
     mixed = torch.empty(
         (*weights.shape[:2], *outputs.shape[2:]), dtype=outputs.dtype, device=outputs.device
@@ -56,14 +55,11 @@ class _Mix(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, mixed, 0)
         for_outputs = for_route = None
         if ctx.needs_input_grad[0]:
-            for_outputs = torch.empty_like(
-                outputs
-            )  # in the layout of the outputs, whatever that is
+            for_outputs = torch.empty_like(outputs)  # keeps the memory layout of the outputs
             weighted_sum(for_outputs, weights.transpose(1, 2), grad)
         if ctx.needs_input_grad[1]:
-            per_target = [
-                (outputs * target.unsqueeze(1)).sum(-1) for target in grad.unbind(1)
-            ]  # (stack, source, rows)
+            # Shapes are (stack, source, rows).
+            per_target = [(outputs * target.unsqueeze(1)).sum(-1) for target in grad.unbind(1)]
             for_route = torch.stack(per_target, 1).permute(0, 3, 1, 2)
         return for_outputs, for_route, None
 

@@ -1,4 +1,4 @@
-"""MT-SAC's network: one multi-layer perceptron on the observation and the one-hot task."""
+"""The network of MT-SAC: one multi-layer perceptron on the observation and the one-hot task."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class Trunk(nn.Module):
-    """ReLU layers on the observation and the one-hot task (15): `[task, batch, in]` to `[stack,
-    rows, width]`.
+    """ReLU layers on the observation and the one-hot task (15).
 
-    The one-hot part of the first layer is a row per task, added after the product with the
-    observation.
+    They map `[task, batch, in]` to `[stack, rows, width]`. The one-hot part of the first layer is a
+    row per task, added to the product with the observation.
     """
 
     def __init__(
@@ -40,18 +39,15 @@ class Trunk(nn.Module):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
-        features = normalised(rows + self.task(tasks).unsqueeze(2), self.norm, relu=True).flatten(
-            1, 2
-        )
+        rows = rows + self.task(tasks).unsqueeze(2)
+        features = normalised(rows, self.norm, relu=True).flatten(1, 2)
         for layer in self.hidden:
             features = normalised(layer(features), self.norm, relu=True)
         return features
 
 
 class MLP(Network):
-    """All weights shared by all tasks; the task enters as a one-hot vector beside the observation
-    (MT-SAC).
-    """
+    """A network that all tasks share; the task is a one-hot input (MT-SAC)."""
 
     def __init__(
         self,

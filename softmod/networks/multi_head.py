@@ -1,4 +1,4 @@
-"""MT-MH-SAC's network: a shared trunk, and an output head for each task."""
+"""The network of MT-MH-SAC: a shared trunk and an output head per task."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from softmod.networks.stacked import PerTaskLinear
 
 
 class MultiHead(Network):
-    """Tasks share all layers but the last one, whose weights are `[stack * task, width, out]`
-    (MT-MH-SAC).
-    """
+    """A shared trunk with a head per task, weights `[stack * task, width, out]` (MT-MH-SAC)."""
 
     def __init__(
         self,

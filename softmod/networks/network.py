@@ -1,4 +1,4 @@
-"""What every network of this package is: tasks are an axis, an ensemble is a leading one."""
+"""The base class of all networks: tasks are an axis, an ensemble is the leading axis."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module, abc.ABC):
-    """From features of states (and actions) to outputs, for several tasks at once, `stack` times
-    side by side.
+    """A stack of networks for several tasks at once.
 
-    `forward(x, tasks)` takes `x [task, batch, in]` and the tasks' indices `[task]` (None: all of
-    them, in order) and gives `[stack, task, batch, out]`. Members of a stack share the input and
-    nothing else.
+    `forward(x, tasks)` maps inputs `[task, batch, in]` and task indices `[task]` (None: all tasks
+    in order) to `[stack, task, batch, out]`. Members of a stack share only their input.
     """
 
-    independent = False  # whether tasks share no weight at all: each is then an agent of its own
+    independent = False  # True if tasks share no weights: each task is then an agent of its own
 
     def __init__(self, in_dim: int, out_dim: int, num_tasks: int, stack: int) -> None:
         super().__init__()
@@ -35,18 +33,23 @@ class Network(nn.Module, abc.ABC):
     def routing(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> list[Float[Tensor, "stack task batch target source"]]:
-        """The routing probabilities per layer; empty for networks that do not route."""
+        """Return the routing probabilities per layer; empty for networks without routing."""
         return []
 
     @property
     def members(self) -> int:
-        """Return how many networks share nothing: parameters' leading axes begin with them."""
+        """Return the number of networks that share no weights.
+
+        The leading axis of every parameter is a multiple of it, members outermost.
+        """
         return self.stack * (self.num_tasks if self.independent else 1)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
-        """Draw what is random in the network itself, for the next update on `[task, batch, in]`;
-        here nothing is.
+        """Draw random numbers inside the network for an update on `[task, batch, in]`.
+
+        No-op for deterministic networks.
         """
 
     def num_parameters(self) -> int:
+        """Return the number of parameters of all members."""
         return sum(parameter.numel() for parameter in self.parameters())

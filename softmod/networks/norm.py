@@ -1,6 +1,4 @@
-"""Layer normalisation as an option of every network: without weights of its own, before a hidden
-layer's ReLU.
-"""
+"""Layer normalisation without weights, an option of every network before a hidden layer's ReLU."""
 
 from __future__ import annotations
 
@@ -14,10 +12,9 @@ from softmod import kernels
 def normalised(
     x: Float[Tensor, "*rows width"], norm: str, relu: bool = False
 ) -> Float[Tensor, "*rows width"]:
-    """With `norm="layer"`, bring the last axis to mean 0 and variance 1; with "none", return `x`
-    itself.
+    """Normalise the last axis to mean 0 and variance 1 (`norm="layer"`), or not at all ("none").
 
-    With `relu`, apply the ReLU too, which may overwrite `x`. The result has the type of `x`.
+    With `relu`, apply ReLU too, which may overwrite `x`. The result has the dtype of `x`.
     """
     if norm != "layer":
         return x.relu_() if relu else x

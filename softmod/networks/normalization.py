@@ -1,4 +1,4 @@
-"""Observations on one scale: the statistics that networks read, kept with the policy's weights."""
+"""Normalisation of observations, with statistics that are part of the policy's weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-LEAST_STD = 0.02  # of an observation's number; what hardly moves is not blown up
-LIMIT = 5.0  # standard deviations that a network gets to see
+LEAST_STD = 0.02  # a smaller standard deviation counts as this, so that noise is not amplified
+LIMIT = 5.0  # normalised observations are clipped to +-LIMIT
 
 
 class Normalizer(nn.Module):
-    """Shift and scale observations to mean 0 and standard deviation 1, clipped to +-5.
+    """A layer that normalises observations to mean 0 and standard deviation 1, clipped to +-5.
 
-    Mean and scale are buffers: they travel with the weights to workers, evaluations and
-    checkpoints.
+    Mean and scale are buffers, so they are sent to workers and saved together with the weights.
     """
 
     mean: Tensor
@@ -30,6 +29,6 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def set(self, mean: Float[Tensor, " obs"], variance: Float[Tensor, " obs"]) -> None:
-        """Use these statistics from now on, in the same memory."""
+        """Set the statistics in place."""
         self.mean.copy_(mean)
         self.scale.copy_(variance.clamp(min=0.0).sqrt().clamp(min=LEAST_STD).reciprocal())

@@ -1,7 +1,4 @@
-"""PaCo (Sun et al.
-
-2022): every weight of a task's network is a combination of shared parameter sets.
-"""
+"""PaCo (Sun et al. 2022): each task's weights are a linear combination of shared parameter sets."""
 
 from __future__ import annotations
 
@@ -18,8 +15,9 @@ from softmod.networks.stacked import fill
 
 
 class Composed(nn.Module):
-    """A linear layer with weights `sum_k c_k(task) Theta_k`: sets `[stack, set, in, out]`, `[stack,
-    set, 1, out]`.
+    """A linear layer with weights `sum_k c_k(task) Theta_k`.
+
+    The parameter sets are `[stack, set, in, out]` and, for the bias, `[stack, set, 1, out]`.
     """
 
     def __init__(
@@ -35,19 +33,21 @@ class Composed(nn.Module):
         x: Float[Tensor, "stack task batch fan_in"],
         composition: Float[Tensor, "stack task sets"],
     ) -> Float[Tensor, "stack task batch fan_out"]:
-        weight, bias = (
-            (composition @ p.flatten(2)).unflatten(-1, p.shape[2:])
-            for p in (self.weight, self.bias)
-        )  # (stack, task, in, out), (stack, task, 1, out)
+        weight = _compose(composition, self.weight)  # (stack, task, in, out)
+        bias = _compose(composition, self.bias)  # (stack, task, 1, out)
         return x @ weight + bias
 
 
-class PaCo(Network):
-    """A multi-layer perceptron per task, composed of `num_sets` shared ones by a learned vector per
-    task.
+def _compose(composition: Tensor, sets: Tensor) -> Tensor:
+    """Return each task's combination `[stack, task, ...]` of parameter sets `[stack, set, ...]`."""
+    return (composition @ sets.flatten(2)).unflatten(-1, sets.shape[2:])
 
-    The vectors start as U(+-sqrt(3 / num_sets)), so that composed weights vary as much as those of
-    one set.
+
+class PaCo(Network):
+    """A multi-layer perceptron per task, composed of `num_sets` shared parameter sets.
+
+    Each task has a learned composition vector. It starts as U(+-sqrt(3 / num_sets)), so that
+    composed weights have the variance of a single set.
     """
 
     def __init__(

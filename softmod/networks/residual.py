@@ -1,7 +1,4 @@
-"""A residual network with layer normalisation and a learned task embedding (BRC, Nauman et al.
-
-2025).
-"""
+"""A residual network with layer normalisation and a task embedding (BRC, Nauman et al. 2025)."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ from softmod.networks.stacked import StackedLinear, spread
 
 
 class Residual(Network):
-    """Dense, LayerNorm and ReLU on input and task embedding, then blocks `x +
-    LN(Dense(ReLU(LN(Dense x))))`.
+    """A residual network on the input and a learned task embedding.
 
-    The task is embedded on the unit sphere. Weights start orthogonal, biases at zero.
+    Dense, LayerNorm and ReLU are followed by blocks `x + LN(Dense(ReLU(LN(Dense x))))`. The
+    embedding lies on the unit sphere. Weights are initially orthogonal, biases zero.
 
     Args:
-        num_blocks, width: of the residual blocks, two layers each.
-        embedding_width: of the task's embedding.
-        head_gain: of the head's orthogonal start; that of all other layers is sqrt(2).
+        num_blocks, width: residual blocks of two layers each.
+        embedding_width: the width of the task embedding.
+        head_gain: the gain of the head's initial weights; it is sqrt(2) for all other layers.
         norm: "layer", or "none" for an ablation.
     """
 
@@ -59,41 +56,38 @@ class Residual(Network):
         return self.head(features).unflatten(1, x.shape[:2])
 
     def _first(self, x: Tensor, tasks: Tensor | None) -> Float[Tensor, "stack task batch width"]:
-        """Return the first layer of input and embedding side by side, as a sum of two products.
+        """Apply the first layer to input and embedding, as a sum of two products.
 
-        The embedding's is a row per task, added to all rows of the task.
+        The product with the embedding is one row per task, added to all rows of the task.
         """
         for_input, for_task = self.first.weight.split((self.in_dim, self.task.shape[-1]), 1)
-        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input).unflatten(
-            1, x.shape[:2]
-        )
-        return rows + (self._embedding(tasks) @ for_task).unsqueeze(2)
+        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input)
+        by_task = rows.unflatten(1, x.shape[:2])
+        return by_task + (self._embedding(tasks) @ for_task).unsqueeze(2)
 
     def _embedding(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
         return normalize(self.task if tasks is None else self.task.index_select(1, tasks), dim=-1)
 
 
 class Block(nn.Module):
-    """`x + LN(Dense(ReLU(LN(Dense x))))`."""
+    """A residual block `x + LN(Dense(ReLU(LN(Dense x))))`."""
 
     def __init__(self, stack: int, width: int, norm: str) -> None:
         super().__init__()
         self.norm = norm
-        self.inner, self.outer = orthogonal(stack, width, width), orthogonal(stack, width, width)
+        self.inner = orthogonal(stack, width, width)
+        self.outer = orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        return x + normalised(
-            self.outer(normalised(self.inner(x), self.norm, relu=True)), self.norm
-        )
+        hidden = normalised(self.inner(x), self.norm, relu=True)
+        return x + normalised(self.outer(hidden), self.norm)
 
 
 @torch.no_grad()
 def orthogonal(
     stack: int, fan_in: int, fan_out: int, gain: float = math.sqrt(2.0)
 ) -> StackedLinear:
-    """Make stacked layers whose weights are orthogonal, member by member, and whose biases are
-    zero.
-    """
+    """Make stacked linear layers with orthogonal weights per member and zero biases."""
     layer = StackedLinear(stack, fan_in, fan_out, "torch")
     for weight in layer.weight:
         nn.init.orthogonal_(weight, gain)

@@ -1,4 +1,4 @@
-"""Single-task SAC's network: nothing is shared, every weight has a task axis."""
+"""The network of single-task SAC: tasks share no weights, every weight has a task axis."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from softmod.networks.stacked import PerTaskLinear
 
 
 class SingleTask(Network):
-    """A multi-layer perceptron for each task, side by side: one independent agent per task, in one
-    run.
-    """
+    """A multi-layer perceptron per task: independent agents, trained in one run."""
 
     independent = True
 

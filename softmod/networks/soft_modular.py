@@ -1,9 +1,8 @@
-"""Soft modularization: a base network of modules, and a routing network that weighs every
-connection between them.
+"""Soft modularization: a base network of modules, and a routing network that weights connections.
 
-Equations are those of Yang et al. (NeurIPS 2020). Numbers in comments name the differences between
-the printed paper and the released code, listed in docs/paper_and_code.md; each is an option, the
-defaults are the released form.
+Equations are those of Yang et al. (NeurIPS 2020). Numbers in comments refer to the differences
+between the paper and the released code in docs/paper_and_code.md. Each difference is an option; the
+defaults follow the released code.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
 class Router(nn.Module):
-    """The routing network: from the embedding `f(s) h(z)` to the weights of every connection
-    (Eq. 5 to 7).
-    """
+    """The routing network: from the embedding `f(s) h(z)` to connection weights (Eq. 5 to 7)."""
 
     def __init__(
         self,
@@ -62,7 +59,7 @@ class Router(nn.Module):
         embedding: Float[Tensor, "stack rows width"],
         tasks: Int[Tensor, " task"] | None = None,
     ) -> list[Float[Tensor, "stack rows target source"]]:
-        """Probabilities per routing layer; each target's sum over its sources is 1."""
+        """Return the probabilities per routing layer; they sum to 1 over the sources."""
         for gate in self.gating:
             embedding = gate(functional.relu(embedding))  # 1: ReLU, linear, ReLU, linear
         routes: list[Tensor] = []
@@ -84,29 +81,27 @@ class Router(nn.Module):
         logits: Float[Tensor, "stack rows target source"],
         tasks: Int[Tensor, " task"] | None,
     ) -> Float[Tensor, "stack rows target source"]:
-        """The weights of a routing layer's connections."""
+        """Return the weights of a routing layer's connections."""
         return logits.softmax(-1)  # Eq. 7
 
     def _read(self, earlier: list[Tensor]) -> Tensor:
-        """Return the earlier routing that the next routing layer is conditioned on."""
+        """Return the earlier routing that conditions the next routing layer."""
         return torch.cat(earlier, -1) if self.reads == "all" else earlier[-1]  # 3
 
 
 class SoftModular(Network):
-    """The policy or critic of soft modularization: `L` layers of `n` modules of width `d`, softly
-    connected.
+    """The soft modularization network: `L` softly connected layers of `n` modules of width `d`.
 
     Args:
         in_dim, out_dim: sizes of the input (state, or state and action) and of the output.
-        num_tasks: tasks that the router tells apart by `h(z)`.
-        stack: independent copies side by side (1 for an actor, 2 for twin critics).
+        num_tasks: the number of task embeddings `h(z)`.
+        stack: independent networks (1 for an actor, 2 for twin critics).
         num_layers, num_modules, module_width: L >= 2, n, d.
         embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
-        state_in_routing: whether the router sees the state, or the task alone (an ablation of the
-            paper).
-        norm: "layer" normalises both layers of `f(s)` and each weighted sum of modules, before its
-            ReLU; with `relu="before_sum"` the sum, which has none, is normalised as it enters the
-            next layer.
+        state_in_routing: whether the router reads state and task, or only the task (an ablation of
+            the paper).
+        norm: "layer" normalises both layers of `f(s)`, and each weighted sum of modules before its
+            ReLU. With `relu="before_sum"`, sums have no ReLU and are normalised as well.
         gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
             differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
     """
@@ -161,7 +156,7 @@ class SoftModular(Network):
             routed_head=head == "routed",
             init=init,
         )
-        # The first layer's modules, side by side.
+        # One wide layer holds the modules of the first layer, since they share their input.
         self.first = StackedLinear(stack, width, n * d, init, units=n)
         layers = num_layers - 1 if head == "routed" else num_layers - 2
         self.between = nn.ModuleList(StackedLinear(stack * n, d, d, init) for _ in range(layers))
@@ -182,7 +177,7 @@ class SoftModular(Network):
         return [route.unflatten(1, x.shape[:2]) for route in self._embed(x, tasks)[1]]
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """f(s) `[stack, rows, D]` and the routes that f(s) . h(z), or h(z) alone, leads to."""
+        """Return f(s) `[stack, rows, D]`, and the routes computed from f(s) h(z), or h(z) alone."""
         hidden = normalised(self.state[0](spread(x, self.stack)), self.norm, relu=True)
         state = normalised(self.state[1](hidden), self.norm)
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
@@ -191,10 +186,9 @@ class SoftModular(Network):
         return state, self.router(embedding.flatten(1, 2), tasks)
 
     def _base(self, inputs: Tensor, routes: list[Tensor]) -> Tensor:
-        """The base network (Eq. 8, 9): `[stack, rows, D]` to `[stack, rows, out]`."""
-        outputs = (
-            self.first(inputs).unflatten(-1, (self.num_modules, -1)).transpose(1, 2)
-        )  # (stack, module, rows, d)
+        """Map `[stack, rows, D]` to `[stack, rows, out]` by the base network (Eq. 8, 9)."""
+        by_module = self.first(inputs).unflatten(-1, (self.num_modules, -1))
+        outputs = by_module.transpose(1, 2)  # (stack, module, rows, d)
         for layer, route in zip(self.between, routes, strict=False):
             mixed = self._mix(outputs, route)
             outputs = layer(mixed.flatten(0, 1)).view_as(mixed)
@@ -203,7 +197,7 @@ class SoftModular(Network):
         return self.last(self._mix(outputs, routes[-1]).squeeze(1))  # 5
 
     def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
-        """Each target's weighted sum of the modules before it (Eq. 8), with its ReLU. 4"""
+        """Return each target's weighted sum of source modules (Eq. 8), with ReLU (4)."""
         if self.relu == "before_sum":
             return normalised(mix(functional.relu(outputs), route), self.norm)
         if self.norm == "none":
@@ -211,5 +205,5 @@ class SoftModular(Network):
         return normalised(mix(outputs, route), self.norm, relu=True)
 
     def _sum_of_heads(self, inputs: Tensor) -> Tensor:
-        """Eq. 9: the last layer's modules are the heads, summed without weights."""
+        """Return the unweighted sum of the last layer's modules, which are the heads (Eq. 9)."""
         return self.last(inputs.flatten(0, 1)).unflatten(0, (self.stack, self.num_modules)).sum(1)

@@ -1,6 +1,4 @@
-"""An ensemble is a leading axis: linear layers whose weights are stacked and multiplied in one
-`baddbmm`.
-"""
+"""Linear layers with an ensemble axis: stacked weights, multiplied by one `baddbmm`."""
 
 from __future__ import annotations
 
@@ -15,13 +13,16 @@ HIDDEN_BIAS = 0.1  # 11
 
 
 class StackedLinear(nn.Module):
-    """`stack` linear layers side by side: weight `[stack, in, out]`, bias `[stack, 1, out]`.
+    """A stack of linear layers: weight `[stack, in, out]`, bias `[stack, 1, out]`.
 
-    `kind` picks the start values: "hidden" or "head". With `init="released"` hidden weights are
-    U(+-1/sqrt(fan_out)) with bias 0.1 and heads U(+-3e-3) (difference 11 of
-    docs/paper_and_code.md); with `init="torch"` everything is U(+-1/sqrt(fan_in)), as
-    `torch.nn.Linear` has it. `units` says how many layers share the output axis, each with `out /
-    units` outputs of its own.
+    Args:
+        stack: the number of layers.
+        fan_in, fan_out: inputs and outputs of each layer.
+        init: "released" draws hidden weights from U(+-1/sqrt(fan_out)) with bias 0.1, and heads
+            from U(+-3e-3) (difference 11 of docs/paper_and_code.md). "torch" draws all values from
+            U(+-1/sqrt(fan_in)), as `torch.nn.Linear` does.
+        kind: "hidden" or "head", for the initial values.
+        units: the number of layers that share the output axis, each with `fan_out / units` outputs.
     """
 
     def __init__(
@@ -41,9 +42,7 @@ class StackedLinear(nn.Module):
 
 
 class PerTaskLinear(nn.Module):
-    """A linear layer of its own for every task: weight `[stack * task, in, out]`, bias `[stack *
-    task, 1, out]`.
-    """
+    """A linear layer per task: weight `[stack * task, in, out]`, bias `[stack * task, 1, out]`."""
 
     def __init__(
         self, stack: int, num_tasks: int, fan_in: int, fan_out: int, init: str, kind: str = "hidden"
@@ -57,7 +56,8 @@ class PerTaskLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "stack task batch fan_in"], tasks: Int[Tensor, " task"] | None
     ) -> Float[Tensor, "stack task batch fan_out"]:
-        weight, bias = (p.unflatten(0, (self.stack, -1)) for p in (self.weight, self.bias))
+        weight = self.weight.unflatten(0, (self.stack, -1))
+        bias = self.bias.unflatten(0, (self.stack, -1))
         if tasks is not None:
             weight = weight.index_select(1, tasks)
             bias = bias.index_select(1, tasks)
@@ -65,7 +65,7 @@ class PerTaskLinear(nn.Module):
 
 
 class TaskEmbedding(nn.Module):
-    """A linear layer on the one-hot task: a row per task, weight `[stack, task, width]`."""
+    """A linear layer on the one-hot task: one row per task, weight `[stack, task, width]`."""
 
     def __init__(
         self, stack: int, num_tasks: int, width: int, init: str, bias: bool = True
@@ -84,7 +84,7 @@ class TaskEmbedding(nn.Module):
 def fill(
     weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int, init: str, kind: str
 ) -> None:
-    """Draw a layer's start values in place (see `StackedLinear`)."""
+    """Draw a layer's initial values in place (see `StackedLinear`)."""
     if init == "torch":
         bound = bias_bound = 1.0 / math.sqrt(fan_in)
     elif kind == "head":
@@ -101,6 +101,6 @@ def fill(
 
 
 def spread(x: Float[Tensor, "task batch width"], stack: int) -> Float[Tensor, "stack rows width"]:
-    """The same rows for every member of a stack, without a copy."""
+    """Return the rows of `x`, expanded to every member of a stack without a copy."""
     rows = x.reshape(1, -1, x.shape[-1])
     return rows.expand(stack, -1, -1)

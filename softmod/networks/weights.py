@@ -1,4 +1,4 @@
-"""A network's weights as one flat array: how they travel from the learner to those that act."""
+"""A network's weights as one flat array, for the transfer from the learner to workers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def flatten(network: nn.Module) -> Float[Tensor, " number"]:
 
 
 def count(network: nn.Module) -> int:
-    """Return how many numbers `flatten` makes of a network."""
+    """Return the length of a network's flat array."""
     return sum(tensor.numel() for tensor in network.state_dict().values())
 
 
 def bind(network: nn.Module, weights: Floats) -> None:
-    """Make a network's parameters and buffers views of a flat array; to write there is to load."""
+    """Make a network's parameters and buffers views of a flat array; writing there loads them."""
     offset = 0
     for tensor in network.state_dict(keep_vars=True).values():
         tensor.data = torch.from_numpy(weights[offset : offset + tensor.numel()]).view(tensor.shape)

@@ -1,3 +1,1 @@
-"""Workers hold the environments and act with a frozen policy for a round, while the learner
-updates.
-"""
+"""Workers, which step the environments with a frozen policy while the learner updates."""

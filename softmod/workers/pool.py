@@ -1,6 +1,4 @@
-"""The learner's side of the workers: hand out a round, take the rollout, evaluate, start and end
-cleanly.
-"""
+"""The learner's side of the workers: rounds, evaluations, restarts and shutdown."""
 
 from __future__ import annotations
 
@@ -19,33 +17,30 @@ from softmod.system import signals
 from softmod.workers.process import SHUTDOWN, InlineWorker, Worker, shared_weights, start_worker
 from softmod.workers.worker import Plan
 
-# how many processes may be restarted in so many seconds
-RESTARTS = 3
-WINDOW = 300.0
-GOALS_PER_TIMEOUT = 10  # of every task; an evaluation has more to do than a round
+RESTARTS = 3  # most restarts within WINDOW
+WINDOW = 300.0  # seconds
+GOALS_PER_TIMEOUT = 10  # goals per task for which an evaluation may take one time-out
 
 log = logging.getLogger(__name__)
 
 
 class Workers:
-    """`start` a round, `finish` it, `evaluate`; the environments are spread over `processes`
-    processes, or stay in this one when that is 0.
+    """A pool of workers: `start` and `finish` a round, or `evaluate`.
 
-    A process that dies, fails or does not answer is restarted: its episodes under way are
-    re-executed, and its request is repeated, so that the run is the same. That may happen
-    `restarts` times in `WINDOW`.
+    A process that dies, fails or does not reply in time is restarted. Its unfinished episodes are
+    re-executed and its request is repeated, so the results of the run do not change.
 
     Args:
-        plan: the task set, the actor's form and the run's seed.
-        processes: worker processes; 0 steps in this one, in the same order, without restarts.
+        plan: the task set, the policy and the run's seed.
+        processes: the number of worker processes; 0: all environments are stepped in this process,
+            in the same order, without restarts.
         copies: environments per task.
-        timeout: seconds that a reply may take; an evaluation may take them for every ten goals.
-        training: whether there will be rounds; without, only `evaluate` has environments.
-        restarts: see above.
+        timeout: seconds for a reply; for an evaluation, per ten goals.
+        training: whether to build training environments; `evaluate` needs none.
+        restarts: the most restarts within `WINDOW` seconds.
 
     Raises:
-        WorkerError: an environment failed, or a worker died or did not answer, too often; later
-            calls are refused.
+        WorkerError: an environment or worker failed and no restart is left.
     """
 
     def __init__(
@@ -74,16 +69,21 @@ class Workers:
         self._restarted: list[float] = []
 
     def start(self, policy: Float[Tensor, " number"], steps: int, uniform: bool = False) -> None:
-        """Begin a round of `steps` in every environment, with these weights
-        (`networks.weights.flatten`), or with `uniform` actions.
+        """Start a round of `steps` steps in every environment.
+
+        Args:
+            policy: the policy's weights (`networks.weights.flatten`).
+            steps: steps per environment.
+            uniform: take uniform random actions instead of the policy's.
         """
         self._publish(policy)
         for index in range(len(self.workers)):
             self._ask(index, "collect", steps, uniform)
 
     def finish(self) -> Rollout:
-        """Return the round's experience `[task, copy, step, ...]`; episodes in the order of task
-        and copy.
+        """Wait for the round; return its experience `[task, copy, step, ...]`.
+
+        Episodes are in the order of task and copy.
         """
         parts: list[Rollout] = [self._answer(index) for index in range(len(self.workers))]
         under_way = [part.under_way for part in parts if part.under_way is not None]
@@ -106,30 +106,31 @@ class Workers:
         )
 
     def evaluate(self, policy: Float[Tensor, " number"], goals: int) -> list[TaskScore]:
-        """Play the deterministic policy on the first `goals` goals of every task, or as many as
-        every task has.
+        """Evaluate the deterministic policy on the first `goals` goals of every task.
+
+        If a task has fewer goals, all tasks use that number.
 
         Raises:
-            StoppedError: a signal asked the run to stop; the workers can only be closed then.
+            StoppedError: a signal stopped the run; afterwards, only `close` may be called.
         """
         goals = min(goals, *(len(self.suite.goals(task)) for task in range(self.spec.num_tasks)))
         self._publish(policy)
-        many = len(self.workers)
-        parts = [list(range(first, goals, many)) for first in range(many)]
+        count = len(self.workers)
+        parts = [list(range(first, goals, count)) for first in range(count)]
         for index, part in enumerate(parts):
             self._ask(index, "evaluate", part)
         success = np.zeros((self.spec.num_tasks, goals), bool)
         returns = np.zeros((self.spec.num_tasks, goals))
         for index, part in enumerate(parts):
-            patience = max(1.0, len(part) / GOALS_PER_TIMEOUT)
-            success[:, part], returns[:, part] = self._answer(index, patience, stoppable=True)
+            timeouts = max(1.0, len(part) / GOALS_PER_TIMEOUT)
+            success[:, part], returns[:, part] = self._answer(index, timeouts, stoppable=True)
         return [
             TaskScore(task, float(success[i].mean()), float(returns[i].mean()), goals)
             for i, task in enumerate(self.spec.tasks)
         ]
 
     def restore(self, under_way: UnderWay) -> None:
-        """Bring every environment to where its episode was, whatever the number of processes."""
+        """Re-execute the unfinished episodes; the number of processes may have changed."""
         self.under_way = under_way
         for index in range(len(self.workers)):
             self._ask(index, "restore", self._part(index))
@@ -151,10 +152,9 @@ class Workers:
         self.close()
 
     def _publish(self, policy: Float[Tensor, " number"]) -> None:
-        """Write the weights where all workers read them; between two requests none of them does.
+        """Write the weights to memory that all workers share, while no request is pending.
 
-        The memory has no name in the file system, so that nothing is left of it however the
-        processes end.
+        The memory has no name in the file system, so nothing is left behind when processes end.
         """
         for index in range(len(self.workers)):
             self._retried(index, lambda worker: worker.wait_until_ready())
@@ -164,40 +164,40 @@ class Workers:
         try:
             self.workers[index].ask(method, *arguments)
         except WorkerError as error:
-            self._restart(index, error)  # which repeats the request
+            self._restart(index, error)  # repeats the request
 
-    def _answer(self, index: int, patience: float = 1.0, stoppable: bool = False) -> Any:
-        return self._retried(index, lambda worker: worker.answer(patience, stoppable))
+    def _answer(self, index: int, timeouts: float = 1.0, stoppable: bool = False) -> Any:
+        return self._retried(index, lambda worker: worker.answer(timeouts, stoppable))
 
-    def _retried(self, index: int, request: Callable[[Worker], Any]) -> Any:
-        """Return the result of a request to a worker, restarted as often as that is allowed."""
+    def _retried(self, index: int, call: Callable[[Worker], Any]) -> Any:
+        """Return the result of a call to a worker, restarting it as often as allowed."""
         while True:
             try:
-                return request(self.workers[index])
-            except PhysicsError:  # it would break again
+                return call(self.workers[index])
+            except PhysicsError:  # a repetition would fail in the same way
                 raise
             except WorkerError as error:
                 self._restart(index, error)
 
     def _restart(self, index: int, error: WorkerError) -> None:
-        """Restart a worker that failed, and bring it to where it was.
+        """Restart a failed worker, restore its episodes, and repeat its pending request.
 
         Raises:
-            WorkerError: the given one, or one from the attempt, when no restart is left.
+            WorkerError: no restart is left; the error is `error` or that of the last attempt.
         """
-        asked = self.workers[index].asked
+        request = self.workers[index].request
         while True:
             self._count_restart(self.workers[index], error)
             fresh = self.workers[index] = self.workers[index].restarted()
             try:
-                if self.training and asked[0] != "restore":
+                if self.training and request[0] != "restore":
                     fresh.ask("restore", self._part(index))
                     fresh.answer()
-                if asked[0]:
-                    fresh.ask(*asked)
+                if request[0]:
+                    fresh.ask(*request)
                 return
-            except WorkerError as again:
-                error = again
+            except WorkerError as latest:
+                error = latest
 
     def _count_restart(self, worker: Worker, error: WorkerError) -> None:
         now = time.monotonic()
@@ -210,7 +210,7 @@ class Workers:
         )
 
     def _part(self, index: int) -> UnderWay:
-        """Return a worker's part of the episodes under way."""
+        """Return a worker's part of the unfinished episodes."""
         at = np.ix_(self.workers[index].tasks, self.workers[index].copies)
         whole = self.under_way
         return UnderWay(whole.episode[at], whole.steps[at], whole.actions[at], whole.obs[at])
@@ -226,21 +226,30 @@ class Workers:
 def partition(
     costs: Sequence[float], copies: int, processes: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Return each worker's `(tasks, copies)`: by task first, by copies where processes outnumber
-    tasks.
+    """Split environments into workers, by task and, with more processes than tasks, also by copy.
 
-    Tasks go to the worker that has least to do so far, the heaviest first; all workers get as many
-    tasks, or one less.
+    Tasks are assigned in order of decreasing cost, each to the worker with the least cost so far.
+    The numbers of tasks per worker differ by at most one.
+
+    Args:
+        costs: the cost of a step of each task.
+        copies: environments per task.
+        processes: the number of processes; 0 counts as 1.
+
+    Returns:
+        The tasks and copies of each worker.
     """
     num_tasks = len(costs)
-    wanted = max(1, min(processes, num_tasks * copies))
-    groups = max(1, min(copies, wanted // num_tasks))
-    hands: list[list[int]] = [[] for _ in range(min(num_tasks, wanted // groups))]
-    for turn, task in enumerate(sorted(range(num_tasks), key=lambda task: -costs[task])):
-        unserved = [hand for hand in hands if len(hand) == turn // len(hands)]
-        min(unserved, key=lambda hand: sum(costs[mine] for mine in hand)).append(task)
-    return [
-        (sorted(hand), list(range(group, copies, groups)))
-        for hand in hands
-        for group in range(groups)
-    ]
+    workers = max(1, min(processes, num_tasks * copies))
+    copy_groups = max(1, min(copies, workers // num_tasks))
+    task_groups: list[list[int]] = [[] for _ in range(min(num_tasks, workers // copy_groups))]
+    by_cost = sorted(range(num_tasks), key=lambda task: -costs[task])
+    for number, task in enumerate(by_cost):
+        smallest = [group for group in task_groups if len(group) == number // len(task_groups)]
+        cheapest = min(smallest, key=lambda group: sum(costs[other] for other in group))
+        cheapest.append(task)
+    parts = []
+    for tasks in task_groups:
+        for first in range(copy_groups):
+            parts.append((sorted(tasks), list(range(first, copies, copy_groups))))
+    return parts

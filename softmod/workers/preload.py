@@ -1,7 +1,6 @@
-"""What the process holds that workers are forked from; nobody else imports this.
+"""The imports of the process that workers are forked from.
 
-When the learner is gone it ends at once: taking down an interpreter with PyTorch in it takes
-seconds.
+That process exits without the interpreter's shutdown, which takes seconds with PyTorch loaded.
 """
 
 import atexit

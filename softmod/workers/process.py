@@ -1,4 +1,4 @@
-"""One worker: some of the environments, stepped in this process or in one of its own."""
+"""One worker, which steps some of the environments in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from softmod.system import signals
 from softmod.workers.memory import SharedWeights
 from softmod.workers.worker import Collector, Plan, describe, serve
 
-LOOK = 0.2  # seconds between looks for a signal
-SHUTDOWN = 2.0  # seconds that a worker may take to end
+POLL = 0.2  # seconds between checks for a signal
+SHUTDOWN = 2.0  # seconds for a worker to end
 SOCKET_PATH = 107  # bytes of a socket's path, without the zero at its end
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 Request = tuple[Any, ...]  # a method's name and its arguments
-NOTHING: Request = ("",)
+NO_REQUEST: Request = ("",)
 
 
 class InlineWorker:
-    """A worker in this process: asked now, computed when the answer is taken."""
+    """A worker in this process; it computes a reply only when the reply is read."""
 
-    asked: Request
+    request: Request  # the pending request
 
     def __init__(
         self, plan: Plan, tasks: list[int], copies: list[int], training: bool, weights: Floats
@@ -45,16 +45,23 @@ class InlineWorker:
             self.collector = Collector(plan, tasks, copies, training, weights)
         except Exception as error:
             raise WorkerError(describe(error)) from error
-        self.asked = NOTHING
+        self.request = NO_REQUEST
 
     def wait_until_ready(self) -> None:
         """No-op."""
 
     def ask(self, method: str, *arguments: Any) -> None:
-        self.asked = (method, *arguments)
+        """Store a request: a method of the collector and its arguments."""
+        self.request = (method, *arguments)
 
-    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        method, *arguments = self.asked
+    def answer(self, timeouts: float = 1.0, stoppable: bool = False) -> Any:
+        """Compute and return the reply to the request.
+
+        Raises:
+            WorkerError: the request failed.
+            PhysicsError: the simulation failed too often.
+        """
+        method, *arguments = self.request
         try:
             return getattr(self.collector, method)(*arguments)
         except PhysicsError:
@@ -63,20 +70,21 @@ class InlineWorker:
             raise WorkerError(describe(error)) from error
 
     def restarted(self) -> InlineWorker:
-        """No-op: what fails in this process fails again."""
+        """No-op, since a failure in this process would only repeat."""
         return self
 
     def request_shutdown(self) -> None:
         """No-op."""
 
     def close(self, deadline: float = 0.0) -> None:
+        """Close the environments."""
         self.collector.close()
 
 
 class ProcessWorker:
     """A worker in a process of its own.
 
-    Replies carry the number of their request, so that a stale one is never used.
+    Replies carry the number of their request, so stale replies are discarded.
     """
 
     def __init__(
@@ -92,7 +100,7 @@ class ProcessWorker:
         self.copies = copies
         self.timeout = timeout
         self.arguments = (plan, tasks, copies, training, weights, timeout)
-        # Plainly: PyTorch would share each tensor through a file in /dev/shm and a descriptor.
+        # Plain pickle: PyTorch's would share each tensor through a file in /dev/shm.
         try:
             packed = pickle.dumps(plan)
         except Exception as error:  # of the classes in it, which may raise anything
@@ -101,53 +109,61 @@ class ProcessWorker:
                 f"{kind} or a network cannot be sent to a worker process ({describe(error)});"
                 " workers.processes=0 needs none"
             ) from error
-        self.asked = NOTHING
-        self.names = (
-            ", ".join(plan.suite.spec.tasks[task] for task in tasks) + f" (seed {plan.seed})"
-        )
-        self.connection, theirs = multiprocessing.Pipe()
+        self.request = NO_REQUEST
+        names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
+        self.names = f"{names} (seed {plan.seed})"
+        self.connection, remote = multiprocessing.Pipe()
         limit(self.connection, timeout)
         start_forkserver()
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(
-            target=serve, args=(packed, tasks, copies, training, weights.arena, theirs), daemon=True
+            target=serve, args=(packed, tasks, copies, training, weights.arena, remote), daemon=True
         )
         with without_main_module(plan):
             self.process.start()
-        theirs.close()
+        remote.close()
         self.ready = False
         self.number = 0
 
     def ask(self, method: str, *arguments: Any) -> None:
-        self.asked = (method, *arguments)
+        """Send a request: a method of the collector and its arguments.
+
+        Raises:
+            WorkerError: the worker died or does not receive in time.
+        """
+        self.request = (method, *arguments)
         self.wait_until_ready()
         self.number += 1
         try:
             self.connection.send((self.number, method, arguments))
         except BlockingIOError as error:
-            raise WorkerError(self._silent(self.timeout)) from error
+            raise WorkerError(self._timed_out(self.timeout)) from error
         except OSError as error:
             raise WorkerError(self._died()) from error
 
-    def answer(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        """Wait for the answer, for `patience` time-outs at most.
+    def answer(self, timeouts: float = 1.0, stoppable: bool = False) -> Any:
+        """Wait for the reply to the request and return it.
+
+        Args:
+            timeouts: the time limit, in units of `timeout`.
+            stoppable: stop waiting on a signal.
 
         Raises:
-            WorkerError: the worker failed, died or did not answer in time.
-            PhysicsError: the physics of an environment broke too often.
-            StoppedError: a signal asked the run to stop, and the wait is `stoppable`.
+            WorkerError: the worker failed, died or did not reply in time.
+            PhysicsError: the simulation of an environment failed too often.
+            StoppedError: a signal stopped the run, and the wait is `stoppable`.
         """
         number = -1
         while number != self.number:
-            number, kind, payload = self._receive(patience, stoppable)
+            number, kind, payload = self._receive(timeouts, stoppable)
             if kind != "done":
                 failure = PhysicsError if kind == "physics" else WorkerError
                 raise failure(f"worker of {self.names}: {payload}")
-        self.asked = NOTHING
+        self.request = NO_REQUEST
         return payload
 
     def restarted(self) -> ProcessWorker:
-        """Kill this process; return a worker of the same environments in a new one."""
+        """Kill this process; return a new worker with the same environments."""
         self.process.kill()
         self.close(0.0)
         return ProcessWorker(*self.arguments)
@@ -164,36 +180,40 @@ class ProcessWorker:
         self.connection.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until the environments are built, which happens while the learner is built."""
+        """Wait until the environments are built, in parallel with the learner.
+
+        Raises:
+            WorkerError: they could not be built.
+        """
         if not self.ready:
             _, kind, payload = self._receive()
             if kind == "error":
                 raise WorkerError(f"worker of {self.names} could not start: {payload}")
             self.ready = True
 
-    def _receive(self, patience: float = 1.0, stoppable: bool = False) -> Any:
-        allowed = patience * self.timeout
+    def _receive(self, timeouts: float = 1.0, stoppable: bool = False) -> Any:
+        """Return the next message `(number, kind, payload)` of the worker."""
+        allowed = timeouts * self.timeout
         deadline = time.monotonic() + allowed
         while True:
             if stoppable and signals.stopping():
                 raise signals.StoppedError
-            left = max(0.0, deadline - time.monotonic())
-            ready = wait(
-                [self.connection, self.process.sentinel], min(left, LOOK) if stoppable else left
-            )
+            remaining = max(0.0, deadline - time.monotonic())
+            patience = min(remaining, POLL) if stoppable else remaining
+            ready = wait([self.connection, self.process.sentinel], patience)
             if self.connection in ready:
                 try:
                     return self.connection.recv()
                 except BlockingIOError as error:
-                    raise WorkerError(self._silent(self.timeout)) from error
+                    raise WorkerError(self._timed_out(self.timeout)) from error
                 except (EOFError, OSError) as error:
                     raise WorkerError(self._died()) from error
             if ready:
                 raise WorkerError(self._died())
             if time.monotonic() >= deadline:
-                raise WorkerError(self._silent(allowed))
+                raise WorkerError(self._timed_out(allowed))
 
-    def _silent(self, seconds: float) -> str:
+    def _timed_out(self, seconds: float) -> str:
         return f"worker of {self.names} did not answer within {seconds:g} s (workers.timeout)"
 
     def _died(self) -> str:
@@ -203,6 +223,7 @@ class ProcessWorker:
         return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
 
     def request_shutdown(self) -> None:
+        """Ask the process to close its environments and end."""
         try:
             self.connection.send((0, "close", ()))
         except OSError:
@@ -234,22 +255,21 @@ def without_main_module(plan: Plan) -> Iterator[None]:
 
 
 def limit(connection: Connection, seconds: float) -> None:
-    """Let a transfer fail with BlockingIOError where it stalls for so many seconds."""
+    """Make transfers that stall for `seconds` fail with BlockingIOError."""
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # C's timeval
-        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, direction, span)
+        timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
 def start_forkserver() -> None:
-    """Start the process that workers are forked from: it has imported what they need, and has not
-    computed.
+    """Start the process that workers are forked from, with their imports preloaded.
 
-    Signals are blocked in it: one that came while it imports would end it with a traceback.
+    Signals are blocked in it, since a signal during an import would end it with a traceback.
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
     choose_short_temporary_folder()
-    # Otherwise the next line starts it, and that unblocks SIGINT and SIGTERM.
+    # Otherwise the next call starts the tracker, which unblocks SIGINT and SIGTERM.
     resource_tracker.ensure_running()
     with signals.kept_from_children():
         forkserver.ensure_running()
@@ -287,8 +307,15 @@ def start_worker(
     inline: bool,
     shared: SharedWeights | None = None,
 ) -> Worker:
-    """Start a worker of some environments, in this process or in one of its own; `shared` is the
-    memory of the policy's weights.
+    """Start a worker with some environments.
+
+    Args:
+        plan: the task set, the policy and the run's seed.
+        tasks, copies: the worker's environments are `tasks x copies`.
+        training: whether to build training environments.
+        timeout: seconds for a reply.
+        inline: step in this process instead of a new one.
+        shared: memory of the policy's weights (`shared_weights`); None: new memory.
     """
     shared = shared_weights(plan) if shared is None else shared
     if inline:

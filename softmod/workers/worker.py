@@ -1,4 +1,4 @@
-"""The process's side: the environments of some tasks, stepped with a frozen policy."""
+"""The worker's side: the environments of some tasks, stepped with a frozen policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from softmod.capture.numpy_graph import Repeated, repeated
+from softmod.capture.numpy_graph import NumpyFunction, record
 from softmod.envs.episode import EvalEpisode
 from softmod.errors import PhysicsError, SoftmodError, WorkerError
 from softmod.networks.gaussian import Actor, actions
@@ -32,19 +32,19 @@ from softmod.spec import EnvSpec, Episode, Fault, Floats, Rollout, TaskEnv, Task
 from softmod.system import signals
 from softmod.workers.memory import weights_in
 
-MOST_IN_A_ROW = 5  # episodes whose first step breaks the physics
+MOST_IN_A_ROW = 5  # most consecutive episodes with a physics error in their first step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Describe to every worker what it steps, and how.
+    """The settings that all workers share.
 
     Args:
         suite: the task set.
-        actor: the policy's form; its weights change each round.
-        seed: of the run.
+        actor: the policy; its weights change each round.
+        seed: the run's seed.
         draw_goals: draw a new goal for each episode, instead of one of the task's goals.
-        pink_noise: correlate an episode's exploration over its steps.
+        pink_noise: explore with pink noise over an episode's steps, instead of white noise.
     """
 
     suite: TaskSuite
@@ -55,8 +55,9 @@ class Plan:
 
 
 class EnvSlot:
-    """An environment and the training episode under way in it. Goal and noise are keyed by (seed,
-    task, copy, episode).
+    """An environment and its current training episode.
+
+    Goal and noise are keyed by (seed, task, copy, episode).
     """
 
     def __init__(self, plan: Plan, task: int, copy: int) -> None:
@@ -70,12 +71,12 @@ class EnvSlot:
         self.noise = np.zeros_like(self.actions)
         self.obs = np.zeros(self.spec.obs_dim, np.float32)
         self.episode = -1
-        self.steps = self.spec.episode_steps  # of an episode before the first one, which is over
+        self.steps = self.spec.episode_steps  # so that the first step begins an episode
         self.rewards: list[float] = []
         self.success = False
 
     def begin(self, episode: int) -> None:
-        """Reset to the episode's own goal."""
+        """Start an episode: draw its goal and noise, and reset the environment."""
         draws = generator(self.plan.seed, Purpose.GOAL, self.task, self.copy, episode)
         if self.goals is None:
             goal = self.env.draw_goal(draws)
@@ -93,11 +94,11 @@ class EnvSlot:
 
     @property
     def over(self) -> bool:
-        """Return whether the episode has had all its steps."""
+        """Return whether all steps of the episode are taken."""
         return self.steps == self.spec.episode_steps
 
     def step(self, action: Floats) -> float:
-        """Act; return the reward."""
+        """Apply an action; return the reward."""
         self.actions[self.steps] = action
         self.obs, reward, success = self.env.step(action)
         self.rewards.append(reward)
@@ -106,18 +107,17 @@ class EnvSlot:
         return reward
 
     def ended(self) -> Episode:
-        """Return the episode, after its last step."""
+        """Return the finished episode."""
         rewards = tuple(self.rewards)
         return Episode(self.task, self.copy, self.episode, sum(rewards), self.success, rewards)
 
     def restore(self, episode: int, steps: int, actions: Floats, obs: Floats) -> None:
-        """Re-execute the first steps of an episode, and check that they lead to the same
-        observation.
+        """Re-execute the first steps of an episode and check the resulting observation.
 
-        An episode that is over, or the one before the first, is only noted.
+        A finished episode is not executed; its values are only stored.
 
         Raises:
-            WorkerError: they do not.
+            WorkerError: the observation differs.
         """
         if steps == self.spec.episode_steps:
             self.episode = episode
@@ -136,15 +136,14 @@ class EnvSlot:
 
 
 class Collector:
-    """The environments of `tasks x copies`, others for evaluation, and the policy that acts in
-    them.
+    """The environments of `tasks x copies`, separate eval envs, and the policy that acts in them.
 
     Args:
-        plan: what is stepped, and how.
-        tasks: indices of the tasks.
-        copies: of each task.
+        plan: the task set, the policy and the run's seed.
+        tasks: task indices.
+        copies: indices of the copies of each task.
         training: whether to build training environments; `evaluate` needs none.
-        weights: a flat array that holds the policy's weights; None: the plan's own weights.
+        weights: a flat array with the policy's weights; None: those of `plan.actor`.
     """
 
     def __init__(
@@ -162,31 +161,37 @@ class Collector:
             bind(self.actor, weights)
         self.tasks = torch.tensor(tasks)
         self.copies = copies
-        self.slots: dict[tuple[int, int], EnvSlot] = {}  # by where a task and a copy stand
+        self.slots: dict[tuple[int, int], EnvSlot] = {}  # by position in `tasks` and `copies`
         if training:
             for at in np.ndindex(len(tasks), len(copies)):
                 self.slots[at] = EnvSlot(plan, tasks[at[0]], copies[at[1]])
         self.eval_envs: list[TaskEnv] = []
 
-    # Recorded at their first use, when there are weights to check them with.
+    # Recorded at their first use, since the check of a recording needs the policy's weights.
 
     @cached_property
-    def explore(self) -> Repeated:
-        """Actions `[task, copy, action]` from its inputs: observations and noise of every slot."""
+    def explore(self) -> NumpyFunction:
+        """Return the function from observations and noise of all slots to actions.
+
+        Shapes are `[task, copy, ...]`.
+        """
         rows = len(self.tasks), len(self.copies)
         inputs = [torch.zeros(*rows, self.spec.obs_dim), torch.zeros(*rows, self.spec.action_dim)]
-        return repeated(lambda obs, noise: actions(self.actor, obs, self.tasks, noise), inputs)
+        return record(lambda obs, noise: actions(self.actor, obs, self.tasks, noise), inputs)
 
     @cached_property
-    def exploit(self) -> Repeated:
-        """Deterministic actions `[task, 1, action]` of all tasks, from their observations."""
-        return repeated(
-            partial(actions, self.actor), [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)]
-        )
+    def exploit(self) -> NumpyFunction:
+        """Return the function from observations of all tasks to deterministic actions.
+
+        Shapes are `[task, 1, ...]`.
+        """
+        inputs = [torch.zeros(self.spec.num_tasks, 1, self.spec.obs_dim)]
+        return record(partial(actions, self.actor), inputs)
 
     def collect(self, steps: int, uniform: bool = False) -> Rollout:
-        """Take `steps` in every environment, exploring or with uniform actions; return `[task,
-        copy, step, ...]`.
+        """Take `steps` steps in every environment; return the rollout `[task, copy, step, ...]`.
+
+        Actions are the policy's with exploration noise, or uniform in [-1, 1].
         """
         began = time.monotonic()
         shape = (len(self.tasks), len(self.copies), steps)
@@ -205,12 +210,12 @@ class Collector:
         return rollout
 
     def _uniform(self) -> Floats:
-        """Actions uniform in [-1, 1], made of the episodes' own normal noise."""
+        """Return actions uniform in [-1, 1], computed from the episodes' normal noise."""
         _, noise = self.explore.inputs
         return (2.0 * ndtr(noise) - 1.0).astype(np.float32)
 
     def _step(self, rollout: Rollout, step: int, act: Callable[[], Floats]) -> None:
-        """Take one step in every slot; the policy acts once for all of them."""
+        """Take one step in every slot, with one batched action of the policy."""
         obs, noise = self.explore.inputs
         for at, slot in self.slots.items():
             if slot.over:
@@ -238,28 +243,31 @@ class Collector:
         act: Callable[[], Floats],
         error: PhysicsError,
     ) -> float:
-        """Replace a step that broke the physics by the first one of the next episode; return its
-        reward.
+        """Replace a step with a physics error by the first step of the next episode.
+
+        Returns:
+            The reward of that step.
 
         Raises:
-            PhysicsError: that one broke as well, and so did those after it.
+            PhysicsError: the first steps of `MOST_IN_A_ROW` episodes failed as well.
         """
         obs, noise = self.explore.inputs
         for _ in range(MOST_IN_A_ROW):
             rollout.faults.append(Fault(slot.task, slot.copy, slot.episode, at[2]))
             slot.begin(slot.episode + 1)
-            obs[at[:2]], noise[at[:2]] = slot.obs, slot.noise[0]
+            obs[at[:2]] = slot.obs
+            noise[at[:2]] = slot.noise[0]
             rollout.obs[at] = slot.obs
             rollout.action[at] = act()[at[:2]]
             rollout.begins[at] = True
             try:
                 return slot.step(rollout.action[at])
-            except PhysicsError as again:
-                error = again
+            except PhysicsError as latest:
+                error = latest
         raise error
 
     def _under_way(self) -> UnderWay:
-        """Return a copy of the episodes under way."""
+        """Return a copy of the unfinished episodes."""
         under_way = UnderWay.none(self.spec, len(self.tasks), len(self.copies))
         for at, slot in self.slots.items():
             under_way.episode[at] = slot.episode
@@ -269,53 +277,56 @@ class Collector:
         return under_way
 
     def evaluate(self, goals: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Play the deterministic policy on these goals of every task; return success and return
-        `[task, goal]`.
+        """Evaluate the deterministic policy on the goals of every task with these indices.
 
-        Actions are always computed for all tasks, one environment each, so that the result does not
-        depend on how goals are spread over workers.
+        Actions are always computed for all tasks, with one environment each, so the results do not
+        depend on the assignment of goals to workers.
+
+        Returns:
+            Success and episode return, `[task, goal]`.
 
         Raises:
-            StoppedError: a signal asked this process to stop; workers ignore signals.
+            StoppedError: a signal stopped the run; worker processes ignore signals.
         """
         tasks = range(self.spec.num_tasks)
         self.eval_envs = self.eval_envs or [self.plan.suite.make(task) for task in tasks]
         success = np.zeros((self.spec.num_tasks, len(goals)), bool)
         returns = np.zeros((self.spec.num_tasks, len(goals)))
-        waiting = {task: deque(range(len(goals))) for task in tasks}
-        playing: dict[int, tuple[int, EvalEpisode]] = {}
+        waiting = {task: deque(range(len(goals))) for task in tasks}  # positions in `goals`
+        running: dict[int, tuple[int, EvalEpisode]] = {}
         (obs,) = self.exploit.inputs
         while True:
             for task in tasks:
-                if task not in playing and waiting[task]:
-                    turn = waiting[task].popleft()
-                    playing[task] = turn, self._episode(task, goals[turn])
-            if not playing:
+                if task not in running and waiting[task]:
+                    position = waiting[task].popleft()
+                    running[task] = position, self._episode(task, goals[position])
+            if not running:
                 return success, returns
             if signals.stopping():
                 raise signals.StoppedError
-            for task, (_, episode) in playing.items():
+            for task, (_, episode) in running.items():
                 obs[task, 0] = episode.obs
             actions = self.exploit()
-            for task, (turn, episode) in list(playing.items()):
+            for task, (position, episode) in list(running.items()):
                 episode.step(actions[task, 0])
                 if episode.over:
-                    success[task, turn] = episode.success
-                    returns[task, turn] = episode.episode_return
-                    del playing[task]
+                    success[task, position] = episode.success
+                    returns[task, position] = episode.episode_return
+                    del running[task]
 
     def _episode(self, task: int, goal: int) -> EvalEpisode:
         goals = self.plan.suite.goals(task)
         return EvalEpisode(self.eval_envs[task], goals[goal], self.spec.horizon)
 
     def restore(self, under_way: UnderWay) -> None:
-        """Bring every environment to where its episode was."""
+        """Re-execute the unfinished episode of every environment."""
         for at, slot in self.slots.items():
             episode = int(under_way.episode[at])
             steps = int(under_way.steps[at])
             slot.restore(episode, steps, under_way.actions[at], under_way.obs[at])
 
     def close(self) -> None:
+        """Close all environments."""
         for env in [*(slot.env for slot in self.slots.values()), *self.eval_envs]:
             env.close()
 
@@ -328,12 +339,12 @@ def serve(
     weights: Arena,
     connection: Connection,
 ) -> None:
-    """Run a worker process: build its environments, then answer (number, method, arguments) until
-    asked to close.
+    """Run a worker process: build its environments, then serve requests until `close`.
 
-    `packed` is the pickled plan, `weights` shared memory with the policy's weights.
+    Requests are `(number, method, arguments)`. `packed` is the pickled plan, `weights` the shared
+    memory of the policy's weights.
     """
-    for number in (signal.SIGINT, *signals.STOPS):  # the learner's to handle
+    for number in (signal.SIGINT, *signals.STOPS):  # only the learner handles signals
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -344,16 +355,16 @@ def serve(
         except Exception as error:
             connection.send((0, "error", describe(error)))
             return
-        # Collecting garbage among what was imported and built would take 0.2 s each time.
+        # Otherwise each garbage collection would scan all imported modules, which takes 0.2 s.
         gc.freeze()
         try:
             connection.send((0, "ready", None))
-            _answer(collector, connection)
+            _serve_requests(collector, connection)
         finally:
             collector.close()
 
 
-def _answer(collector: Collector, connection: Connection) -> None:
+def _serve_requests(collector: Collector, connection: Connection) -> None:
     while True:
         number, method, arguments = connection.recv()
         if method == "close":
@@ -367,12 +378,12 @@ def _answer(collector: Collector, connection: Connection) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's text, with its type where it is none of ours."""
+    """Return an error's message, with its type unless it is a `SoftmodError`."""
     return str(error) if isinstance(error, SoftmodError) else f"{type(error).__name__}: {error}"
 
 
 def _end_with_parent() -> None:
-    """End this process with its learner, however that one ends."""
+    """Exit this process as soon as the learner has ended, for whatever reason."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

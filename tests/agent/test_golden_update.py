@@ -1,5 +1,6 @@
-"""One update of the released multi-task SAC: targets, losses and gradient norms from the same
-weights and noise.
+"""Targets, losses and gradient norms equal those of the released multi-task SAC's update.
+
+Weights and noise are the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.released import build, golden, sizes
 
 
 def by_task(array):
-    """`[batch, task, ...]` as stored to `[task, batch, ...]`."""
+    """Transpose stored arrays `[batch, task, ...]` to `[task, batch, ...]`."""
     return torch.from_numpy(np.swapaxes(array, 0, 1).copy()).double()
 
 
@@ -27,8 +28,9 @@ def data():
 
 
 def sample(network, obs, noise):
-    """Action, log-probability, and the log-probability with the released correction `log(1 - a^2 +
-    1e-6)`.
+    """Return the action, its log-probability, and the log-probability of the released code.
+
+    The latter uses the correction `log(1 - a^2 + 1e-6)`.
     """
     mean, log_std = split(network(obs)[0], "clamp")
     action, log_prob = squash(mean, log_std, noise)
@@ -38,7 +40,7 @@ def sample(network, obs, noise):
 
 @pytest.fixture(scope="module")
 def update(data):
-    """Everything the released update computes, by this package's functions."""
+    """Compute all results of the released update with this package's functions."""
     size = sizes(data)
     actor = build(data, ["actor"], size["obs"], 2 * size["action"])
     critic = build(data, ["q1", "q2"], size["obs"] + size["action"], 1)

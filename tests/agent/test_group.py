@@ -1,4 +1,4 @@
-"""Agents that learn side by side: each does what it would do by itself."""
+"""Agents in a group learn the same as agents that learn alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.agent.test_mtsac import everything
 from tests.capture.test_update_graph import NORM, RECIPE, SPEC, make
 from tests.networks.kinds import KINDS
 
-Breaks = Callable[[int, int], bool]  # whether an agent's update is not finite, by their numbers
+Breaks = Callable[[int, int], bool]  # from agent and update numbers: make the update non-finite
 
 
 def never(agent: int, update: int) -> bool:
@@ -30,7 +30,7 @@ def never(agent: int, update: int) -> bool:
 def agents(
     count: int, how: str = "captured", network: type = SoftModular, **options
 ) -> list[MTSAC]:
-    """Agents that differ in their weights and in what they draw."""
+    """Make agents with different weights and seeds."""
     made = []
     for seed in range(count):
         agent = make(how, network, seed=seed, **options)
@@ -51,7 +51,7 @@ def replays(count: int) -> list[Replay]:
 
 
 def break_some(of: list[MTSAC], breaks: Breaks) -> None:
-    """Let some updates find a reward that is not finite."""
+    """Add infinity to the rewards of some updates."""
     for number, agent in enumerate(of):
         sample = agent.sample
 
@@ -74,7 +74,7 @@ def by_themselves(of: list[MTSAC], memory: list[Replay], updates: list[int]) -> 
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Compare as a whole: Adam makes a step of what rounding leaves of a gradient near zero."""
+    """Compare norms, not elements: Adam scales up rounding errors of gradients near zero."""
     known = b.isfinite()
     if not torch.equal(known, a.isfinite()):
         return False
@@ -100,7 +100,10 @@ def compare(
     network: type = SoftModular,
     **options,
 ) -> Group:
-    """Let agents make so many updates in each round, side by side and by themselves; the group."""
+    """Compare a group with agents that learn alone; return the group.
+
+    `rounds` holds the updates of each agent in each round.
+    """
     count = len(rounds[0])
     ours, theirs = (agents(count, network=network, **options) for _ in range(2))
     for of in (ours, theirs):
@@ -115,7 +118,7 @@ def compare(
 
 
 def observe(agent: MTSAC, number: int) -> None:
-    """Change what does not come from updates: statistics, differently for each agent."""
+    """Change the statistics, differently for each agent."""
     size = 1.0 + agent.seed + number
     if agent.return_scale is not None:
         agent.return_scale.add([Episode(task, 0, 0, 0.0, False, (size,) * 5) for task in range(3)])
@@ -129,7 +132,7 @@ def observe(agent: MTSAC, number: int) -> None:
 
 
 def settled(group: Group) -> bool:
-    """Return whether all programs are repeated for all agents at once."""
+    """Return whether all programs run batched over agents."""
     together = [program for part in group.parts for program in part.programs.values()]
     return bool(together) and all(
         program._next == program._repeat and program.settled for program in together
@@ -153,7 +156,7 @@ def test_agents_with_the_recipe_learn_what_they_learn_by_themselves(network: typ
         [[7, 7, 7], [4, 4, 4]], threads=threads, network=network, **RECIPE, **NORM.get(network, {})
     )
     assert len(group.parts) == min(threads, 3)
-    assert settled(group) or threads > 1  # an agent alone in its part is captured by itself
+    assert settled(group) or threads > 1  # parts with a single agent are not batched
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_surgery": "pcgrad"}, {"clip_norm": 0.0}])
@@ -181,7 +184,7 @@ def test_one_that_is_behind_catches_up_by_itself():
 
 
 def test_agents_that_differ_are_seen_to():
-    """The comparison itself fails for agents that learned something else."""
+    """The comparison fails for agents with different weights."""
     one, other = agents(2)
     by_themselves([one, other], replays(2), [4, 4])
     assert not all(map(near, everything(one), everything(other)))
@@ -204,9 +207,7 @@ def test_agents_that_are_not_captured_learn_one_after_another(how: str):
 def test_what_cannot_be_made_at_once_is_made_one_after_another(
     program: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """One of the programs, or both, have no form for several agents; the state may lie in the
-    stacks by then.
-    """
+    """Batching fails for one of the programs, possibly while the stacks hold the state."""
     run, seen = batched.Axis.run, []
 
     def fails(axis: batched.Axis, wanted: Metrics) -> Metrics:
@@ -232,7 +233,7 @@ def test_a_stop_is_heard_between_updates():
 
 
 def test_operations_do_not_grow_with_agents():
-    """Nearly all are made once for all agents; optimizers and norms are not."""
+    """Nearly all operations run once for all agents; only optimizer steps run per agent."""
     few, many = ([[3] * 2], [[3] * 4])
     counts = [len(compare(rounds).parts[0].programs["whole"].graph.names) for rounds in (few, many)]
     assert counts[1] - counts[0] == 2 * 3  # a step of each optimizer

@@ -1,6 +1,4 @@
-"""MTSAC: each update order against a plain re-telling, the finite flag, the rounds of `learn`,
-Lightning's Trainer.
-"""
+"""MTSAC: update orders against a plain reference, the finite flag, `learn`, Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ SIZES = {
 
 
 def make(network=SoftModular, **options) -> MTSAC:
-    """An agent under Fabric, as a run has it."""
+    """Make an agent under Fabric, as in a run."""
     torch.manual_seed(3)
     sizes = SIZES if issubclass(network, SoftModular) else {"num_layers": 2, "width": 8}
     option = next(name for name, form in FORMS.items() if form is network)
@@ -76,12 +74,12 @@ def batch(seed: int = 0, size: int = 6) -> Batch:
 
 
 def everything(agent: MTSAC) -> list[torch.Tensor]:
-    """Parameters, targets, temperatures and the optimizers' state."""
+    """Return copies of parameters, targets, temperatures and optimizer states."""
     return [tensor.detach().clone() for tensor in live(agent)]
 
 
 def live(agent: MTSAC) -> list[torch.Tensor]:
-    """What `everything` copies, itself."""
+    """Return the tensors that `everything` copies."""
     states = [
         value
         for opt in agent.optimizers()
@@ -92,9 +90,7 @@ def live(agent: MTSAC) -> list[torch.Tensor]:
 
 
 class Plain:
-    """The same updates told without stacks of helpers: one network a time, torch's own clipping,
-    plain Adam.
-    """
+    """A plain reference: one network at a time, torch's own clipping, plain Adam."""
 
     def __init__(self, agent: MTSAC) -> None:
         self.actor, self.critic, self.target = (
@@ -260,7 +256,7 @@ def test_without_the_flag_everything_is_lost(order, monkeypatch):
 @pytest.mark.parametrize("order", ["sequential", "released"])
 @pytest.mark.parametrize("way", [1, -1])
 def test_temperatures_stay_in_their_range(order, way):
-    """Far outside it after a step as large as this one, if nothing held them."""
+    """Without clamping, one step of this size would leave the range by far."""
     agent = make(update_order=order, target_entropy_per_action=way * 1e3)
     agent.log_temperature.data.fill_(way * 9.995)
     for number in range(3):
@@ -312,10 +308,7 @@ def test_the_spread_is_the_distance_of_quartiles_and_has_a_floor():
     )
     value[0, value[0].argmax()] = 1e6  # an outlier
     assert losses.spread(value)[0] == 15.0
-    assert losses.spread(torch.tensor([[1.0], [2.0]])).shape == (
-        2,
-        1,
-    )  # of one transition there is none
+    assert losses.spread(torch.tensor([[1.0], [2.0]])).shape == (2, 1)  # one transition per task
 
 
 def test_scaled_values_pull_a_policy_alike_whatever_their_size():
@@ -427,7 +420,7 @@ def act(agent: MTSAC, *arguments) -> torch.Tensor:
 
 
 def frozen(agent: MTSAC) -> Actor:
-    """The policy that workers would act with."""
+    """Return a copy of the policy that workers would act with."""
     actor = deepcopy(agent.acting_actor)
     bind(actor, agent.policy().numpy())
     return actor
@@ -518,9 +511,7 @@ def test_a_bad_update_moves_no_average():
 
 
 def test_networks_learn_on_normalised_observations_and_scaled_rewards():
-    """An agent with statistics, on a batch, and one without, on what the statistics make of the
-    batch.
-    """
+    """Compare an agent with statistics with a plain agent on the normalised and scaled batch."""
     plain, scaled = make(), make(reward_scaling="return", normalize_obs=True)
     given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
     shape = (3, 1, 40)
@@ -570,9 +561,7 @@ def test_statistics_reach_both_policies_and_the_weights_that_workers_get():
 
 
 def test_weight_decay_does_nothing_before_the_first_update():
-    """Optimizers' state is made by a step, which must leave the weights, and so targets and
-    averages are copies.
-    """
+    """A step initialises the optimizers' state; it must not change weights, targets or averages."""
     torch.manual_seed(3)
     sizes = settings.network("mlp", num_layers=1, width=8)
     actor, critic = MLP(5, 4, 3, 1, **sizes), MLP(7, 1, 3, 2, **sizes)
@@ -598,7 +587,7 @@ def test_the_released_order_has_no_delay():
 
 
 class Stored(Dataset):
-    """Stored transitions as Lightning's loaders want them: an item is a batch."""
+    """A dataset for Lightning's loaders whose items are batches."""
 
     def __len__(self) -> int:
         return 4

@@ -1,6 +1,4 @@
-"""Statistics that an agent keeps: against numpy over all experience at once, and what they are kept
-for.
-"""
+"""Running statistics against numpy on all experience at once, and their effect."""
 
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ def episode(task: int, rewards: list[float]) -> Episode:
 
 
 def test_a_task_and_its_tenfold_rewards_are_equal():
-    """But for the entropy's part, which does not grow with the rewards."""
+    """Without temperature: the entropy term does not scale with the rewards."""
     scale, draws = ReturnScale(2, 0.9, -2.0), np.random.default_rng(0)
     for _ in range(3):
         rewards = draws.uniform(0, 10, 20).tolist()
@@ -81,7 +79,7 @@ def test_a_task_and_its_tenfold_rewards_are_equal():
 
 def test_entropy_has_room_in_the_scale():
     scale = ReturnScale(1, 0.9, -2.0)
-    scale.add([episode(0, [5.0] * 4)])  # for ever: 50
+    scale.add([episode(0, [5.0] * 4)])  # 5 forever: a return of 50
     temperature = torch.tensor([0.3])
     assert scale(torch.ones(1, 1), temperature).item() == pytest.approx(
         10 / (50 + 0.3 * 2 / (2 * 0.1))

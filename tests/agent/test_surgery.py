@@ -1,6 +1,4 @@
-"""The tasks' gradients one by one, gradient surgery against the algorithm as printed, and agents
-that share nothing.
-"""
+"""Gradients per task, PCGrad against the printed algorithm, and agents that share no weights."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from tests.settings import algorithm, network, published
 
 
 def printed(gradients: Tensor, order: Tensor) -> Tensor:
-    """Algorithm 1 of PCGrad, on `[task, parameter]`, a task and a pair at a time."""
+    """Apply Algorithm 1 of PCGrad to `[task, parameter]`, one pair of tasks at a time."""
     projected = []
     for i, gradient in enumerate(gradients):
         own = gradient.clone()
@@ -66,7 +64,7 @@ def test_what_does_not_conflict_stays():
 
 @pytest.mark.parametrize("stack", [1, 2])
 def test_a_gradient_lies_as_its_parameter_does(stack: int):
-    """Fused optimizers on a GPU compare strides, of axes of size 1 too."""
+    """Fused optimizers on a GPU compare strides, even of axes of size 1."""
     net = MLP(3, 2, 4, stack, **network("mlp", num_layers=1, width=5))
     flat = torch.arange(float(sum(p.numel() for p in net.parameters()))).view(stack, -1)
     set_gradient(net, flat)
@@ -107,9 +105,8 @@ def test_the_tasks_gradients_add_up_to_the_whole_one(network: type):
 def test_surgery_changes_an_update_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch):
     plain, cut = make(MLP, clip_norm=0.0), make(MLP, clip_norm=0.0, gradient_surgery="pcgrad")
     gradients, given = {}, batch()
-    given = given._replace(
-        reward=given.reward + 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None]
-    )  # what conflicts
+    conflicting = 5.0 * torch.tensor([1.0, -1.0, 0.0])[:, None]
+    given = given._replace(reward=given.reward + conflicting)
     for agent in (plain, cut):
         agent.order.uniform_(generator=torch.Generator().manual_seed(0))
         temperature, weight = agent._temperature_and_weight()
@@ -155,8 +152,9 @@ def test_examining_changes_nothing():
 
 
 def test_single_tasks_learn_as_agents_of_their_own():
-    """A run of three tasks that share nothing, and three runs of one task with the same noise and
-    start values.
+    """Compare a run of three tasks with three runs of one task.
+
+    Noise and initial values are the same.
     """
     together = make_agent("eager", SingleTask, task_weights="none")
     alone: list[MTSAC] = []

@@ -1,4 +1,4 @@
-"""The parts of an update that a GPU does in few launches, against the plain words for them."""
+"""The parts of an update with few kernel launches against plain formulas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def some(seed: int) -> list[Tensor]:
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_live_tensors_stay_or_all_become_their_copies(keep: bool, dtype: torch.dtype):
-    """What is not finite on either side too."""
+    """Non-finite values on either side are included."""
     one, other = ([tensor.to(dtype) for tensor in some(seed)] for seed in (0, 1))
     one[1][0], one[2][0, 0], other[1][1], other[3][0, 0, 0] = (
         torch.nan,

@@ -1,6 +1,4 @@
-"""Value heads: what projection keeps, what a distribution learns, and that both heads drive an
-agent.
-"""
+"""Value heads: invariants of the projection, learning of a distribution, use in an agent."""
 
 from __future__ import annotations
 
@@ -92,8 +90,9 @@ def test_a_distribution_on_atoms_stays_as_it_is():
 
 
 def test_the_categorical_target_has_the_mean_of_the_soft_value():
-    """Within the atoms' range it is the squared head's target, with the critics' mean in place of
-    their minimum.
+    """Inside the range of the atoms, the mean of the target is the squared head's target.
+
+    The critics' mean replaces their minimum.
     """
     head, draws = Categorical(**ATOMS), torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 3, 5, 101, generator=draws)

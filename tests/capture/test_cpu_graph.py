@@ -1,4 +1,4 @@
-"""Repeating a function's operations: the same results as calling it, or it is called."""
+"""Repetition of a function's operations gives the same results as calling the function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from softmod.capture.cpu_graph import CpuGraph, Metrics, in_shared_memory
-from softmod.capture.recorder import Recorder, place
+from softmod.capture.recorder import Recorder, address
 
 
 class Calls:
-    """A function of a state that counts how often it is called as a function."""
+    """A function with state that counts its calls."""
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.given, self.state, self.copy = torch.ones(4), torch.ones(4), torch.empty(4)
@@ -34,15 +34,13 @@ class Calls:
 
 def decay(given: Tensor, state: Tensor) -> Tensor:
     state.mul_(0.5)
-    if (given > 0).all():  # a flag, asked after a change
+    if (given > 0).all():  # a flag that is read after a change
         state.add_(given.exp())
     return state.sum()
 
 
 def run(step: Callable[[Tensor, Tensor], Tensor], given: list[float]) -> tuple[list[float], int]:
-    """What comes of each call, compared with calling the function itself; how often it
-    was called.
-    """
+    """Compare each call with the function itself; return the results and the number of calls."""
     ours, theirs = Calls(step), Calls(step)
     graph, told = ours.graph(), []
     for value in given:
@@ -68,9 +66,8 @@ def test_what_was_done_before_a_flag_is_undone():
 
 def test_a_flag_that_is_not_set_at_first_only_delays_it():
     _, count = run(decay, [-1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.0])
-    assert (
-        count == 5
-    )  # two that are not recorded, the recording, one that cannot be compared, the comparison
+    # Two incomplete recordings, the recording, a comparison that is not possible, the comparison.
+    assert count == 5
 
 
 def test_a_function_that_reads_a_number_is_called():
@@ -89,7 +86,7 @@ def test_a_function_that_cannot_be_undone_is_called():
 
 
 def test_a_function_that_is_another_each_time_is_found_out():
-    """Its number is no tensor, so the recording has that of the first call."""
+    """The number is not a tensor, so the recording contains that of the first call."""
     numbers: dict[int, Iterator[int]] = {}
 
     def step(given: Tensor, state: Tensor) -> Tensor:
@@ -101,7 +98,7 @@ def test_a_function_that_is_another_each_time_is_found_out():
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_layer_norm_and_its_gradient_are_repeated(affine: bool):
-    """Without weights two of the three outputs of its backward are undefined."""
+    """Without weights, two of the three outputs of the backward operation are undefined."""
     weights = (
         (torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 0.0, 1.0, 2.0])) if affine else ()
     )
@@ -126,8 +123,8 @@ def test_memory_is_used_again():
             y = (y * 2).relu()
     steps = recorder.operations
     moved = in_shared_memory(steps, steps, keep=[y])
-    places = {place(moved(step.outputs[0])) for step in steps}
-    assert len({place(step.outputs[0]) for step in steps}) == 20
-    assert len(places) == 3  # two in turn, and the result's own
-    assert place(moved(x)) == place(x)
-    assert place(moved(y)) == place(y)
+    places = {address(moved(step.outputs[0])) for step in steps}
+    assert len({address(step.outputs[0]) for step in steps}) == 20
+    assert len(places) == 3  # two that alternate, and that of the result
+    assert address(moved(x)) == address(x)
+    assert address(moved(y)) == address(y)

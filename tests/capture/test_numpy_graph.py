@@ -1,4 +1,4 @@
-"""A policy's operations repeated in numpy: the same actions as PyTorch's, whatever the network."""
+"""A policy's operations repeated in numpy give PyTorch's actions, for every network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.functional import layer_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softmod.capture import numpy_graph as acting
-from softmod.capture.numpy_graph import Recorded, Repeated, repeated
+from softmod.capture.numpy_graph import NumpyFunction, Recorded, record
 from softmod.capture.recorder import NotRepeatableError
 from softmod.networks.gaussian import Actor, actions
 from softmod.networks.network import Network
@@ -28,7 +28,7 @@ TASKS, OBS, ACTION = 4, 6, 3
 
 
 def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
-    """A policy; as the `recipe` has it, it normalises observations and squashes its log std."""
+    """Make a policy; as in the `recipe`, with normalised observations and a tanh log std."""
     torch.manual_seed(0)
     inner = form(OBS, 2 * ACTION, TASKS, **options)
     net = Actor(inner, "tanh", normalize_obs=True) if recipe else published(inner)
@@ -65,7 +65,7 @@ ACTORS = {
 
 
 class Counter(TorchDispatchMode):
-    """How many operations PyTorch carries out."""
+    """A counter of PyTorch's operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_actions_are_those_of_pytorch_and_cost_it_nothing(
             ours = act().copy()
         assert counter.count == 0
         assert ours.shape == (len(tasks), copies, ACTION)
-        np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_new_weights_count_without_recording_anew():
@@ -112,11 +112,11 @@ def test_new_weights_count_without_recording_anew():
     for parameter in net.parameters():
         parameter.mul_(1.5)
     assert np.abs(act() - before).max() > 1e-3
-    np.testing.assert_allclose(act(), act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(act(), act.eager(), rtol=1e-5, atol=1e-6)
 
 
 class Unusual(Network):
-    """Operations that numpy is not taught: GELU, a reduction with two results, writing in place."""
+    """Operations without a numpy kernel: GELU, a reduction with two results, in-place writes."""
 
     def __init__(self) -> None:
         super().__init__(OBS, 2 * ACTION, TASKS, 1)
@@ -134,7 +134,7 @@ class Unusual(Network):
 @pytest.mark.parametrize("axes", [(6,), (5, 6)])
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
-    """Over one axis and several, of memory in another order too, and far from zero."""
+    """Over one axis and several, on transposed memory, and far from zero."""
     weights = (
         torch.randn(2, *axes, generator=torch.Generator().manual_seed(0)).unbind()
         if affine
@@ -147,27 +147,26 @@ def test_a_layer_norm_is_that_of_pytorch(axes: tuple[int, ...], affine: bool):
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
-    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
 def test_lengths_are_those_of_pytorch(order: float):
     act = Recorded(lambda x: torch.nn.functional.normalize(x, order, -1), [torch.zeros(2, 6, 5)])
-    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal(
-        (2, 5, 5)
-    )  # one of each has no length
+    # The first vector of each batch stays zero.
+    act.inputs[0][:, 1:] = np.random.default_rng(0).standard_normal((2, 5, 5))
     with Counter() as counter:
         ours = act().copy()
     assert counter.count == 0
-    np.testing.assert_allclose(ours, act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours, act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_numpy_does_not_know_is_left_to_pytorch():
     net = published(Unusual()).requires_grad_(False)
-    act = repeated(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
+    act = record(lambda obs: actions(net, obs), inputs(TASKS, 2, OBS))
     assert isinstance(act, Recorded)
     act.inputs[0][...] = np.random.default_rng(0).standard_normal(act.inputs[0].shape)
-    np.testing.assert_allclose(act(), act.called(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(act(), act.eager(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_function_that_looks_at_values_is_called_instead():
@@ -176,8 +175,8 @@ def test_a_function_that_looks_at_values_is_called_instead():
 
     with pytest.raises(NotRepeatableError, match="reads a value"):
         Recorded(looks, [torch.ones(2)])
-    act = repeated(looks, [torch.ones(2)])
-    assert type(act) is Repeated
+    act = record(looks, [torch.ones(2)])
+    assert type(act) is NumpyFunction
     act.inputs[0][...] = -1.0
     assert act().tolist() == [-3.0, -3.0]
 
@@ -186,8 +185,8 @@ def test_a_function_that_leaves_pytorch_is_called_instead():
     def leaves(x: Tensor) -> Tensor:
         return x + torch.from_numpy(np.sin(x.numpy()))
 
-    act = repeated(leaves, [torch.ones(2)])
-    assert type(act) is Repeated
+    act = record(leaves, [torch.ones(2)])
+    assert type(act) is NumpyFunction
     act.inputs[0][...] = 0.5
     np.testing.assert_allclose(act(), 0.5 + np.sin(np.float32(0.5)), rtol=1e-6)
 
@@ -204,7 +203,7 @@ def test_few_rows_do_not_depend_on_their_company():
 
 
 def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Array:
-    """Some rows of the same input times the same `[500, 300]`."""
+    """Multiply the first rows of a fixed input by a fixed matrix `[500, 300]`."""
     monkeypatch.setattr(acting, "wide_products", lambda: wide)
     draws = np.random.default_rng(0)
     a, b = (
@@ -222,9 +221,7 @@ def product(rows: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> acting.Ar
 def test_a_products_rows_do_not_depend_on_their_company(
     wide: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    if (
-        wide and not acting.wide_products()
-    ):  # other kernels give other results; there, wide is not chosen
+    if wide and not acting.wide_products():  # not used here, so only its results are checked
         product(1, wide, monkeypatch)
         product(12, wide, monkeypatch)
         return

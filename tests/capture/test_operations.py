@@ -1,6 +1,4 @@
-"""How many operations the recipe's updates repeat: the cost of an update outside its products grows
-with them.
-"""
+"""The number of operations in the recipe's updates, which determines their overhead."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ SPEC = EnvSpec(TASKS, 39, 4, 500)
 
 
 def operations(*overrides: str) -> dict[str, int]:
-    """Return how many operations each of the recipe's programs repeats, on ten tasks."""
+    """Return the number of operations of each of the recipe's programs, on ten tasks."""
     cfg = typed(
         compose(
             [

@@ -1,6 +1,4 @@
-"""The ways to run an update: what a graph would read and write, and that every way
-gives the same.
-"""
+"""All ways to run an update give the same results; the memory that a graph reads and writes."""
 
 from __future__ import annotations
 
@@ -82,8 +80,9 @@ def make(
 def batches(
     count: int, device: str = "cpu", broken: int | None = None
 ) -> list[tuple[Batch, Tensor, Tensor]]:
-    """Batches as the replay gives them, views of packed rows, and noise; the reward of one may be
-    infinite.
+    """Return batches and noise; in the batch `broken`, one reward is infinite.
+
+    As with the replay's batches, tensors are views of packed rows.
     """
     draws = torch.Generator().manual_seed(0)
     made = []
@@ -144,7 +143,7 @@ def test_normalised_networks_update_as_eager_ones_do(network: type):
     )
 
 
-RECIPE = {  # every option that the recipe turns on
+RECIPE = {  # all options of the recipe
     "value_head": Categorical(11, -10.0, 10.0),
     "policy": {"log_std": "tanh", "normalize_obs": True},
     "reward_scaling": "return",
@@ -180,7 +179,7 @@ def test_the_recipes_programs_are_captured_each_and_update_as_eager_ones_do(netw
         torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
     )
     graphs = [program._replay for program in captured.programs.values()]
-    assert all(graph._next == graph._repeated for graph in graphs)  # none has given up
+    assert all(graph._next == graph._replay for graph in graphs)  # no graph has fallen back
 
 
 NORM = {SoftModular: {"norm": "layer"}}
@@ -192,16 +191,14 @@ NORM = {SoftModular: {"norm": "layer"}}
 def test_warming_up_changes_nothing(options: dict[str, object], monkeypatch: pytest.MonkeyPatch):
     agent = make("captured", **options)
     before = everything(agent)
-    monkeypatch.setattr(
-        Captured, "_record", lambda self: lambda: {}
-    )  # nothing is run but the warm-up
+    monkeypatch.setattr(Captured, "_record", lambda self: lambda: {})  # only the warm-up runs
     for program in agent.programs.values():
         program(*batches(1)[0])
     assert all(torch.equal(a, b) for a, b in zip(everything(agent), before, strict=True))
 
 
 def test_a_graph_reads_its_own_memory():
-    """Each call's inputs are copied into the same tensors, so nothing else may be read."""
+    """The program may read its inputs only from the tensors that each call copies into."""
     agent = make("captured")
     seen: list[list[int]] = []
     update = agent.programs["whole"]._program
@@ -213,7 +210,7 @@ def test_a_graph_reads_its_own_memory():
     agent.programs["whole"]._program = watched
     for given in batches(4):
         agent.programs["whole"](*given)
-    assert len(seen) == 3  # the warm-up, what was recorded, and what that was compared with
+    assert len(seen) == 3  # the warm-up, the recording and the comparison
     assert all(places == seen[0] for places in seen)
 
 
@@ -243,9 +240,7 @@ print(counters["stats"]["unique_graphs"])
 @compiler
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_compiled_networks_update_as_eager_ones_do(device: str):
-    """In a process of its own, since a compiler does not get through the checks of shapes that the
-    tests add.
-    """
+    """In a separate process, since the shape checks of the tests cannot be compiled."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False
     )
@@ -301,9 +296,7 @@ def test_the_recipes_programs_are_cuda_graphs_and_update_as_eager_ones_do(networ
 @pytest.mark.bar(1)
 @pytest.mark.parametrize("options", [{}, RECIPE])
 def test_a_cuda_graph_recorded_anew_goes_on_to_the_bit(options: dict[str, object]):
-    """What exact resume needs: the same updates, half of them by an agent that was given the state
-    of another.
-    """
+    """As exact resume requires, an agent with another agent's state makes the same updates."""
     whole, half, rest = (make("captured", device="cuda", **options) for _ in range(3))
     given = list(
         zip(

@@ -1,4 +1,4 @@
-"""One of Meta-World's own benchmarks for all tests of this folder."""
+"""Fixtures with one of Meta-World's own benchmarks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 
 def global_stream() -> list[int]:
-    """The state of numpy's global generator."""
+    """Return the state of numpy's global generator."""
     state: Any = np.random.get_state()
     return [*state[1].tolist(), state[2]]
 
 
 @pytest.fixture(scope="session")
 def mt10() -> Any:
-    """Meta-World's own MT10, with the same seed as ours."""
+    """Return Meta-World's own MT10, with the same seed as ours."""
     from metaworld import MT10
 
     return MT10(seed=0)  # type: ignore[no-untyped-call]

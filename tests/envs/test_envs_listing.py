@@ -43,7 +43,7 @@ def test_unknown_set_is_one_line_and_exit_2() -> None:
         [sys.executable, "-m", "softmod.envs", "mt11"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "unknown set 'mt11'; there are mt10, mt25, mt50, toy\n"
+    assert done.stderr == "unknown set 'mt11'; must be one of mt10, mt25, mt50, toy\n"
 
 
 def test_a_terminal_gets_a_table(

@@ -21,7 +21,7 @@ Goals = dict[str, Goal]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An empty cache, and goals that cost nothing; the seeds that were generated."""
+    """Use an empty cache and cheap goals; return the list of generated seeds."""
     generated: list[int] = []
 
     def generate(benchmark: str, seed: int) -> Goals:

@@ -25,7 +25,7 @@ def actions(steps: int, seed: int = 0) -> Floats:
 
 
 def play(env: MetaWorldEnv, goal: Goal, steps: int, seed: int = 0) -> list[Any]:
-    """Everything an episode returns, as plain numbers that compare exactly."""
+    """Return all results of an episode as plain numbers, for exact comparison."""
     seen: list[Any] = [env.reset(goal).tolist()]
     for action in actions(steps, seed):
         obs, reward, success = env.step(action)
@@ -34,7 +34,7 @@ def play(env: MetaWorldEnv, goal: Goal, steps: int, seed: int = 0) -> list[Any]:
 
 
 def play_theirs(mt10: Any, task: int, goal: int, reward: str, steps: int) -> list[Any]:
-    """The same by Meta-World's own means."""
+    """Return the same results from Meta-World's own environment."""
     name = MT10[task]
     env = mt10.train_classes[name](reward_function_version=reward)
     env.set_task([one for one in mt10.train_tasks if one.env_name == name][goal])
@@ -79,9 +79,7 @@ def test_a_reset_is_a_pure_function_of_the_goal(name: str) -> None:
 
 @pytest.mark.control(17)
 def test_a_reset_that_leaves_something_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose first 18 numbers are those of the episode before, which Meta-World shows as one
-    step ago.
-    """
+    """With a leaked state, the previous state would be that of the last episode."""
     from softmod.envs import metaworld_fast
 
     reset = metaworld_fast.FastSawyer.reset
@@ -176,9 +174,7 @@ def test_physics_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_without_the_check_what_broke_is_returned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MuJoCo restarts the simulation and says nothing: the robot is elsewhere, the
-    episode goes on.
-    """
+    """MuJoCo restarts the simulation silently: the robot moves, and the episode continues."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MetaWorldEnv, "_checked", lambda self, obs: obs.astype(np.float32))
     env = MetaWorld(["reach-v3"]).make(0)
@@ -200,7 +196,7 @@ def test_non_finite_observation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_goal_of_the_wrong_size() -> None:
-    with pytest.raises(WorkerError, match=r"a goal of shape \(3,\), but \(6,\) expected"):
+    with pytest.raises(WorkerError, match=r"expected a goal of shape \(6,\), got \(3,\)"):
         MetaWorld(["reach-v3"]).make(0).reset(np.zeros(3))
 
 
@@ -257,16 +253,13 @@ def test_two_environments_render_side_by_side(rendering: MetaWorldEnv) -> None:
 def test_the_picture_stands_upright(rendering: MetaWorldEnv) -> None:
     rendering.reset(rendering.draw_goal(np.random.default_rng(0)))
     picture = rendering.render().astype(float)
-    table = (picture[:, :, 0] > picture[:, :, 2] + 25) & (
-        picture[:, :, 1] > picture[:, :, 2] + 10
-    )  # brown wood
+    red, green, blue = (picture[:, :, channel] for channel in range(3))
+    table = (red > blue + 25) & (green > blue + 10)  # brown wood
     rows, columns = np.nonzero(table)
-    arm = (picture[:, :, 0] > 100) & (picture[:, :, 1] < 60)  # red
+    arm = (red > 100) & (green < 60)
     rendering.close()
     assert rows.mean() > 280  # the table is below
-    assert (
-        np.nonzero(arm)[1].mean() < 200 < columns.mean()
-    )  # the robot on the left, as seen from its left side
+    assert np.nonzero(arm)[1].mean() < 200 < columns.mean()  # the robot is on the left
 
 
 def test_rendering_needs_to_be_asked_for() -> None:

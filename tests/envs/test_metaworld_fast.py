@@ -1,6 +1,4 @@
-"""The fast environments against Meta-World's own, bit for bit: a slice of what `python -m
-benchmarks.proof` plays.
-"""
+"""The fast environments equal Meta-World's bit for bit, on a part of `benchmarks.proof`."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def test_equal_while_the_gripper_holds_something(
     monkeypatch.setattr(FastSawyer, "touching_object", watched)
     for reward in ("v1", "v2"):
         assert pair.compare(pair.goal(0), reward, policy("scripted", task, 0), 150).successes
-    assert 40 < sum(held) < 260  # both answers, each in earnest
+    assert 40 < sum(held) < 260  # both results occur often
 
 
 def test_the_switch() -> None:
@@ -90,9 +88,9 @@ def test_the_hands_way_home_is_simulated_once_per_scene(
     monkeypatch.setattr(
         type(pair.fast), "_go_home", lambda env, steps: (simulated.append(1), go_home(env, steps))
     )
-    for number in (0, 1, 0, 1, 0):  # each time from where the last episode ended
+    for number in (0, 1, 0, 1, 0):  # each from the end of the last episode
         pair.compare(pair.goal(number), "v2", policy("scripted", task, number), 30)
-    assert 1 <= len(simulated) <= 2  # where the scene is the same for all goals, once
+    assert 1 <= len(simulated) <= 2  # once if the scene is the same for all goals
 
 
 def test_remembered_ways_home_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +169,7 @@ RNG = np.random.default_rng(0)
 
 
 def outcome(function: Any, *args: Any, **options: Any) -> Any:
-    """What a function does, to the bit: type and bits of its result, or the exception's type."""
+    """Return the type and bits of a function's result, or the type of its exception."""
     try:
         with np.errstate(all="ignore"):
             result = function(*args, **options)

@@ -16,7 +16,7 @@ TASKS = pytest.mark.parametrize("task", range(len(TOY_TASKS)), ids=TOY_TASKS)
 
 
 def script(task: str, obs: Floats) -> Floats:
-    """Straight to the task's target."""
+    """Return the action that moves straight to the task's target."""
     point, puck, goal, held = obs[:2], obs[4:6], obs[6:8], bool(obs[8])
     target = {
         "toy-reach": goal,
@@ -66,7 +66,7 @@ def test_the_way_to_the_target_is_worth_more_than_standing_still_and_than_the_wa
 
 @TASKS
 def test_the_script_of_another_task_fails(task: int) -> None:
-    """So the task has to be known: at its reset every task shows the same observation."""
+    """All tasks start with the same observation, so a policy needs the task."""
     env, name = SUITE.make(task), TOY_TASKS[task]
     for other in TOY_TASKS:
         solved = [any(play(env, other, goal)[1]) for goal in SUITE.goals(task)]
@@ -112,9 +112,8 @@ def test_goals() -> None:
     goals = SUITE.goals(0)
     assert goals.shape == (50, 4)
     assert np.array_equal(Toy(TOY_TASKS).goals(0), goals)
-    assert np.array_equal(
-        Toy(["toy-carry", "toy-reach"]).goals(1), goals
-    )  # the company does not matter
+    # Goals are independent of the other tasks in the set.
+    assert np.array_equal(Toy(["toy-carry", "toy-reach"]).goals(1), goals)
     assert np.array_equal(Toy(TOY_TASKS, goals="fixed").goals(0), goals[:1])
     assert np.array_equal(Toy(TOY_TASKS, goals="random").goals(0), goals)
     assert not np.array_equal(Toy(TOY_TASKS, goal_seed=1).goals(0), goals)

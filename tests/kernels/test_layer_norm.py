@@ -1,6 +1,4 @@
-"""Fused layer normalisation: PyTorch's numbers, forward and backward, in every type, and in
-captured updates.
-"""
+"""Fused layer normalisation agrees with PyTorch: forward, backward, and in captured updates."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("compiler")
 ROUNDING = {
     torch.float32: 2e-6,
     torch.bfloat16: 2**-8,
-}  # of a value; gradients are compared with their largest
+}  # relative to a value; for gradients, relative to the largest
 
 
 def plainly(x: Tensor, grad: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """Return the result and the gradient as PyTorch has them in fp32."""
+    """Return PyTorch's result and gradient in fp32."""
     leaf = x.detach().float().requires_grad_()
     out = functional.layer_norm(leaf, leaf.shape[-1:])
     out = out.relu() if relu else out
@@ -143,4 +141,4 @@ def test_an_update_with_it_is_the_same_captured_and_close_to_one_without(
         torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
     )
     same = [torch.equal(a, b) for a, b in zip(everything(eager), everything(plain), strict=True)]
-    assert all(same) == (norm == "none")  # it was in use, and nowhere else
+    assert all(same) == (norm == "none")  # in use only with normalisation

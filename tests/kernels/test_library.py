@@ -1,6 +1,4 @@
-"""Compiling the kernels: once, in the cache folder; runs go without them where that is not
-possible.
-"""
+"""Compilation of the kernels: once, into the cache folder, and optional for runs."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from softmod.config.compose import compose, typed
 from softmod.experiment import resources as parts
 from softmod.kernels import library
 
-WRONG = {  # what a compiler might get wrong, in one function each
+WRONG = {  # errors such as a compiler might make, in one function each
     "relu": ("narrow_##X(h < 0 ? 0 : h)", "narrow_##X(h < 0 ? 0 : h + 1)"),
     "no relu": (
         "out[i] = narrow_##X((row[i] - middle) * scale);",
@@ -29,7 +27,7 @@ WRONG = {  # what a compiler might get wrong, in one function each
 
 @pytest.fixture
 def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Begin as a new process does, with an empty cache folder."""
+    """Start like a new process, with an empty cache folder."""
     from softmod.kernels import norm
 
     if not library.available():
@@ -150,7 +148,7 @@ def test_a_library_that_computes_something_else_is_refused(
     (tmp_path / "wrong.c").write_text(source.replace(*wrong))
     monkeypatch.setattr(library, "SOURCE", tmp_path / "wrong.c")
     assert not library.available()
-    assert "give other results" in caplog.text
+    assert "results differ from PyTorch's" in caplog.text
 
 
 @pytest.mark.usefixtures("compiler")
@@ -161,7 +159,7 @@ def test_a_run_keeps_to_what_it_began_with():
     assert parts.fused(auto)
     assert parts.fused(auto, {"seed": 0, "fused": "0123"})
     assert not parts.fused(auto, {"seed": 0, "fused": None})
-    assert not parts.fused(auto, {"seed": 0})  # a run from before there were any
+    assert not parts.fused(auto, {"seed": 0})  # a run that started before kernels existed
     assert not parts.fused(off)
     assert not parts.fused(off, {"fused": "0123"})
 

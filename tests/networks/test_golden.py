@@ -1,5 +1,6 @@
-"""The released networks' outputs and routing weights, to 1e-5; every flipped option is seen to miss
-them.
+"""Outputs and routing weights equal those of the released networks to 1e-5.
+
+Negative controls: with any option flipped, they differ.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ def test_outputs_and_every_routing_weight_equal_the_released_network(name):
 @pytest.mark.parametrize("flip", FLIPS)
 def test_a_flipped_option_misses_the_released_network(flip):
     if flip == "routing_reads":
-        with pytest.raises(
-            RuntimeError, match="size"
-        ):  # fewer inputs to the condition: the weights do not fit
+        with pytest.raises(RuntimeError, match="size"):  # the condition has fewer inputs
             outputs("dev_deep", **FLIPS[flip])
         return
     data, mean, _, _ = outputs("dev_deep", **FLIPS[flip])

@@ -1,4 +1,4 @@
-"""What defines each method, told again in plain tensors."""
+"""The defining formulas of each method against plain tensors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_single_tasks_are_networks_of_their_own(norm: str):
 
 
 def whole(trunk, head, index: int, x: Tensor, task: int, norm: str) -> Tensor:
-    """A trunk and its head, of one member and one task."""
+    """Evaluate a trunk and its head for one member and one task."""
     first = (
         x[task] @ trunk.first.weight[index]
         + trunk.task.weight[index, task]
@@ -126,9 +126,8 @@ def test_hard_routes_are_sampled_with_the_softmax_probabilities():
     )
     net.routing(many)
     net.router.weigh, net.router.noise = weigh, noise
-    sampled = net.routing(many)[0].mean(
-        (0, 2)
-    )  # the first layer's: those after it read what was sampled
+    # The first layer only: later layers depend on the sample.
+    sampled = net.routing(many)[0].mean((0, 2))
     torch.testing.assert_close(
         sampled, logits[0].softmax(-1).unflatten(1, (TASKS, -1)).mean((0, 2)), atol=0.01, rtol=0
     )

@@ -1,6 +1,4 @@
-"""The stacked networks against module-by-module loops in plain tensors, for every option and any
-size.
-"""
+"""Stacked networks against loops over modules in plain tensors, for every option and any size."""
 
 from __future__ import annotations
 
@@ -37,9 +35,9 @@ def linear(layer, member: int, x: Tensor) -> Tensor:
 def naive_soft_modular(
     net: SoftModular, member: int, x: Tensor, task: int
 ) -> tuple[Tensor, list[list[list[float]]]]:
-    """One state of one task through one member, a module at a time (Eq.
+    """Evaluate one member for one state of one task, module by module.
 
-    4 to 9 and the released code's options).
+    This follows Eq. 4 to 9 and the options of the released code.
     """
     relu, n, router = torch.relu, net.num_modules, net.router
 
@@ -217,9 +215,8 @@ def test_start_values_as_released():
     assert state.weight.abs().max() <= 1 / math.sqrt(400)
     assert state.weight.abs().max() > 0.99 / math.sqrt(400)
     assert (state.bias == 0.1).all()
-    assert net.first.weight.abs().max() <= 1 / math.sqrt(
-        128
-    )  # a module's own fan-out, not that of all side by side
+    # The fan-out is that of one module, not of all modules together.
+    assert net.first.weight.abs().max() <= 1 / math.sqrt(128)
     assert net.first.weight.abs().max() > 0.99 / math.sqrt(128)
     for layer in [head, *net.router.output]:
         assert 0.0029 < layer.weight.abs().max() <= 3e-3

@@ -1,4 +1,4 @@
-"""Where networks normalise: what their ReLUs read has mean 0 and variance 1."""
+"""Positions of normalisation: inputs of ReLUs have mean 0 and variance 1."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.networks.kinds import FORMS, NORMED, SMALL
 
-# ReLUs that read normalised rows, of all: the others are of routers, task embeddings and contexts
+# ReLUs with normalised inputs, and all ReLUs; the others are in routers, embeddings and contexts.
 READ = {
-    "soft_modular": (
-        5,
-        10,
-    ),  # f(s) twice, three weighted sums; the router's gating twice, and before each output
+    # f(s) twice, three weighted sums; the router's gating twice, and before each output
+    "soft_modular": (5, 10),
     "hard_routing": (5, 10),
     "mlp": (2, 2),
     "multi_head": (2, 2),
@@ -31,7 +29,7 @@ READ = {
 
 
 class ReLUs(TorchDispatchMode):
-    """What every ReLU reads."""
+    """A recorder of the inputs of all ReLUs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""The residual network against a loop over members and tasks in plain tensors, and its start
-values.
-"""
+"""The residual network against a loop over members and tasks in plain tensors; initial values."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ TASKS, IN, OUT, ROWS = 3, 4, 5, 6
 
 
 def naive(net: Residual, member: int, x: Tensor, task: int) -> Tensor:
-    """Some states of one task through one member, input and embedding concatenated."""
+    """Evaluate one member for one task, with input and embedding concatenated."""
 
     def dense(layer, features: Tensor) -> Tensor:
         return features @ layer.weight[member] + layer.bias[member, 0]

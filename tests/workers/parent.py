@@ -1,4 +1,4 @@
-"""A learner with two workers that never ends by itself; prints their pids."""
+"""A learner with two workers that runs until it is killed; it prints the workers' pids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Workers: the same rollouts for any number of processes, episodes that resume, failures that are
-named.
-"""
+"""Workers: equal rollouts for any number of processes, resumed episodes, reported failures."""
 
 from __future__ import annotations
 
@@ -88,9 +86,8 @@ def test_shapes_and_the_order_of_steps(inline):
     assert first.reward.shape == (3, 2, 10)
     assert first.env_steps == 60
     np.testing.assert_array_equal(first.obs[:, :, 1:], first.next_obs[:, :, :-1])
-    np.testing.assert_array_equal(
-        second.obs[:, :, 0], first.next_obs[:, :, -1]
-    )  # an episode goes on
+    # Episodes continue in the next round.
+    np.testing.assert_array_equal(second.obs[:, :, 0], first.next_obs[:, :, -1])
     assert first.episodes == []
     assert [e[:3] for e in second.episodes] == [(t, c, 0) for t in range(3) for c in range(2)]
     returns = first.reward.sum(-1) + second.reward.sum(-1)
@@ -184,7 +181,7 @@ def test_copies_and_tasks_explore_on_their_own(inline):
 def test_any_number_of_processes_collects_the_same(inline, processes):
     with Workers(plan(), processes, copies=2) as workers:
         for mine, theirs in zip(rounds(workers, 3), inline, strict=False):
-            same(mine, theirs, exact=False)  # products differ in the last bit with their shapes
+            same(mine, theirs, exact=False)  # a product's last bits depend on its shape
 
 
 @pytest.mark.control(1)
@@ -259,15 +256,15 @@ def test_evaluation_does_not_depend_on_who_does_it(processes):
         assert workers.evaluate(weights(), 7) == expected
         after = rounds(workers, 1)
     assert [score.task for score in expected] == TASKS
-    np.testing.assert_array_equal(
-        before[0].next_obs[:, :, -1], after[0].obs[:, :, 0]
-    )  # training is not disturbed
+    # Evaluation does not change the training episodes.
+    np.testing.assert_array_equal(before[0].next_obs[:, :, -1], after[0].obs[:, :, 0])
 
 
 def test_evaluation_ends_an_episode_at_success():
     class Always(MLP):
-        """Moves towards the goal: the toy's observation names the point (0, 1) and the
-        goal (6, 7).
+        """A policy that moves towards the goal.
+
+        The observation holds the point at (0, 1) and the goal at (6, 7).
         """
 
         def forward(self, x, tasks=None):
@@ -307,9 +304,7 @@ def test_evaluation_ends_an_episode_at_success():
 )
 def test_failures_are_named_and_leave_no_process(fault, told):
     suite = Faulty(TASKS, horizon=20, name=fault)
-    with Workers(
-        plan(), 1
-    ):  # the process that they are forked from is there; it takes seconds to come
+    with Workers(plan(), 1):  # starts the fork server, which takes seconds
         pass
     workers = Workers(plan(suite), 3, timeout=8.0 if "hang" in fault else 60.0, restarts=0)
     began = time.monotonic()
@@ -341,9 +336,7 @@ def test_a_killed_worker_is_told_with_its_signal():
 @pytest.mark.bar(11)
 @pytest.mark.parametrize("fault", ["build", "raise-7", "die-27", "hang-7"])
 def test_what_replaces_a_failed_worker_goes_on_with_the_same_run(fault, tmp_path, caplog):
-    """In the first round, or within the second episode; the processes that did not fail are not
-    disturbed.
-    """
+    """In the first round or within the second episode, without effect on other processes."""
     with Workers(plan(), 0) as workers:
         expected = rounds(workers, 5)
         score = workers.evaluate(weights(), 3)
@@ -366,7 +359,7 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
         for number, theirs in enumerate(expected):
             if number == 1:
                 os.kill(workers.workers[0].process.pid, signal.SIGKILL)
-                workers.workers[0].process.join()  # so that asking it fails already
+                workers.workers[0].process.join()  # so that sending the request fails
             workers.start(weights(), 10)
             if number == 3:
                 os.kill(workers.workers[1].process.pid, signal.SIGKILL)
@@ -377,9 +370,7 @@ def test_workers_killed_between_and_within_rounds_are_replaced():
 @pytest.mark.parametrize("processes", [0, 3])
 @pytest.mark.parametrize("at", [1, 7, 20, 27])
 def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
-    """The step that broke is not in the rollout; the next episode begins in its place, and
-    everything goes on.
-    """
+    """The next episode replaces the failed step in the rollout, and collection continues."""
     with Workers(plan(), 0) as workers:
         undisturbed = rounds(workers, 4)
     suite = Faulty(TASKS, horizon=20, name=f"physics-{at}")
@@ -410,7 +401,7 @@ def test_an_episode_whose_physics_break_is_cut_short(processes, at, tmp_path):
             > 1e-3
         )
     assert rollouts[broken].begins[1, 0, step]
-    with Workers(plan(), processes) as workers:  # the episodes under way are known
+    with Workers(plan(), processes) as workers:  # with restored episodes
         workers.restore(state)
         for mine, theirs in zip(rounds(workers, 2), after, strict=True):
             same(mine, theirs)
@@ -523,9 +514,7 @@ def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
 
 
 def test_a_transfer_that_stops_half_way_is_a_worker_that_does_not_answer():
-    """Replies of many tasks are larger than a socket's buffer: a worker can be stopped
-    within one.
-    """
+    """Large replies exceed a socket's buffer, so a worker may stop in the middle of one."""
     worker, (silent, _) = ProcessWorker.__new__(ProcessWorker), os.pipe()
     worker.connection, theirs = multiprocessing.Pipe()
     worker.names, worker.timeout = "toy-reach", 0.3
