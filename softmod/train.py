@@ -106,7 +106,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         multirun, sweep = check(command)
         if SHOWS & flags:
             return show(command)
-        with signals.heeded(ends):
+        with signals.handled(ends):
             return to_the_end(partial(launch, command, multirun, sweep))
     except KeyboardInterrupt:
         print(
@@ -320,7 +320,7 @@ def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int])
         code = one_job(composed, overrides, sweep)
         failed.append(code)
         return code
-    with signals.heeded():
+    with signals.handled():
         try:
             return one_job(composed, overrides, sweep)
         except signals.StoppedError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from softmod.errors import SoftmodError
-from softmod.system.files import written_whole
+from softmod.system.files import atomic_write
 from softmod.system.hardware import cache_folder, processor
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,6 @@ def _compile(target: Path) -> None:
 
 
 def _keep(made: Path, path: Path) -> None:
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.touch(0o600)  # for its user alone
         beside.write_bytes(made.read_bytes())
