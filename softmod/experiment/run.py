@@ -1,4 +1,4 @@
-"""One run of an experiment: find its folder, build its parts, train, tell how it ended."""
+"""Runs of an experiment: find the folder, build the parts, train, publish the results."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ from softmod.workers.pool import Workers
 def run_experiment(
     cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None
 ) -> list[TaskScore]:
-    """Train as configured, or go on where the run stopped, or say that it is finished; the final
-    scores.
+    """Start or resume the configured run, and return its final scores.
+
+    A finished run is not trained again; its stored scores are printed and returned.
 
     Args:
         cfg: the validated configuration.
-        overrides: what was typed, for the run's name.
+        overrides: overrides from the command line, for the run's name.
         sweep: id and name of the sweep that this run belongs to.
 
     Raises:
@@ -68,11 +69,15 @@ def run_seeds(
     sweep: dict[str, str] | None,
     failed: Callable[[int, Exception], None],
 ) -> dict[int, list[TaskScore]]:
-    """Train with each of `cfg.seeds`, side by side; the final scores of those that came to their
-    end.
+    """Train with each of `cfg.seeds`, side by side; return the final scores of completed runs.
 
-    Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed`
-    is given the seed and the error of one that fails, which ends no other.
+    Each is the run that `run_experiment` starts or resumes with that seed.
+
+    Args:
+        cfg: the validated configuration, with `seeds`.
+        overrides: overrides from the command line, for the runs' names.
+        sweep: id and name of the sweep that these runs belong to.
+        failed: called with seed and error of each run that fails; the other runs continue.
     """
     seeds = cfg.seeds or []
     typed = [override for override in overrides if not override.startswith("seeds=")]
@@ -99,8 +104,9 @@ def one_run(
     sweep: dict[str, str] | None,
     board: Board | None = None,
 ) -> Run[list[TaskScore]]:
-    """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one
-    of several.
+    """Do what `run_experiment` does, as a generator that yields its updates.
+
+    With a `board`, it is one of several runs that share a process and a progress display.
     """
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
@@ -112,9 +118,9 @@ def one_run(
     check_device(cfg)
     models = assemble(cfg)
     there = files.versions(folder)
-    found = resume_point(cfg, folder)  # what is wrong shows before a write
+    found = resume_point(cfg, folder)  # before the first write, so that errors leave no trace
     with closing(Journal(folder)) as journal:
-        # Another process may have gone on with the run, and be gone now.
+        # Another process may have trained this run and ended since the checkpoint was read.
         if files.versions(folder) != there:
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, folder)
@@ -132,7 +138,7 @@ def _train(
     models: Models,
     board: Board | None,
 ) -> Run[list[TaskScore]]:
-    """Build the parts, restore them, train, and write down the result."""
+    """Build the parts, restore them, train, and write the result."""
     spec = models.suite.spec
     resources = claim(cfg, models.suite, found[1] if found else {}, beside=board is not None)
     journal.tags(resources.tags())
@@ -152,7 +158,7 @@ def _train(
         try:
             scores = yield from train(cfg.run, parts)
         except UpdateError as error:
-            if parts.saver.agent.given is None:  # restored: none was made here
+            if parts.saver.agent.given is None:  # no update was made in this session
                 raise
             raise UpdateError(f"{error}; {bundle_of(parts, folder)} repeats it") from error
     conclude(cfg, folder, journal, parts.clock, scores)
@@ -167,7 +173,7 @@ def make_parts(
     log: Log,
     folder: Path,
 ) -> Parts:
-    """Make the parts that the loop joins; workers and log come from the caller, who closes them."""
+    """Build the parts of the loop; the caller owns and closes workers and log."""
     spec = models.suite.spec
     fabric = resources.fabric
     agent, optimizers = make_agent(cfg, spec, models.actor, models.critic, fabric, resources.fused)
@@ -185,10 +191,10 @@ def make_parts(
 
 
 def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:
-    """Bring all parts to where a checkpoint was taken.
+    """Restore all parts from a checkpoint.
 
     Raises:
-        CheckpointError: it is of another form.
+        CheckpointError: the checkpoint does not match the parts.
     """
     with reading(checkpoint):
         parts.saver.restore(checkpoint, metadata, parts.clock)
@@ -197,7 +203,7 @@ def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:
 
 
 def bundle_of(parts: Parts, folder: Path) -> str:
-    """Write down all that the last update was made of; return the command that repeats it."""
+    """Save the inputs of the last update; return the command that replays it."""
     from softmod.checkpoint.bundle import bundle
 
     saver = parts.saver
