@@ -47,7 +47,7 @@ def save(
     `manifest.json`.
 
     Args:
-        folder: of the checkpoint; replaced if it exists.
+        folder: the checkpoint's folder; replaced if it exists.
         groups: arrays by group and name.
         metadata: JSON values.
         shared: files of the run that the checkpoint refers to, by their paths relative to the run's

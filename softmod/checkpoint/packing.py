@@ -42,8 +42,8 @@ def pack(folder: Path, metadata: dict[str, Any], output: Path, part: int = PART)
     """Write a whole checkpoint, and all that its run needs to resume from it, as parts.
 
     Args:
-        folder: of the checkpoint.
-        metadata: of the checkpoint.
+        folder: the checkpoint's folder.
+        metadata: the checkpoint's metadata.
         output: an empty or missing folder.
         part: maximum size of a part, in bytes.
 
@@ -78,7 +78,7 @@ def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
 
     Args:
         run: the run's folder; paths are relative to it.
-        folder: of the checkpoint.
+        folder: the checkpoint's folder.
 
     Raises:
         CheckpointError: a file is unreadable.

@@ -190,8 +190,8 @@ class Saver:
         """Restore all parts from a checkpoint.
 
         Args:
-            folder: of the checkpoint.
-            metadata: of the checkpoint.
+            folder: the checkpoint's folder.
+            metadata: the checkpoint's metadata.
             clock: restored too.
 
         Raises:

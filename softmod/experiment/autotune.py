@@ -136,7 +136,7 @@ def cached_choice(
     """Return the cached choice for these settings on this machine; measure and cache it if missing.
 
     Args:
-        folder: of the cache.
+        folder: the cache folder.
         settings: all that the choice depends on besides the machine, as JSON values.
         measure: measures the costs.
         choose: makes the choice from the costs.

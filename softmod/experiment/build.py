@@ -1,4 +1,4 @@
-"""Build the parts of a run from its configuration; no later code sees the whole configuration."""
+"""Build the parts of a run from its configuration."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def drain(
     """Wait until the upload is complete; if it is not, print the command that completes it.
 
     Args:
-        uploader: of the run.
+        uploader: the run's uploader.
         seconds: to wait; less after Ctrl-C.
         folder: the run's folder.
         cfg: configuration of the run.

@@ -44,7 +44,7 @@ class Resources:
 
     Attributes:
         fabric: device of the learner.
-        precision: of the networks, as in `fabric.precision`.
+        precision: precision of the networks, as in `fabric.precision`.
         fused: updates use fused operations.
         processes: worker processes; 0: inline.
         threads: threads of the learner.

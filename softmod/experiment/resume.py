@@ -71,7 +71,7 @@ def finished(cfg: TrainConfig, folder: Path) -> tuple[int, list[TaskScore]] | No
 
 
 def write_missing_status(folder: Path, env_steps: int) -> bool:
-    """Write a missing FINISHED status; return whether one was written."""
+    """Write a missing FINISHED status; return True if one was written."""
     try:
         record = Record.read(folder)
         last = max(record.values.get(names.SUCCESS_MEAN, {}), default=-1)

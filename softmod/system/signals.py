@@ -24,7 +24,7 @@ _stop: list[signal.Signals] = []
 
 
 class StoppedError(KeyboardInterrupt):
-    """The run was stopped by a signal, after saving.
+    """The run was stopped by a signal, with its state saved.
 
     Attributes:
         how: how to resume, for the terminal.

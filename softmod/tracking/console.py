@@ -129,7 +129,7 @@ class Progress:
         """Update the progress line.
 
         Args:
-            clock: of the run.
+            clock: the run's clock.
             env_steps_per_second: since metrics were last written.
             updates_per_second: since metrics were last written.
             learning: mean success rate of recent training episodes; None if there are none.

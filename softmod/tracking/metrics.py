@@ -34,8 +34,8 @@ class Log:
     rounds; and waiting times as fractions of that time.
 
     Args:
-        journal: of the run.
-        spec: of the task set.
+        journal: the run's journal.
+        spec: shapes of the task set.
         progress: display on the terminal.
         system_metrics: also log memory and processor time of this process and its descendants.
     """
@@ -76,8 +76,8 @@ class Log:
         """Add a round to the log, and update the progress display.
 
         Args:
-            clock: of the run.
-            metrics: of the last update, on the device.
+            clock: the run's clock.
+            metrics: metrics of the last update, on the device.
             rollout: the round's experience.
             updates: number of updates in the round.
 
@@ -120,8 +120,8 @@ class Log:
         """Write an evaluation to the journal, and print its scores.
 
         Args:
-            clock: of the run.
-            scores: by task.
+            clock: the run's clock.
+            scores: scores of all tasks.
             routes: routing probabilities `[task, target, source]` per layer.
 
         Raises:

@@ -117,8 +117,8 @@ def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = N
     """Return the id of the experiment with this name; create it, or restore it if deleted.
 
     Args:
-        client: of the store.
-        name: of the experiment.
+        client: client of the store.
+        name: name of the experiment.
         artifacts: URI of its artifact folder; None: the server decides.
 
     Raises:
@@ -142,7 +142,7 @@ def ensure_parent(client: MlflowClient, experiment: str, sweep: Mapping[str, str
     """Return the id of a sweep's parent run; create it, with status FINISHED, if it is missing.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: id of the experiment.
         sweep: `id` and `name` of the sweep.
     """
@@ -163,11 +163,11 @@ def ensure_run(
     """Return the id of a run, created or restored if necessary, and True if it is new.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: id of the experiment.
         identity: the run's id in its journal.
         started: milliseconds since the epoch.
-        name: of the run.
+        name: name of the run.
     """
 
     def make() -> Run:

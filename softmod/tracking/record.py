@@ -22,7 +22,7 @@ def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
     """Yield the valid lines of a journal, each with the byte offset after it; skip damaged ones.
 
     Args:
-        path: of the journal.
+        path: the journal's path.
         offset: byte to start at.
 
     Raises:
