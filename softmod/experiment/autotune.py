@@ -87,19 +87,14 @@ def best(
     """
     cores = cores or available()
     most = max(1, min(cores, wanted.environments))
-    choices = [
-        Chosen(p, t)
-        for p in ([processes] if processes is not None else range(1, most + 1))
-        for t in ([threads] if threads else [count for count in costs.update if count <= cores])
-    ]
-    return min(
-        choices,
-        key=lambda choice: (
-            round(seconds(costs, wanted, choice, cores), 6),
-            choice.threads,
-            choice.processes,
-        ),
-    )
+    process_counts = range(1, most + 1) if processes is None else [processes]
+    counts = [threads] if threads else [count for count in costs.update if count <= cores]
+
+    def rank(choice: Chosen) -> tuple[float, int, int]:
+        estimate = round(seconds(costs, wanted, choice, cores), 6)
+        return estimate, choice.threads, choice.processes
+
+    return min((Chosen(p, t) for p in process_counts for t in counts), key=rank)
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:

@@ -53,21 +53,21 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def _valid(line: Any) -> bool:
-    """Return True if a line has the fields that its kind needs; a damaged line must not stop a run.
-
-    Metrics must be numbers, or the strings that stand for non-finite ones.
-    """
+    """Return True if a line has the fields that its kind needs; damage must not stop a run."""
     fields = FIELDS.get(line.get("kind", "")) if isinstance(line, dict) else None
-    if fields is None or not all(
-        isinstance(line.get(name), kind) for name, kind in {"time": int, **fields}.items()
-    ):
+    if fields is None:
         return False
-    return line["kind"] != "metrics" or all(
-        isinstance(value, float)
-        or value in ("nan", "inf", "-inf")
-        or (isinstance(value, int) and abs(value) < LARGEST)
-        for value in line["values"].values()
-    )
+    for name, kind in {"time": int, **fields}.items():
+        if not isinstance(line.get(name), kind):
+            return False
+    return line["kind"] != "metrics" or all(map(_is_number, line["values"].values()))
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a number, or a string that stands for a non-finite one."""
+    if isinstance(value, int):
+        return abs(value) < LARGEST
+    return isinstance(value, float) or value in ("nan", "inf", "-inf")
 
 
 @dataclass

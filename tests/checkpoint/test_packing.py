@@ -113,7 +113,7 @@ def test_what_cannot_be_packed_or_unpacked_is_told(here: Path, capsys: pytest.Ca
     assert not packed.exists()
     assert said(capsys, "pack", folder, packed)[0] == 0
     assert "must be an empty or missing folder" in said(capsys, "pack", folder, packed)[2]
-    assert "such a run already" in said(capsys, "unpack", packed, here / "runs")[2]
+    assert "exists already" in said(capsys, "unpack", packed, here / "runs")[2]
     manifest, part = packed / MANIFEST, packed / "part_000"
     about, content = json.loads(manifest.read_text()), part.read_bytes()
     elsewhere = here / "elsewhere"
