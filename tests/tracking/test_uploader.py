@@ -145,7 +145,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     artifacts = Path("mlartifacts", run.info.run_id, "artifacts")
     assert (artifacts / "best/checkpoint/actor").read_text() == "checkpoint/actor"
     assert (artifacts / "config.yaml").read_text() == "config.yaml"
-    assert "never written is not in the run's folder" in (folder / LOG).read_text()
+    assert "never written: not in the run's folder" in (folder / LOG).read_text()
 
     journal.close()
     resumed = Journal(folder)
