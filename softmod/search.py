@@ -64,7 +64,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         return 0
     try:
         search = read(arguments)
-        with signals.heeded(ends):
+        with signals.handled(ends):
             return to_the_end(search.make)
     except KeyboardInterrupt:
         print(

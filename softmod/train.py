@@ -111,7 +111,7 @@ def train(
     cfg = typed(compose(lines, config_dir=command.config_dir))
     from softmod.experiment.run import run_experiment
 
-    with signals.heeded():
+    with signals.handled():
         return run_experiment(cfg, lines, None, callbacks)
 
 
@@ -151,7 +151,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         multirun, sweep = check(command)
         if SHOWS & flags:
             return show(command)
-        with signals.heeded(ends):
+        with signals.handled(ends):
             return to_the_end(partial(launch, command, multirun, sweep))
     except KeyboardInterrupt:
         print(
@@ -365,7 +365,7 @@ def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int])
         code = one_job(composed, overrides, sweep)
         failed.append(code)
         return code
-    with signals.heeded():
+    with signals.handled():
         try:
             return one_job(composed, overrides, sweep)
         except signals.StoppedError:

@@ -1,1 +1,1 @@
-"""A run's state on disk: saved whole, verified, restored; policies read from it."""
+"""Checkpoints: write, verify and restore a run's state; load trained policies."""

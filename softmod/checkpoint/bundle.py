@@ -1,4 +1,4 @@
-"""What a run leaves when its updates stay non-finite: all that the last of them was made of."""
+"""Fault bundle: the inputs of the last update, saved when updates stay non-finite."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from softmod.checkpoint import files as checkpoint
 KIND = "fault"
 
 
-def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, Any]) -> Path:
-    """Write down the last update that an agent tried; where.
+def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], metadata: dict[str, Any]) -> Path:
+    """Save agent, optimizers, batch and noise of the last update; return the bundle's folder.
+
+    `softmod.replay_fault` repeats the update from it.
 
     Raises:
-        SaveError: the disk refused.
+        SaveError: the bundle cannot be written.
     """
     batch, noise, next_noise = agent.last_given()
     groups = {
@@ -23,5 +25,5 @@ def bundle(folder: Path, agent: MTSAC, optimizers: list[Any], about: dict[str, A
         "optimizers": checkpoint.optimizer_arrays(optimizers),
         "given": batch._asdict() | {"noise": noise, "next_noise": next_noise},
     }
-    facts = about | {"kind": KIND, "update": agent.updates}
-    return checkpoint.save(folder / f"update_{agent.updates:012d}", groups, facts)
+    metadata = metadata | {"kind": KIND, "update": agent.updates}
+    return checkpoint.save(folder / f"update_{agent.updates:012d}", groups, metadata)

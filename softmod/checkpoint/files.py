@@ -1,8 +1,7 @@
-"""A run's state from one instant: a folder of arrays (safetensors), JSON, and a manifest of hashes
-written last.
+"""Checkpoints on disk: a folder of arrays (safetensors), JSON metadata, and a manifest of hashes.
 
-Written beside its place, flushed to disk, then renamed; what is older goes only after that. No
-pickle anywhere.
+A checkpoint is written to a temporary folder, flushed to disk, then renamed. Older checkpoints are
+removed only after that. No pickle is read or written.
 """
 
 from __future__ import annotations
@@ -29,55 +28,62 @@ from softmod.system.files import digest, flush
 logger = logging.getLogger(__name__)
 
 FORMAT = 4
-READABLE = (3, FORMAT)  # what holds weights alone did not change
-KEPT = 2
-ASIDE = ".old"  # how the name ends of what is being replaced
+READABLE = (3, FORMAT)  # weights have the same form in both
+KEPT = 2  # whole checkpoints per run
+ASIDE = ".old"  # suffix of a checkpoint that is being replaced
 Arrays = dict[str, Tensor]
 NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def save(
-    folder: Path, groups: dict[str, Arrays], facts: dict[str, Any], shared: Mapping[str, str] = NONE
+    folder: Path,
+    groups: dict[str, Arrays],
+    metadata: dict[str, Any],
+    shared: Mapping[str, str] = NONE,
 ) -> Path:
-    """Write a checkpoint: a `<group>.safetensors` for each group of arrays, `facts.json`,
+    """Write a checkpoint atomically; return its folder.
+
+    It holds a `<group>.safetensors` for each group of arrays, `facts.json` with the metadata, and
     `manifest.json`.
 
-    `shared` are files of the run that it needs too, with their hashes; their paths are relative to
-    the run's folder.
+    Args:
+        folder: the checkpoint's folder; replaced if it exists.
+        groups: arrays by group and name.
+        metadata: JSON values.
+        shared: files of the run that the checkpoint refers to, by their paths relative to the run's
+            folder, with their hashes.
 
     Raises:
-        SaveError: the disk refused; whatever was at `folder` is untouched.
+        SaveError: the checkpoint cannot be written; an existing `folder` is untouched.
     """
-    beside = folder.with_name(f".{folder.name}.part")
+    temporary = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.parent.mkdir(
-            exist_ok=True
-        )  # in a run's folder, which is not made again where somebody removed it
-        beside.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.parent.mkdir(exist_ok=True)  # no parents: a removed run's folder stays removed
+        temporary.mkdir()
         for name, arrays in groups.items():
             save_file(
                 {key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()},
-                beside / f"{name}.safetensors",
+                temporary / f"{name}.safetensors",
             )
             faults.point("checkpoint.arrays")
-        (beside / "facts.json").write_text(json.dumps(facts, indent=1))
-        files = {path.name: digest(path) for path in sorted(beside.iterdir())}
+        (temporary / "facts.json").write_text(json.dumps(metadata, indent=1))
+        files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
         manifest = {"format": FORMAT, "files": files, "shared": dict(shared)}
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in [*beside.iterdir(), beside]:
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*temporary.iterdir(), temporary]:
             flush(path)
         faults.point("checkpoint.written")
-        _replace(beside, folder)
+        _replace(temporary, folder)
         faults.point("checkpoint.renamed")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"{folder}: the checkpoint could not be written ({error})") from error
     return folder
 
 
 def verify(folder: Path, whole: bool = True) -> dict[str, Any]:
-    """Check every file against the manifest; the facts.
+    """Check every file of a checkpoint against the manifest; return the metadata.
 
     Args:
         folder: of the checkpoint.
@@ -85,28 +91,29 @@ def verify(folder: Path, whole: bool = True) -> dict[str, Any]:
             needs the weights alone, which travel without it.
 
     Raises:
-        CheckpointError: naming the file and what is wrong with it.
+        CheckpointError: a file is missing, damaged or not allowed; the message names it.
     """
     manifest = _json(folder / "manifest.json")
     with reading(folder / "manifest.json"):
         if manifest["format"] not in READABLE:
             raise CheckpointError(
-                f"{folder}: format {manifest['format']}, this version reads {FORMAT}"
+                f"{folder}: format {manifest['format']}; this version reads {FORMAT}"
             )
         for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)
         run = folder.resolve().parent.parent
         for name, hashed in manifest["shared"].items() if whole else ():
             _check(folder, name, hashed, run, depth=2)
-    facts = _json(folder / "facts.json")
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{folder / 'facts.json'}: holds no facts")
-    return facts
+    metadata = _json(folder / "facts.json")
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{folder / 'facts.json'}: must be a JSON object")
+    return metadata
 
 
 def shared(folder: Path) -> dict[str, str]:
-    """The run's files that a checkpoint shares with others, and their hashes; none if its manifest
-    is unreadable.
+    """Return the run's files that a checkpoint shares with others, with their hashes.
+
+    Empty if the manifest is unreadable.
     """
     try:
         with reading(folder):
@@ -116,7 +123,18 @@ def shared(folder: Path) -> dict[str, str]:
 
 
 def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> None:
-    """Check that a manifest's file lies inside its folder and has the hash that was saved."""
+    """Check that a file of the manifest lies inside `root` and has the saved hash.
+
+    Args:
+        checkpoint: folder of the checkpoint, for messages.
+        name: path relative to `root`.
+        hashed: saved hash.
+        root: folder that must contain the file.
+        depth: number of components that the path must have.
+
+    Raises:
+        CheckpointError: the file is outside `root`, missing, or changed.
+    """
     parts = Path(name).parts
     path = root / name
     links = path.is_symlink() or (depth > 1 and path.parent.is_symlink())
@@ -124,16 +142,20 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
         raise CheckpointError(
             f"{checkpoint}: the manifest names a file outside the checkpoint: {name}"
         )
-    _there(path)
+    _check_regular(path)
     if digest(path) != hashed:
-        raise CheckpointError(f"{path}: its content is not what was saved")
+        raise CheckpointError(f"{path}: does not match the hash in the manifest")
 
 
-def _there(path: Path) -> None:
-    """Check that a path is a regular file, not a link."""
+def _check_regular(path: Path) -> None:
+    """Check that a path is a regular file, not a link.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     if path.is_symlink() or not path.is_file():
         raise CheckpointError(
-            f"{path}: {'is no plain file' if os.path.lexists(path) else 'is missing'}"
+            f"{path}: {'is not a regular file' if os.path.lexists(path) else 'is missing'}"
         )
 
 
@@ -141,20 +163,19 @@ def _json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: it is missing or unreadable; the message names it.
     """
-    _there(path)
+    _check_regular(path)
     with reading(path):
         return json.loads(path.read_text())
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within this, what a file or a checkpoint lacks, or has in another form than a run saves it,
-    is told as such.
+    """Convert errors from reading a file or a checkpoint within this context.
 
     Raises:
-        CheckpointError: instead of what Python and its libraries say.
+        CheckpointError: content is missing or malformed.
     """
     try:
         yield
@@ -167,17 +188,17 @@ def reading(path: Path) -> Iterator[None]:
         ArithmeticError,
         RuntimeError,
     ) as error:
-        raise CheckpointError(f"{path}: not what a run saves ({one_line(error)})") from error
+        raise CheckpointError(f"{path}: malformed content ({one_line(error)})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: unreadable ({one_line(error)})") from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within this, a disk that refuses is told as such.
+    """Convert errors from writing a file within this context.
 
     Raises:
-        SaveError: instead of what Python says.
+        SaveError: the file cannot be written.
     """
     try:
         yield
@@ -186,21 +207,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def arrays(folder: Path, group: str) -> Arrays:
-    """A group of a checkpoint's arrays.
+    """Read a group of a checkpoint's arrays.
 
     Raises:
         CheckpointError: it is missing or unreadable.
     """
     path = folder / f"{group}.safetensors"
-    _there(path)
+    _check_regular(path)
     with reading(path):
         return load_file(path)
 
 
 def all_in(run: Path) -> list[Path]:
-    """The whole checkpoints of a run's folder, oldest first, unchecked.
+    """Return the whole checkpoints of a run's folder, oldest first, unverified.
 
-    One that was being replaced when its run was killed lies aside, and counts.
+    This includes one that was moved aside for replacement when the run was killed.
     """
     aside = {
         path.name[1 : -len(ASIDE)]: path for path in (run / "checkpoints").glob(f".step_*{ASIDE}")
@@ -210,20 +231,18 @@ def all_in(run: Path) -> list[Path]:
 
 
 def versions(run: Path) -> dict[Path, str]:
-    """The whole checkpoints of a run's folder, each with a hash that a new one in its place would
-    change.
-    """
+    """Return the whole checkpoints of a run's folder, each with the hash of its manifest."""
     found = {}
     for path in all_in(run):
-        with suppress(OSError):  # whoever trains may be replacing it
+        with suppress(OSError):  # a training process may be replacing it
             found[path] = digest(path / "manifest.json")
     return found
 
 
 def newest(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
-    """The newest valid checkpoint and its facts; None if there never was one.
+    """Return the newest valid checkpoint and its metadata; None if there are no checkpoints.
 
-    Warns for each newer one that is damaged.
+    Logs a warning for each newer one that is damaged.
 
     Args:
         run: the run's folder.
@@ -237,7 +256,7 @@ def newest(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
         try:
             return folder, verify(folder, whole)
         except CheckpointError as error:
-            logger.warning("damaged checkpoint passed over: %s: %s", folder.name, error)
+            logger.warning("damaged checkpoint skipped: %s: %s", folder.name, error)
     if candidates:
         raise CheckpointError(
             f"{run / 'checkpoints'}: none of {len(candidates)} checkpoints is valid"
@@ -246,18 +265,19 @@ def newest(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
 
 
 def prune(run: Path, saved: Path) -> None:
-    """Keep the one that was just saved, and those before it; what is newer was found damaged when
-    the run went on.
+    """Remove all but the last `KEPT` whole checkpoints up to the one just saved.
+
+    Newer ones were found damaged when the run resumed, and are removed too.
     """
     older = [folder for folder in all_in(run) if folder.name <= saved.name]
     for folder in set(all_in(run)) - set(older[-KEPT:]):
         shutil.rmtree(folder, ignore_errors=True)
-    for leftover in (run / "checkpoints").glob(".*"):  # of a save that a kill cut short
+    for leftover in (run / "checkpoints").glob(".*"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def optimizer_arrays(optimizers: list[Any]) -> Arrays:
-    """The state of optimizers as arrays named `optimizer.parameter.key`."""
+    """Return the state of optimizers as arrays named `optimizer.parameter.key`."""
     return {
         f"{i}.{j}.{key}": value
         for i, optimizer in enumerate(optimizers)
@@ -271,31 +291,35 @@ def optimizer_arrays(optimizers: list[Any]) -> Arrays:
 def restore_arrays(live: Arrays, saved: Arrays, what: str) -> None:
     """Copy saved arrays into live ones, in place.
 
+    Args:
+        live: the arrays to overwrite.
+        saved: the arrays to copy.
+        what: kind of the arrays, for messages.
+
     Raises:
         CheckpointError: names or shapes differ; nothing was copied.
     """
     if live.keys() != saved.keys():
         odd = sorted(live.keys() ^ saved.keys())[0]
-        raise CheckpointError(
-            f"the checkpoint's {what} is of another form: {odd} is only on one side"
-        )
+        problem = "missing" if odd in live else "unexpected"
+        raise CheckpointError(f"{what} in the checkpoint: {odd} is {problem}")
     for name, tensor in live.items():
         if tensor.shape != saved[name].shape:
             raise CheckpointError(
-                f"the checkpoint's {what} has {name} {list(saved[name].shape)}, not"
+                f"{what} in the checkpoint: {name} has shape {list(saved[name].shape)}; must be"
                 f" {list(tensor.shape)}"
             )
     for name, tensor in live.items():
         tensor.copy_(saved[name])
 
 
-def _replace(beside: Path, folder: Path) -> None:
-    """Rename into place; an older folder of that name is moved aside first and removed last."""
+def _replace(temporary: Path, folder: Path) -> None:
+    """Rename to the final name; an existing folder is moved aside first and removed last."""
     aside = folder.with_name(f".{folder.name}{ASIDE}")
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         faults.point("checkpoint.aside")
-    beside.rename(folder)
+    temporary.rename(folder)
     flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -24,8 +24,8 @@ class TrainedPolicy:
     """The deterministic policy of a checkpoint.
 
     Attributes:
-        tasks: the names of the tasks it was trained on, in the order of their indices.
-        suite: the task set that it was trained on; its environments and goals.
+        tasks: names of the tasks that it was trained on, by index.
+        suite: task set that it was trained on, with environments and goals.
     """
 
     def __init__(self, actor: Actor, suite: TaskSuite) -> None:
@@ -34,22 +34,29 @@ class TrainedPolicy:
         self._policy = Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:
-        """Return the action `[action]` in [-1, 1] for an observation `[obs]` of a task, or
-        `[batch, action]` for a batch `[batch, obs]`.
+        """Return the action `[action]` in [-1, 1] for an observation of a task.
 
         A one-hot task behind the observation, as Meta-World's vector environments append it, is
         left out.
 
+        Args:
+            obs: `[obs]`, or `[batch, obs]`; then the result is `[batch, action]`.
+            task: name or index.
+
         Raises:
-            ConfigError: there is no such task, or the observation has another size.
+            ConfigError: the policy was not trained on this task, or the observation has another
+                size.
         """
         rows = self._rows(obs)
         actions = self._policy.act(np.atleast_2d(rows)[None], self._index(task))[0]
         return actions[0] if rows.ndim == 1 else actions
 
     def routing(self, obs: ArrayLike, task: str | int) -> list[NDArray[Any]]:
-        """Return routing probabilities per layer, `[target, source]`, or `[batch, target, source]`
-        for a batch.
+        """Return routing probabilities `[target, source]` per layer.
+
+        Args:
+            obs: `[obs]`, or `[batch, obs]`; then the result is `[batch, target, source]` per layer.
+            task: name or index.
 
         Raises:
             ConfigError: as for `act`.
@@ -59,11 +66,14 @@ class TrainedPolicy:
         return [route[0, 0] if rows.ndim == 1 else route[0] for route in routes]
 
     def episode(self, task: str | int, goal: int = 0) -> tuple[Floats, bool]:
-        """Play an episode; return its observations `[step, obs]`, and whether it was a success.
+        """Play an episode; return its observations `[step, obs]` and its success.
 
         Args:
             task: name or index.
-            goal: which of the task's goals, by number.
+            goal: index of the goal among the task's goals.
+
+        Raises:
+            ConfigError: the policy was not trained on this task.
         """
         index = int(self._index(task)[0])
         env = self.suite.make(index)
@@ -96,9 +106,7 @@ class TrainedPolicy:
         names = ", ".join(self.tasks)
         if isinstance(task, str):
             if task not in self.tasks:
-                raise ConfigError(
-                    f"task {task}: the policy was trained on {names}{near(task, self.tasks)}"
-                )
+                raise ConfigError(f"task {task}: must be one of {names}{near(task, self.tasks)}")
             return np.array([self.tasks.index(task)], np.int64)
         if not 0 <= task < len(self.tasks):
             last = len(self.tasks) - 1
@@ -112,32 +120,31 @@ def one_hot(rows: Floats) -> bool:
 
 
 def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
-    """The policy of a checkpoint, or of a run's folder (its newest checkpoint).
+    """Load the policy of a checkpoint, or of the newest checkpoint in a run's folder.
 
     Args:
-        path: the folder.
-        allow: packages of your own whose classes it may be built of; what a checkpoint says of
-            itself does not count.
+        path: folder of the checkpoint or run.
+        allow: your own packages whose classes may be built. An `allow` stored in the checkpoint is
+            ignored.
 
     Raises:
-        CheckpointError: nothing valid there.
-        ConfigError: it is built of classes that are not allowed.
+        CheckpointError: there is no valid checkpoint.
+        ConfigError: the policy is built of classes that are not allowed.
     """
-    folder, facts = find(Path(path))
+    folder, metadata = find(Path(path))
     with checkpoint.reading(folder):
-        return TrainedPolicy(actor_of(folder, facts, allow), suite_of(facts, allow))
+        return TrainedPolicy(actor_of(folder, metadata, allow), suite_of(metadata, allow))
 
 
 def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint's folder and its facts, checked; a run's folder stands for its newest
-    checkpoint.
+    """Return the folder and the metadata of a checkpoint, verified.
 
     Args:
         path: the folder.
         whole: whether the replay is needed too, and checked.
 
     Raises:
-        CheckpointError: nothing valid there.
+        CheckpointError: there is no valid checkpoint.
     """
     path = path.expanduser()
     if path.resolve().name == "checkpoints":
@@ -152,32 +159,37 @@ def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
     return found
 
 
-def suite_of(facts: dict[str, Any], allow: Iterable[str] = ()) -> TaskSuite:
-    """The task set that a checkpoint's policy was trained on."""
-    trust.check({"env": facts["config"]["env"]}, allow)
-    suite: TaskSuite = build(facts["config"]["env"], "env")
+def suite_of(metadata: dict[str, Any], allow: Iterable[str] = ()) -> TaskSuite:
+    """Build the task set that a checkpoint's policy was trained on.
+
+    Raises:
+        ConfigError: its class is not allowed.
+    """
+    trust.check({"env": metadata["config"]["env"]}, allow)
+    suite: TaskSuite = build(metadata["config"]["env"], "env")
     return suite
 
 
-def spec_of(facts: dict[str, Any]) -> EnvSpec:
-    spec = facts["spec"]
+def spec_of(metadata: dict[str, Any]) -> EnvSpec:
+    """Return the shapes of the task set that a checkpoint's policy was trained on."""
+    spec = metadata["spec"]
     sizes = int(spec["obs_dim"]), int(spec["action_dim"]), int(spec["horizon"])
     shorter = spec["train_horizon"]
-    frame = int(spec.get("frame", 0))  # policies of earlier versions do not say
+    frame = int(spec.get("frame", 0))  # missing in checkpoints of earlier versions
     return EnvSpec(tuple(spec["tasks"]), *sizes, None if shorter is None else int(shorter), frame)
 
 
-def actor_of(folder: Path, facts: dict[str, Any], allow: Iterable[str] = ()) -> Actor:
-    """The policy of a checkpoint that acts and is evaluated, with its weights: the averaged one,
-    where there is one.
+def actor_of(folder: Path, metadata: dict[str, Any], allow: Iterable[str] = ()) -> Actor:
+    """Build the acting policy of a checkpoint with its weights, averaged ones if it has them.
 
     Raises:
-        CheckpointError: the weights are of another form.
+        CheckpointError: the weights do not match the policy.
+        ConfigError: its classes are not allowed.
     """
-    config = completed(facts["config"])
+    config = completed(metadata["config"])
     policy = config["policy"]
     trust.check({"actor": config["actor"]}, allow)
-    spec = spec_of(facts)
+    spec = spec_of(metadata)
     actor = build_actor(config["actor"], policy["log_std"], policy["normalize_obs"], spec)
     arrays = checkpoint.arrays(folder, "agent")
     prefix = (

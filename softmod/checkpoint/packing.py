@@ -1,8 +1,7 @@
-"""A run as a few small files that travel: its newest checkpoint, its replay without what repeats,
-its journal.
+"""A run packed for transfer: a whole checkpoint, its replay compressed, its journal.
 
-Arrays of the replay are packed exactly: a task's columns that never change are stored once, the
-others as differences of their bits from row to row, byte by byte, which compress well.
+The replay is compressed without loss. Columns of a task that never change are stored once. The
+others are stored as the XOR of successive rows, split into byte planes, which compress well.
 """
 
 from __future__ import annotations
@@ -30,33 +29,38 @@ from softmod.system.files import digest, flush
 MANIFEST = "packed.json"
 FORMAT = 1
 PART = 16 * 2**20  # bytes
-PLAIN = (
+PLAIN = (  # files of a run's folder that are packed as they are, if they exist
     "config.yaml",
     "journal.jsonl",
     "result.json",
     "evaluation.json",
-)  # of a run's folder, where they are
+)
 Bits = NDArray[np.uint32]
 
 
-def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) -> list[Path]:
-    """Write a whole checkpoint, and what its run needs to go on from it, as parts of at most `part`
-    bytes.
+def pack(folder: Path, metadata: dict[str, Any], output: Path, part: int = PART) -> list[Path]:
+    """Write a whole checkpoint, and all that its run needs to resume from it, as parts.
+
+    Args:
+        folder: the checkpoint's folder.
+        metadata: the checkpoint's metadata.
+        output: an empty or missing folder.
+        part: maximum size of a part, in bytes.
 
     Returns:
         The files written.
 
     Raises:
         CheckpointError: the checkpoint holds weights only.
-        ConfigError: `output` has files in it.
-        SaveError: the disk refused.
+        ConfigError: `output` is not empty.
+        SaveError: a file cannot be written.
     """
-    if facts["kind"] != "whole":
+    if metadata["kind"] != "whole":
         raise CheckpointError(
-            f"{folder}: holds weights only; what a run goes on from is in a step_... checkpoint"
+            f"{folder}: holds weights only; a run resumes from a step_... checkpoint"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output}: is no empty folder")
+        raise ConfigError(f"{output}: must be an empty or missing folder")
     run = folder.resolve().parent.parent
     with checkpoint.writing(output), tempfile.TemporaryFile() as whole:
         output.mkdir(parents=True, exist_ok=True)
@@ -64,24 +68,26 @@ def pack(folder: Path, facts: dict[str, Any], output: Path, part: int = PART) ->
             for name, content in members(run, folder):
                 bundle.writestr(name, content)
         hashes = {path.name: digest(path) for path in split(whole, output, part)}
-        about = {"format": FORMAT, "run": f"{run.parent.name}/{run.name}", "parts": hashes}
-        (output / MANIFEST).write_text(json.dumps(about, indent=1))
+        manifest = {"format": FORMAT, "run": f"{run.parent.name}/{run.name}", "parts": hashes}
+        (output / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return [output / name for name in (*hashes, MANIFEST)]
 
 
 def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the path in the run's folder, and the packed content, of every file that belongs to a
-    checkpoint.
+    """Yield path and packed content of each file that belongs to a checkpoint.
+
+    Args:
+        run: the run's folder; paths are relative to it.
+        folder: the checkpoint's folder.
+
+    Raises:
+        CheckpointError: a file is unreadable.
     """
     with checkpoint.reading(folder):
         best = run / "checkpoints" / "best"
-        paths = [
-            path for path in (*(run / name for name in PLAIN), *best.glob("*")) if path.is_file()
-        ]
-        contents = {
-            path.relative_to(run): path.read_bytes()
-            for path in (*paths, *folder.resolve().iterdir())
-        }
+        optional = [*(run / name for name in PLAIN), *best.glob("*")]
+        paths = [*(path for path in optional if path.is_file()), *folder.resolve().iterdir()]
+        contents = {path.relative_to(run): path.read_bytes() for path in paths}
         shared = checkpoint.shared(folder)
     yield from ((path.as_posix(), content) for path, content in contents.items())
     for name in shared:
@@ -91,40 +97,48 @@ def members(run: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def unpack(packed: Path, runs: Path) -> Path:
-    """Make a run's folder of what `pack` wrote, in `runs` under the name that it had; return its
-    checkpoint.
+    """Restore a packed run under its original name; return its checkpoint.
+
+    Args:
+        packed: folder that `pack` wrote.
+        runs: folder that holds all runs.
 
     Raises:
         CheckpointError: a part is missing or damaged; nothing is left behind.
-        ConfigError: there is such a run already.
-        SaveError: the disk refused.
+        ConfigError: the run exists already.
+        SaveError: a file cannot be written.
     """
-    about = manifest_of(packed)
-    run = runs / about["run"]
+    manifest = manifest_of(packed)
+    run = runs / manifest["run"]
     if run.exists():
-        raise ConfigError(f"{run}: there is such a run already")
-    beside = run.with_name(f".{run.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of an earlier attempt that was killed
+        raise ConfigError(f"{run}: exists already; remove it, or unpack into another folder")
+    temporary = run.with_name(f".{run.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier attempt that was killed
     try:
-        with checkpoint.writing(beside), tempfile.TemporaryFile() as whole:
-            join(packed, about["parts"], whole)
-            extract(whole, packed, beside)
-            found = checkpoint.newest(beside)
+        with checkpoint.writing(temporary), tempfile.TemporaryFile() as whole:
+            join(packed, manifest["parts"], whole)
+            extract(whole, packed, temporary)
+            found = checkpoint.newest(temporary)
             if found is None:
-                raise CheckpointError(f"{packed}: there is no checkpoint in it")
-            beside.rename(run)
+                raise CheckpointError(f"{packed}: contains no checkpoint")
+            temporary.rename(run)
             flush(run.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return run / found[0].relative_to(beside)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return run / found[0].relative_to(temporary)
 
 
 def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
     """Write the files of a run.
 
+    Args:
+        whole: the joined parts.
+        packed: the folder they are from, for messages.
+        run: folder to write to.
+
     Raises:
-        CheckpointError: the parts are no run.
-        SaveError: the disk refused.
+        CheckpointError: the parts do not form a packed run.
+        SaveError: a file cannot be written.
     """
     try:
         with zipfile.ZipFile(whole) as bundle:
@@ -139,34 +153,36 @@ def extract(whole: IO[bytes], packed: Path, run: Path) -> None:
         ValueError,
         LookupError,
     ) as error:
-        raise CheckpointError(f"{packed}: not what was packed ({one_line(error)})") from error
+        raise CheckpointError(f"{packed}: malformed content ({one_line(error)})") from error
 
 
 def manifest_of(packed: Path) -> dict[str, Any]:
-    """Read and check the manifest.
+    """Read and check the manifest of a packed run.
 
     Raises:
-        CheckpointError: there is none, or it is of another form.
+        CheckpointError: it is missing or malformed, or names paths outside its folders.
     """
     path = packed / MANIFEST
     with checkpoint.reading(path):
-        about: dict[str, Any] = json.loads(path.read_text())
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {about['format']}, this version reads {FORMAT}")
-        folders = Path(about["run"]).parts
-        parts = dict(about["parts"])
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {manifest['format']}; this version reads {FORMAT}"
+            )
+        folders = Path(manifest["run"]).parts
+        parts = dict(manifest["parts"])
         names = [*folders, *parts]
         if (
             len(folders) != 2
             or not parts
             or any(Path(name).name != name or name == ".." for name in names)
         ):
-            raise CheckpointError(f"{path}: names a file or a run elsewhere, or no parts")
-    return about
+            raise CheckpointError(f"{path}: names no parts, or a path outside its folders")
+    return manifest
 
 
 def split(whole: IO[bytes], output: Path, part: int) -> list[Path]:
-    """Write a file as parts."""
+    """Write a file as parts of at most `part` bytes; return their paths."""
     whole.seek(0)
     paths: list[Path] = []
     while content := whole.read(part):
@@ -179,13 +195,13 @@ def join(packed: Path, parts: dict[str, str], whole: IO[bytes]) -> None:
     """Write parts as one file.
 
     Raises:
-        CheckpointError: naming the part that is missing or damaged.
+        CheckpointError: a part is missing or damaged; the message names it.
     """
     for name, hashed in parts.items():
         with checkpoint.reading(packed / name):
             content = (packed / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != hashed:
-            raise CheckpointError(f"{packed / name}: its content is not what was packed")
+            raise CheckpointError(f"{packed / name}: does not match the hash in the manifest")
         whole.write(content)
 
 
@@ -193,12 +209,12 @@ def write(run: Path, name: str, content: bytes) -> None:
     """Write a file of a run.
 
     Raises:
-        CheckpointError: its path leads out of the run's folder.
-        SaveError: the disk refused.
+        CheckpointError: its path is outside the run's folder.
+        SaveError: the file cannot be written.
     """
     path = run / name
     if ".." in path.parts or Path(name).is_absolute():
-        raise CheckpointError(f"{name}: leads out of the run's folder")
+        raise CheckpointError(f"{name}: is outside the run's folder")
     with checkpoint.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -209,7 +225,7 @@ def write(run: Path, name: str, content: bytes) -> None:
 
 
 def squeezed(piece: bytes) -> bytes:
-    """Rewrite a piece of the replay in a form that compresses well."""
+    """Transform a piece of the replay into a form that compresses well."""
     arrays = {
         name: narrow(array) if array.ndim == 3 else array for name, array in load(piece).items()
     }
@@ -217,7 +233,7 @@ def squeezed(piece: bytes) -> bytes:
 
 
 def expanded(content: bytes) -> bytes:
-    """Restore the piece, equal to the bit."""
+    """Invert `squeezed`, bit for bit."""
     arrays = {
         name: widen(array) if array.dtype == np.uint8 else array
         for name, array in load(content).items()
@@ -226,8 +242,10 @@ def expanded(content: bytes) -> bytes:
 
 
 def narrow(array: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Make bytes of `[task, row, column]`: its shape, and of each task the first row, what changes,
-    and how.
+    """Encode `[task, row, column]` as bytes.
+
+    The bytes hold the shape, and for each task the first row, a mask of the columns that change,
+    and the byte planes of their XOR from row to row.
     """
     parts = [np.array(array.shape, np.int64).tobytes()]
     for bits in array.view(np.uint32):
@@ -244,7 +262,7 @@ def narrow(array: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def widen(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Make `[task, row, column]` of bytes."""
+    """Decode `[task, row, column]` from the bytes of `narrow`."""
     tasks, rows, columns = packed[:24].view(np.int64)
     array = np.empty((tasks, rows, columns), np.uint32)
     at = 24

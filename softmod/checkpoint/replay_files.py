@@ -1,5 +1,6 @@
-"""The replay on disk: append-only pieces that a run's checkpoints share, so that each writes only
-what is new.
+"""The replay on disk: append-only pieces, shared by a run's checkpoints.
+
+A checkpoint writes only the rows that are new since the one before.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ FOLDER = "replay"  # beside `checkpoints` in the run's folder
 
 
 class Archive:
-    """The pieces of one run. A piece holds the rows from the `first`-th to the `last`-th, and their
-    episodes' entries.
+    """The pieces of a run's replay.
 
-    Rows are counted from the run's beginning, per task; the piece's name says which ones it holds.
-    An episode that goes on in the next piece has an entry there too, which is the one that counts.
+    A piece holds a range of rows and the entries of their episodes. Its name is
+    `<first>-<last>.safetensors`, with rows counted per task since the start of the run; `last` is
+    excluded. An episode that continues in the next piece has an entry in both; the later one
+    counts.
+
+    Args:
+        run: the run's folder.
+        replay: the replay to save and restore.
     """
 
     def __init__(self, run: Path, replay: Replay) -> None:
@@ -34,10 +40,11 @@ class Archive:
         self.pieces: dict[str, str] = {}  # name and hash, oldest first
 
     def save(self) -> dict[str, str]:
-        """Write the rows that no piece holds yet; the pieces that the replay lies in now.
+        """Write the rows that no piece holds yet; return names and hashes of all pieces needed.
 
         Raises:
-            SaveError: the disk refused; pieces that were there are untouched.
+            SaveError: a piece cannot be written, or an earlier one is gone; existing pieces are
+                untouched.
         """
         replay = self.replay
         for name in self.pieces:
@@ -53,20 +60,28 @@ class Archive:
         return dict(self.pieces)
 
     def restore(self, pieces: Mapping[str, str], written: int) -> None:
-        """Fill the replay with the newest of `written` rows.
+        """Fill the replay from pieces.
+
+        Args:
+            pieces: names and hashes.
+            written: rows per task that the run had written; the newest ones are restored.
 
         Raises:
-            CheckpointError: a piece is unreadable, of another form, or rows are missing.
+            CheckpointError: a piece is unreadable or malformed, or rows are missing.
         """
         self.pieces = dict(pieces)
         self.replay.restore(oldest := max(0, written - self.replay.ring), self._since(oldest))
         if self.replay.written != written:
             raise CheckpointError(
-                f"{self.folder}: pieces hold {self.replay.written} rows per task, not {written}"
+                f"{self.folder}: pieces hold {self.replay.written} rows per task; must be {written}"
             )
 
     def _since(self, oldest: int) -> Iterator[Piece]:
-        """Read and check the pieces, oldest first, without rows older than `oldest`."""
+        """Yield the pieces, checked, oldest first, without rows older than `oldest`.
+
+        Raises:
+            CheckpointError: a piece is unreadable or malformed, or rows are missing.
+        """
         replay = self.replay
         tasks, _, width = replay.rows.shape
         for name in sorted(self.pieces):
@@ -79,7 +94,9 @@ class Archive:
             ]
             shapes = [list(part.shape) for part in piece]
             if shapes != expected:
-                raise CheckpointError(f"{self.folder / name}: has {shapes}, not {expected}")
+                raise CheckpointError(
+                    f"{self.folder / name}: has shapes {shapes}; must be {expected}"
+                )
             if first > replay.written:
                 raise CheckpointError(
                     f"{self.folder}: no piece holds the rows from {replay.written} to {first}"
@@ -87,32 +104,41 @@ class Archive:
             yield piece._replace(rows=piece.rows[:, max(0, oldest - first) :])
 
     def prune(self, needed: Iterable[str]) -> None:
-        """Remove every file that none of the kept checkpoints needs."""
+        """Remove all files except the needed ones.
+
+        Args:
+            needed: names of the pieces that the kept checkpoints refer to.
+        """
         kept = set(needed)
         for path in self.folder.glob("*"):
             if path.name not in kept:
-                with suppress(OSError):  # what cannot be removed does no harm
+                with suppress(OSError):  # a leftover file is harmless
                     path.unlink()
 
     def _last(self) -> int:
         return max((span(name)[1] for name in self.pieces), default=0)
 
     def _write(self, name: str, first: int) -> str:
+        """Write the rows from `first` on atomically; return the hash.
+
+        Raises:
+            SaveError: the piece cannot be written.
+        """
         piece = self.replay.since(first)
-        beside = self.folder / f".{name}.part"
+        temporary = self.folder / f".{name}.part"
         try:
             self.folder.mkdir(exist_ok=True)
-            beside.unlink(missing_ok=True)
-            save_file({key: part.contiguous() for key, part in piece._asdict().items()}, beside)
-            hashed = digest(beside)
-            flush(beside)
+            temporary.unlink(missing_ok=True)
+            save_file({key: part.contiguous() for key, part in piece._asdict().items()}, temporary)
+            hashed = digest(temporary)
+            flush(temporary)
             faults.point("archive.written")
-            beside.rename(self.folder / name)
+            temporary.rename(self.folder / name)
             flush(self.folder)
             faults.point("archive.renamed")
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
             raise SaveError(f"{self.folder / name}: could not be written ({error})") from error
         return hashed
 
@@ -121,7 +147,8 @@ class Archive:
             parts = load_file(self.folder / name)
         if parts.keys() != set(Piece._fields):
             raise CheckpointError(
-                f"{self.folder / name}: of another version; go on with that one, or begin anew"
+                f"{self.folder / name}: written by another version of softmod; resume with that"
+                " version, or start a new run"
             )
         return Piece(**parts)
 
@@ -130,7 +157,7 @@ def span(name: str) -> tuple[int, int]:
     """Return the first row of a piece and the row after its last, from its name.
 
     Raises:
-        CheckpointError: this is no piece's name.
+        CheckpointError: this is not the name of a piece.
     """
     first, dash, last = name.removesuffix(".safetensors").partition("-")
     if not (name.endswith(".safetensors") and dash and first.isdecimal() and last.isdecimal()):

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, gathered from the parts and put back into them."""
+"""Saving and restoring of a run: collects the state of its parts in a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from softmod.workers.pool import Workers
 
 @dataclass(frozen=True)
 class PendingWork:
-    """Describe what a run was in the middle of when it was saved.
+    """Work that was unfinished when a run was saved.
 
     Args:
-        policy: the weights that the round is collected with.
-        updates: of the round, which were made already.
-        evaluation: an evaluation was under way.
-        over: the training has ended, and the last evaluation was under way.
+        policy: weights that the pending round is collected with; None: no round is pending.
+        updates: updates of the pending round that were made already.
+        evaluation: an evaluation is pending.
+        over: training has ended, and the last evaluation is pending.
     """
 
     policy: Float[Tensor, " number"] | None = None
@@ -44,19 +44,19 @@ class PendingWork:
 
 
 NOTHING = PendingWork()
-WEIGHTS = "weights"  # of a pending round's policy, flat
-FAILURES = 3  # saves that may fail in a row before the run ends
+WEIGHTS = "weights"  # key of a pending round's policy, flat
+FAILURES = 3  # failed saves in a row that end the run
 
 logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a run's whole state, keeps the best weights, restores.
+    """Saves and restores a run's whole state, and keeps the best weights.
 
     Args:
-        run: the run's folder; checkpoints lie in `run/checkpoints`.
-        agent, optimizers, replay, workers: the parts whose state it is.
-        about: the run's configuration and identity, stored with each checkpoint.
+        run: the run's folder; checkpoints are in `run/checkpoints`.
+        agent, optimizers, replay, workers: the parts whose state is saved.
+        about: metadata of the run (configuration, identity), stored with each checkpoint.
     """
 
     def __init__(
@@ -76,25 +76,29 @@ class Saver:
         self.about = about
         self.archive = Archive(run, replay)
         self.best = -1.0
-        self.failures: Counter[str] = Counter()  # of saves, in a row
-        self.pending = NOTHING  # that a restored run has to finish
+        self.failures: Counter[str] = Counter()  # failed saves in a row, by kind
+        self.pending = NOTHING  # work that a restored run has to finish
 
     def try_save(self, clock: Clock, log: Log) -> Path | None:
-        """Save; where the disk refuses, warn and go on until the next save is due.
+        """Save; if that fails, log a warning and continue until the next save is due.
 
         Returns:
             The checkpoint; None where the disk refused.
 
         Raises:
-            SaveError: for the third time in a row.
+            SaveError: the third save in a row failed.
         """
         return self._attempt("checkpoint", lambda: self.save(clock, log))
 
     def _attempt(self, what: str, save: Callable[[], Path]) -> Path | None:
-        """Return what was saved; None where the disk refused.
+        """Call `save`; return what it saved, or log a warning and return None.
+
+        Args:
+            what: kind of save, by which failures are counted.
+            save: writes a checkpoint.
 
         Raises:
-            SaveError: it was not, for the third time in a row.
+            SaveError: the third save of this kind in a row failed.
         """
         try:
             saved = save()
@@ -108,12 +112,15 @@ class Saver:
         return saved
 
     def save(self, clock: Clock, log: Log, pending: PendingWork = NOTHING) -> Path:
-        """Save a whole checkpoint, with the episodes under way; keep the last two.
+        """Save a whole checkpoint, including unfinished episodes; keep the last two.
+
+        Returns:
+            The checkpoint's folder.
 
         Raises:
-            SaveError: the disk refused; the checkpoints before are untouched.
+            SaveError: the checkpoint cannot be written; earlier ones are untouched.
         """
-        log.journal.sync()  # what the checkpoint takes for told is on the disk before it
+        log.journal.sync()  # metrics that the checkpoint counts as logged must be on disk first
         groups = {
             "agent": dict(self.agent.state_dict()),
             "optimizers": checkpoint.optimizer_arrays(self.optimizers),
@@ -126,7 +133,7 @@ class Saver:
             "written": self.replay.written,
             "best": self.best,
         }
-        facts = self.about | {
+        metadata = self.about | {
             "kind": "whole",
             "clock": clock.facts(),
             "counters": counters | {"skipped": skipped},
@@ -139,7 +146,7 @@ class Saver:
         }
         pieces = {f"{FOLDER}/{name}": hashed for name, hashed in self.archive.save().items()}
         folder = checkpoint.save(
-            self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, facts, pieces
+            self.run / "checkpoints" / f"step_{clock.env_steps:012d}", groups, metadata, pieces
         )
         checkpoint.prune(self.run, folder)
         faults.point("checkpoint.pruned")
@@ -148,44 +155,50 @@ class Saver:
         return folder
 
     def stop(self, clock: Clock, log: Log, pending: PendingWork = NOTHING) -> NoReturn:
-        """Save, and end the run.
+        """Save, then end the run.
 
         Raises:
-            StoppedError: always.
+            StoppedError: always, unless saving fails.
+            SaveError: the checkpoint cannot be written.
         """
         self.save(clock, log, pending)
         stopped = StoppedError(f"stopped and saved at {clock.env_steps:,} env steps")
         if self.about["config"]["run"]["resume"] == "never":
             stopped.how = (
-                f"run.resume=never begins anew: rename {self.run} to seed_{self.about['seed']} to"
-                " go on from it"
+                f"run.resume=never starts a new run: rename {self.run} to"
+                f" seed_{self.about['seed']} to resume it"
             )
         raise stopped
 
     def keep_best(self, clock: Clock, scores: list[TaskScore]) -> None:
-        """Keep the weights of the best evaluation so far (the later one of equals).
+        """Save the weights if this is the best evaluation so far; ties go to the later one.
 
         Raises:
-            SaveError: the disk refused for the third time in a row.
+            SaveError: the third save in a row failed.
         """
         mean = mean_success(scores)
         if mean < self.best:
             return
-        place = self.run / "checkpoints" / "best"
+        folder = self.run / "checkpoints" / "best"
         groups = {"agent": dict(self.agent.state_dict())}
-        facts = self.about | {
+        metadata = self.about | {
             "kind": "weights",
             "clock": clock.facts(),
             "scores": [s.as_dict() for s in scores],
         }
-        if self._attempt("evaluation", lambda: checkpoint.save(place, groups, facts)):
+        if self._attempt("evaluation", lambda: checkpoint.save(folder, groups, metadata)):
             self.best = mean
 
-    def restore(self, folder: Path, facts: dict[str, Any], clock: Clock) -> None:
-        """Bring all parts to where the checkpoint was taken.
+    def restore(self, folder: Path, metadata: dict[str, Any], clock: Clock) -> None:
+        """Restore all parts from a checkpoint.
+
+        Args:
+            folder: the checkpoint's folder.
+            metadata: the checkpoint's metadata.
+            clock: restored too.
 
         Raises:
-            CheckpointError: it is of another form; parts named before the odd one are restored
+            CheckpointError: the checkpoint does not match the parts; some of them may be restored
                 already.
         """
         checkpoint.restore_arrays(
@@ -197,20 +210,24 @@ class Saver:
             name.removeprefix(f"{FOLDER}/"): hashed
             for name, hashed in checkpoint.shared(folder).items()
         }
-        self.archive.restore(pieces, int(facts["counters"]["written"]))
-        self.agent.updates = int(facts["counters"]["updates"])
-        self.best = float(facts["counters"]["best"])
+        counters = metadata["counters"]
+        self.archive.restore(pieces, int(counters["written"]))
+        self.agent.updates = int(counters["updates"])
+        self.best = float(counters["best"])
         self.workers.restore(self._under_way(folder))
-        clock.restore(facts["clock"])
-        if skipped := facts["counters"].get("skipped"):
+        clock.restore(metadata["clock"])
+        if skipped := counters.get("skipped"):
             self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
-        if begun := facts.get("begun"):
-            policy = self._policy(folder) if begun["updates"] else None
+        if pending := metadata.get("begun"):
             self.pending = PendingWork(
-                policy, int(begun["updates"]), bool(begun["evaluation"]), bool(begun.get("over"))
+                policy=self._policy(folder) if pending["updates"] else None,
+                updates=int(pending["updates"]),
+                evaluation=bool(pending["evaluation"]),
+                over=bool(pending.get("over")),
             )
 
     def _under_way(self, folder: Path) -> UnderWay:
+        """Read the unfinished episodes of a checkpoint."""
         spec = self.workers.spec
         under_way = UnderWay.none(spec, spec.num_tasks, self.workers.copies)
         saved = checkpoint.arrays(folder, "episodes")
@@ -218,10 +235,10 @@ class Saver:
         return under_way
 
     def _policy(self, folder: Path) -> Float[Tensor, " number"]:
-        """Return the weights that a pending round is collected with."""
+        """Read the weights that a pending round is collected with."""
         saved = checkpoint.arrays(folder, "policy")
         policy = self.agent.policy()
-        if WEIGHTS not in saved:  # of a version that saved them by their names
+        if WEIGHTS not in saved:  # saved by name, by an earlier version
             names = self.agent.acting_actor.state_dict()
             saved = {WEIGHTS: torch.cat([saved[name].reshape(-1) for name in names])}
         checkpoint.restore_arrays({WEIGHTS: policy}, saved, "policy")
@@ -229,5 +246,5 @@ class Saver:
 
 
 def tensors(under_way: UnderWay) -> dict[str, Tensor]:
-    """Return the episodes under way as tensors on the same memory."""
+    """Return the unfinished episodes as tensors that share their memory."""
     return {name: torch.from_numpy(array) for name, array in vars(under_way).items()}

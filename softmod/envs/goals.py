@@ -20,7 +20,7 @@ import numpy as np
 from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
 from softmod.spec import Goal
-from softmod.system.files import written_whole
+from softmod.system.files import atomic_write
 from softmod.system.user import cache_folder
 
 NUM_GOALS = 50
@@ -179,7 +179,7 @@ def _valid(goals: Goal) -> Goal:
 
 def _write(path: Path, goals: dict[str, Goal]) -> None:
     try:
-        with written_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as beside, beside.open("wb") as file:
             np.savez(file, **goals)  # type: ignore[arg-type]
     except OSError as error:
         log.warning(

@@ -1,1 +1,1 @@
-"""One run's life: find its folder, build its parts, train, conclude."""
+"""Run an experiment: find its folder, build its parts, train, publish the results."""

@@ -1,8 +1,7 @@
-"""What the cores at hand do: how many step environments, how many threads update. Measured once,
-then remembered.
+"""Choice of worker processes and learner threads, measured once per machine and cached.
 
-Equal states need equal numbers, so a resumed run keeps its own, and a repeated one finds the same
-choice in the cache.
+Bitwise reproducibility needs the same numbers again: a resumed run keeps its own, and a repeated
+run finds the same choice in the cache.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from softmod.system.files import written_whole
+from softmod.system.files import atomic_write
 from softmod.system.hardware import available, processor
 
 log = logging.getLogger(__name__)
-RULE = 3  # another one when a choice is made in another way, so that older choices are made again
+RULE = 3  # version of the selection rule; a new number invalidates cached choices
 MEASURED_ROUNDS = 4
-MEASURED_TASKS = 3  # of the set; enough for a mean, quick to build
+MEASURED_TASKS = 3  # enough for a mean, quick to build
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Worker processes (0: inline) and threads of the learner."""
+    """Number of worker processes (0: inline) and of learner threads."""
 
     processes: int
     threads: int
@@ -37,7 +36,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one update takes with so many threads, and an environment step in a worker."""
+    """Measured seconds of one update, by number of threads, and of one env step in a worker."""
 
     update: Mapping[int, float]
     step: float
@@ -45,10 +44,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Round:
-    """State the work of a round: updates, environment steps, and how many environments processes
-    can share.
+    """Work of a round.
 
-    `evaluated` are the steps of evaluations that come to a round, in which nothing is learned.
+    Attributes:
+        updates: updates of the learner.
+        env_steps: training steps of all environments.
+        environments: environments that worker processes can share.
+        evaluated: evaluation steps per round, on average; the learner idles during these.
     """
 
     updates: float
@@ -58,7 +60,11 @@ class Round:
 
 
 def thread_counts(cores: int = 0) -> list[int]:
-    """1, 2, 4, ... and all of them."""
+    """Return the thread counts to measure: the powers of two up to `cores`, and `cores`.
+
+    Args:
+        cores: 0 for all cores that this process may use.
+    """
     cores = cores or available()
     return sorted({2**power for power in range(cores.bit_length()) if 2**power <= cores} | {cores})
 
@@ -70,36 +76,35 @@ def best(
     threads: int | None = None,
     cores: int = 0,
 ) -> Chosen:
-    """The choice with the shortest round; what is given stays as it is.
+    """Return the choice with the shortest round; ties go to fewer threads, then fewer processes.
 
-    Of equals the one with fewer of both.
+    Args:
+        costs: measured seconds.
+        wanted: work of a round.
+        processes: fixes the number of worker processes; None: choose it.
+        threads: fixes the number of threads; None: choose it.
+        cores: 0 for all cores that this process may use.
     """
     cores = cores or available()
     most = max(1, min(cores, wanted.environments))
-    choices = [
-        Chosen(p, t)
-        for p in ([processes] if processes is not None else range(1, most + 1))
-        for t in ([threads] if threads else [count for count in costs.update if count <= cores])
-    ]
-    return min(
-        choices,
-        key=lambda choice: (
-            round(seconds(costs, wanted, choice, cores), 6),
-            choice.threads,
-            choice.processes,
-        ),
-    )
+    process_counts = range(1, most + 1) if processes is None else [processes]
+    counts = [threads] if threads else [count for count in costs.update if count <= cores]
+
+    def rank(choice: Chosen) -> tuple[float, int, int]:
+        estimate = round(seconds(costs, wanted, choice, cores), 6)
+        return estimate, choice.threads, choice.processes
+
+    return min((Chosen(p, t) for p in process_counts for t in counts), key=rank)
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """Estimate the seconds of a round: its longer half, and more where processes outnumber cores.
+    """Estimate the seconds of a round, in which collecting and learning overlap.
 
-    Learner and workers then share the cores fairly until the shorter half is done, which slows the
-    learner down.
+    With enough cores this is the longer of the two. Otherwise learner and workers share the cores
+    fairly until the shorter one is done.
 
-    Several threads of an update wait for one another at every operation. While one of them shares
-    its core with a worker, all of them are as slow as that one: both halves run at a share of their
-    speed until the shorter is done.
+    The threads of an update synchronize at every operation. If one of them shares its core with a
+    worker, all of them slow down with it, until the shorter one is done.
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:
@@ -114,33 +119,40 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     return max(learn, collect) + (on_a_core - 1) * min(learn, collect) + evaluate
 
 
-# --- remembering ----------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
-def remembered(
+def cached_choice(
     folder: Path,
-    question: Mapping[str, Any],
+    settings: Mapping[str, Any],
     measure: Callable[[], Costs],
     choose: Callable[[Costs], Chosen],
 ) -> Chosen:
-    """The choice for this question on this machine; measured where it was never asked before."""
-    about = {
+    """Return the cached choice for these settings on this machine; measure and cache it if missing.
+
+    Args:
+        folder: the cache folder.
+        settings: all that the choice depends on besides the machine, as JSON values.
+        measure: measures the costs.
+        choose: makes the choice from the costs.
+    """
+    identity = {
         "rule": RULE,
         "machine": [platform.node(), platform.machine(), processor(), available()],
-        **question,
+        **settings,
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"cores-{key}.json"
     try:
         return Chosen(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         chosen = choose(measure())
     try:
-        with written_whole(path) as beside:
-            beside.write_text(json.dumps(asdict(chosen)))
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(asdict(chosen)))
     except OSError as error:
         log.warning(
-            "what was measured cannot be kept in %s (%s): it is measured again next time",
+            "%s: worker processes and threads cannot be cached (%s); measured again next time",
             folder,
             error,
         )
@@ -148,8 +160,13 @@ def remembered(
 
 
 def timed(work: Callable[[], object], least: float = 0.5) -> float:
-    """Return the seconds of a call, the median of several: the best one flatters threads that wait
-    for one another.
+    """Return the median seconds of repeated calls, after one warm-up call.
+
+    The minimum would underestimate calls whose threads wait for one another.
+
+    Args:
+        work: the function to time.
+        least: minimum seconds to measure for.
     """
     work()
     times: list[float] = []

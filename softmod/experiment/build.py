@@ -1,4 +1,4 @@
-"""Build the parts of a run from its configuration, which ends here."""
+"""Build the parts of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIMIZERS = ("actor", "critic", "temperature")
 
 
 class Models(NamedTuple):
-    """Hold the task set, its goals drawn, and the networks as they start."""
+    """Task set with goals drawn, and networks with initial weights."""
 
     suite: TaskSuite
     actor: Actor
@@ -35,16 +35,16 @@ class Models(NamedTuple):
 
 
 def assemble(cfg: TrainConfig) -> Models:
-    """Build task set and networks; what can be wrong with a configuration shows here.
+    """Build task set and networks, and run all checks that need them.
 
     Raises:
-        ConfigError: a class is not where `_target_` says, is of another kind, or does not take the
-            options.
+        ConfigError: a `_target_` cannot be imported, is not a subclass of the expected class, does
+            not accept its options, or a check fails.
     """
     suite: TaskSuite = build(cfg.env, "env")
     checks.check_suite(cfg, suite)
     for task in range(suite.spec.num_tasks):
-        suite.goals(task)  # now, so that no worker draws them anew
+        suite.goals(task)  # fill the cache, so that workers do not draw them again
     checks.check_value_head(cfg, value_head(cfg))
     actor, critic = networks(cfg, suite.spec)
     checks.check_memory(cfg, suite.spec)
@@ -58,7 +58,7 @@ def assemble(cfg: TrainConfig) -> Models:
 
 
 def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
-    """Build actor and twin critics; their start values are drawn from the run's seed."""
+    """Build actor and twin critics; initial weights are drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS).generate_state(1)[0]))
         actor = build_actor(cfg.actor, cfg.policy.log_std, cfg.policy.normalize_obs, spec)
@@ -73,20 +73,20 @@ def networks(cfg: TrainConfig, spec: EnvSpec) -> tuple[Actor, Network]:
 
 
 def value_head(cfg: TrainConfig) -> ValueHead:
-    """Build the value head, which says what the critics' outputs mean."""
+    """Build the value head, which maps critic outputs to values and losses."""
     head: ValueHead = build(cfg.critic_head, "critic_head", ValueHead)
     return head
 
 
 def make_optimizer(cfg: TrainConfig, name: str, parameters: list[Any]) -> Optimizer:
-    """Make the optimizer of "actor", "critic" or "temperature"."""
+    """Build the optimizer of "actor", "critic" or "temperature"."""
     node = getattr(cfg.optimizer, name)
     made: Optimizer = build(node, f"optimizer.{name}", Optimizer, params=parameters)
     return made
 
 
 def make_plan(cfg: TrainConfig, suite: TaskSuite, actor: Actor) -> Plan:
-    """Describe to the workers what they step, with a copy of the policy of their own."""
+    """Return the workers' plan: task set, seed, exploration, and their own copy of the policy."""
     pink = cfg.policy.exploration_noise == "pink"
     return Plan(
         suite, deepcopy(actor), cfg.seed, draw_goals=cfg.env.goals == "random", pink_noise=pink
@@ -101,14 +101,14 @@ def make_agent(
     fabric: L.Fabric,
     fused: bool,
 ) -> tuple[MTSAC, list[Any]]:
-    """Make the agent and its optimizers on the learner's device.
+    """Build the agent and its optimizers on the learner's device.
 
     Args:
-        cfg: of the run.
-        spec: of the task set.
-        actor, critic: as they start.
-        fabric: with device and precision.
-        fused: whether updates use the fused operations of `softmod.kernels`.
+        cfg: configuration of the run.
+        spec: shapes of the task set.
+        actor, critic: networks with initial weights.
+        fabric: device and precision.
+        fused: use the fused operations of `softmod.kernels`; on CPU only.
     """
 
     def maker(name: str) -> Any:
@@ -116,7 +116,7 @@ def make_agent(
 
     options = as_values(cfg)["algorithm"]
     own = options.pop("own")
-    with torch.random.fork_rng(devices=[]):  # of networks that an algorithm of one's own has
+    with torch.random.fork_rng(devices=[]):  # a custom algorithm may create networks
         torch.manual_seed(int(sequence(cfg.seed, Purpose.NETWORKS, 1).generate_state(1)[0]))
         agent: MTSAC = build(
             options | own, "algorithm", MTSAC, spec=spec, actor=actor, critic=critic,

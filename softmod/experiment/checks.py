@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration that only its parts show."""
+"""Checks of a configuration that need the parts it builds."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ from softmod.system import hardware
 
 
 def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
-    """
+    """Check that the replay fits into the memory of the learner's device.
+
     Raises:
-        ConfigError: the replay does not fit into the memory of the learner's device.
+        ConfigError: it does not.
     """
     size = round(spec.num_tasks * cfg.run.replay_per_task * bytes_per_transition(spec))
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.get_device_properties(0).total_memory if on_cuda else hardware.memory()
-    if size > there:
+    total = torch.cuda.get_device_properties(0).total_memory if on_cuda else hardware.memory()
+    if size > total:
         gib = 2**30
-        most = cfg.run.replay_per_task * there // size
+        most = cfg.run.replay_per_task * total // size
         raise ConfigError(
-            f"run.replay_per_task={cfg.run.replay_per_task}: takes {size / gib:,.0f} GiB of"
-            f" {there / gib:,.0f}; must be at most {most:,} here"
+            f"run.replay_per_task={cfg.run.replay_per_task}: needs {size / gib:,.0f} GiB of"
+            f" {total / gib:,.0f} GiB memory; must be at most {most:,} here"
         )
 
 
 def check_suite(cfg: TrainConfig, suite: object) -> None:
-    """
+    """Check that `env` builds a task set.
+
     Raises:
-        ConfigError: the class is no task set.
+        ConfigError: it does not.
     """
     if not isinstance(getattr(suite, "spec", None), EnvSpec):
         raise ConfigError(
@@ -51,14 +53,15 @@ def check_suite(cfg: TrainConfig, suite: object) -> None:
 
 
 def check_value_head(cfg: TrainConfig, head: ValueHead) -> None:
-    """
+    """Check the shapes of a value head's values and losses on a small batch of zeros.
+
     Raises:
-        ConfigError: what the value head makes of outputs has other shapes than it should.
+        ConfigError: a shape is wrong, or the value head fails.
     """
     line = f"critic_head._target_={target_of(cfg.critic_head)}"
     number = getattr(head, "outputs", None)
     if not isinstance(number, int) or number < 1:
-        raise ConfigError(f"{line}: must have a whole number of outputs")
+        raise ConfigError(f"{line}: outputs must be a positive integer")
     critics = 2
     tasks = 3
     rows = 5
@@ -69,50 +72,58 @@ def check_value_head(cfg: TrainConfig, head: ValueHead) -> None:
         target = head.target(reward, reward, outputs, reward)
         loss = head.loss(outputs, target, torch.ones(tasks))
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{line}: fails on outputs of {critics} critics, {tasks} tasks, {rows} rows ({told})"
+            f"{line}: fails on outputs of {critics} critics, {tasks} tasks, {rows} rows ({reason})"
         ) from error
     for what, made, wanted in (("value", value, (tasks, rows)), ("loss", loss, (critics,))):
         if tuple(made.shape) != wanted:
-            raise ConfigError(f"{line}: {what} has shape {list(made.shape)}, not {list(wanted)}")
+            raise ConfigError(
+                f"{line}: {what} has shape {list(made.shape)}; must be {list(wanted)}"
+            )
 
 
 def check_capture(cfg: TrainConfig, optimizer: Optimizer, key: str) -> None:
-    """
+    """Check that an optimizer can be captured where `fabric.compile=captured`.
+
     Raises:
-        ConfigError: an update with this optimizer cannot be captured, which is asked for.
+        ConfigError: it is not fused.
     """
     if cfg.fabric.compile == "captured" and not all(
         group.get("fused") for group in optimizer.param_groups
     ):
         raise ConfigError(
-            f"fabric.compile=captured: only with a fused optimizer ({key}.fused=true), or eager"
+            f"fabric.compile=captured: needs a fused optimizer; set {key}.fused=true or"
+            " fabric.compile=eager"
         )
 
 
 def check_surgery(cfg: TrainConfig, actor: Actor, critic: Network) -> None:
-    """
+    """Check that tasks share weights where gradient surgery is on.
+
     Raises:
-        ConfigError: there is nothing for gradient surgery to do.
+        ConfigError: they share none.
     """
     surgery = getattr(cfg.algorithm, "gradient_surgery", "none")
     for name, network in (("actor", actor.network), ("critic", critic)):
         if surgery != "none" and network.independent:
-            alone = type(network).__name__
+            kind = type(network).__name__
             raise ConfigError(
-                f"algorithm.gradient_surgery={surgery}: tasks share no weights in {name} ({alone});"
-                " none"
+                f"algorithm.gradient_surgery={surgery}: tasks share no weights in {name} ({kind});"
+                " must be none"
             )
 
 
 def check_device(cfg: TrainConfig) -> None:
-    """
+    """Check that a CUDA device is available where `fabric.accelerator=cuda`.
+
     Raises:
-        ConfigError: CUDA is asked for and is not there.
+        ConfigError: there is none.
     """
     if cfg.fabric.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("fabric.accelerator=cuda: no CUDA device is available here (cpu, auto)")
+        raise ConfigError(
+            "fabric.accelerator=cuda: no CUDA device is available; must be cpu or auto"
+        )
 
 
 def check_compiler(cfg: TrainConfig) -> None:
@@ -132,14 +143,15 @@ def check_compiler(cfg: TrainConfig) -> None:
 
 
 def check_algorithm(cfg: TrainConfig, target: type) -> None:
-    """
+    """Check that the class of the algorithm accepts the options of `algorithm.own`.
+
     Raises:
-        ConfigError: the class does not take an option of `algorithm.own`.
+        ConfigError: it does not accept one of them.
     """
     names = set(inspect.signature(target).parameters) | set(inspect.signature(MTSAC).parameters)
     for name in cfg.algorithm.own:
         if name not in names:
-            taken = near(name, names)
+            suggestion = near(name, names)
             raise ConfigError(
-                f"algorithm.own.{name}: {target.__name__} takes no such option{taken}"
+                f"algorithm.own.{name}: {target.__name__} takes no such option{suggestion}"
             )

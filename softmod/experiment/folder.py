@@ -1,6 +1,4 @@
-"""A run's folder: nothing in it leads elsewhere, and the run beside it that a configuration may
-have meant.
-"""
+"""Checks of a run's folder: no links in it, and similar runs beside it."""
 
 from __future__ import annotations
 
@@ -14,51 +12,52 @@ from typing import Any
 from softmod.errors import ConfigError
 from softmod.tracking.record import JOURNAL, lines
 
-# differences between two configurations that are told; beyond, they are not meant to be the same
-TOLD = 3
+MAX_DIFFERENCES = 3  # values in which a run may differ and still count as similar
 
 
 def refuse_links(folder: Path, within: Path | None = None) -> None:
-    """See that what is written into a run's folder stays there, and that reading from it ends.
+    """Check that a run's folder holds only regular files and folders.
+
+    A link could lead writes out of the folder, and reading a named pipe could block for ever.
 
     Args:
-        folder: the run's.
-        within: a folder above it; between the two there may be no link either.
+        folder: the run's folder.
+        within: a folder above it; path components between the two are checked too.
 
     Raises:
         ConfigError: something is a link, or neither a file nor a folder.
     """
     above = [path for path in (*folder.parents, folder) if within in path.parents]
     inside = (
-        Path(place, name)
-        for place, folders, files in os.walk(folder)
-        for name in (*folders, *files)
+        Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)
     )
     for path in (*above, *inside):
-        with suppress(OSError):  # there is none, or no longer
+        with suppress(OSError):  # does not exist, or no longer
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 raise ConfigError(
-                    f"{path}: is a link; a run's folder holds none, since they may lead out of it"
+                    f"{path}: is a link; links are not allowed in a run's folder, remove it"
                 )
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise ConfigError(f"{path}: is neither a file nor a folder")
+                raise ConfigError(f"{path}: is neither a file nor a folder; remove it")
 
 
 def nearest_run(folder: Path, wanted: Mapping[str, Any]) -> str | None:
-    """In which values the run nearest to a folder that holds none differs from what is wanted of
-    it.
+    """Describe the differences to the most similar run, if there are at most `MAX_DIFFERENCES`.
 
     Args:
-        folder: where the run would be, `.../<name>-<identity>/seed_<seed>`.
-        wanted: the values, with dotted keys, that make a run another one.
+        folder: folder that the wanted run would have, `.../<name>-<identity>/seed_<seed>`.
+        wanted: the values, with dotted keys, that determine a run's identity.
+
+    Returns:
+        One line; None if no run is similar.
     """
     runs = [
         path.parent for path in folder.parent.parent.glob(f"*/seed_*/{JOURNAL}") if path.is_file()
     ]
-    found = [(differences(begun_with(run), wanted), run) for run in sorted(runs)]
+    found = [(differences(initial_params(run), wanted), run) for run in sorted(runs)]
     changed, run = min(found, key=lambda pair: len(pair[0]), default=({}, folder))
-    if not 0 < len(changed) <= TOLD:
+    if not 0 < len(changed) <= MAX_DIFFERENCES:
         return None
     return ", ".join(
         f"{key}={wanted[key]}: the run in {run} has {theirs}" for key, theirs in changed.items()
@@ -66,7 +65,7 @@ def nearest_run(folder: Path, wanted: Mapping[str, Any]) -> str | None:
 
 
 def differences(theirs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """List what a run has where something else is wanted."""
+    """Return a run's values that differ from the wanted ones; "none" where it has no value."""
     return {
         key: theirs.get(key, "none")
         for key, value in wanted.items()
@@ -74,8 +73,8 @@ def differences(theirs: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[st
     }
 
 
-def begun_with(run: Path) -> dict[str, Any]:
-    """The configuration that a run's journal begins with."""
+def initial_params(run: Path) -> dict[str, Any]:
+    """Return the configuration that a run started with, from its journal; empty if unreadable."""
     with suppress(OSError):
         for line, _ in lines(run / JOURNAL):
             if line["kind"] == "params":

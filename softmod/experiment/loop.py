@@ -1,4 +1,4 @@
-"""The loop: the one place where the parts meet."""
+"""The training loop: collect, learn, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Run = Generator[Updates, Metrics, Result]
 def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
     """Train until `run.steps_per_task`, `run.max_minutes` or `run.stop_at`.
 
-    Whoever drives the run makes the updates that it yields: `alone`, or together with those of
-    other runs (`softmod.experiment.seeds`).
+    Yields the updates that are due; the caller makes them and sends back the metrics. `alone` does
+    this for one run, `softmod.experiment.seeds` for several together.
 
     Returns:
         The scores of the last evaluation.
 
     Raises:
-        StoppedError: a signal asked for it; pending work is saved too.
+        StoppedError: stopped by a signal, after saving, with pending work.
     """
     agent = parts.agent
     replay = parts.replay
@@ -38,11 +38,11 @@ def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
         signals.check()
         log.begin()
 
-        # Collect: in the background, with these weights.
+        # Collect in the background, with these weights.
         policy = session.policy()
         workers.start(policy, run.round_steps, session.uniform())
 
-        # Learn: meanwhile, on what the replay held before.
+        # Learn meanwhile, from the replay as it was before this round.
         metrics = yield session.updates()
         session.stop_within_round(policy)
 
@@ -59,13 +59,13 @@ def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
 
 
 def alone(run: Run[Result]) -> Result:
-    """Drive a run to its end, and make the updates that it yields."""
+    """Drive a run to its end, making the updates that it yields; return its result."""
     try:
         updates = next(run)
         while True:
             try:
                 metrics = updates.make()
-            except BaseException as error:  # it is the run's: its files and processes are closed
+            except BaseException as error:  # raised within the run, which closes its resources
                 updates = run.throw(error)
             else:
                 updates = run.send(metrics)

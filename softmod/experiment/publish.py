@@ -1,4 +1,4 @@
-"""What a run writes down and prints, beside its metrics."""
+"""Output of a run besides its metrics: configuration, status, result files, terminal, upload."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ from softmod.config.schema import TrainConfig
 from softmod.envs.tasks import flawed_success
 from softmod.errors import one_line
 from softmod.experiment.resources import Resources
-from softmod.experiment.resume import settle
+from softmod.experiment.resume import write_missing_status
 from softmod.experiment.session import Parts
 from softmod.spec import EnvSpec, Result, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.tracking import journal as tracking
 from softmod.tracking.console import Progress, print_table
 from softmod.tracking.redact import without_passwords
-from softmod.tracking.uploader import LAST_WORDS, Uploader, belongs, remember, start_uploader
+from softmod.tracking.uploader import (
+    INTERRUPTED_DRAIN,
+    Uploader,
+    is_uploaded,
+    mark_uploaded,
+    start_uploader,
+)
 
 logger = logging.getLogger(__name__)
 
 
-def about_run(
+def mlflow_metadata(
     cfg: TrainConfig, overrides: list[str], sweep: dict[str, str] | None
 ) -> dict[str, Any]:
-    """Collect what MLflow needs to file the run."""
+    """Return the run's experiment, name and sweep for MLflow.
+
+    The name lists the overrides, without those that the experiment or the folder shows already.
+    """
     skipped = (
         "seed=",
         "experiment=",
@@ -56,7 +65,11 @@ def about_run(
 
 
 def tell_about(journal: tracking.Journal, cfg: TrainConfig, folder: Path) -> None:
-    """Write the configuration into folder and journal, and where it runs into the journal."""
+    """Write `config.yaml`, and log configuration, versions and group to the journal.
+
+    Raises:
+        SaveError: the configuration cannot be written.
+    """
     values = without_passwords(as_values(cfg))
     with checkpoint.writing(folder / "config.yaml"):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
@@ -74,19 +87,19 @@ def followed(
     overrides: list[str],
     sweep: dict[str, str] | None,
 ) -> Iterator[None]:
-    """Keep the run's status in its journal, and what MLflow has of the journal up to date."""
+    """Log the run's status, RUNNING until it ends, and upload the journal in the background."""
     uploader: Uploader | None = None
     status = "FAILED"
     seconds = cfg.tracking.drain_seconds
     journal.status("RUNNING")
     try:
         if cfg.tracking.mlflow:
-            uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep))
+            uploader = start_uploader(folder, cfg.tracking, mlflow_metadata(cfg, overrides, sweep))
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        seconds = min(LAST_WORDS, seconds)
+        seconds = min(INTERRUPTED_DRAIN, seconds)
         raise
     finally:
         journal.status(status)
@@ -101,10 +114,10 @@ def upload_finished(
     overrides: list[str],
     sweep: dict[str, str] | None,
 ) -> None:
-    """Upload what a finished run lacks in MLflow: its status, or its place in this sweep."""
-    news = settle(folder, env_steps)
-    if cfg.tracking.mlflow and (news or not belongs(folder, cfg.tracking, sweep)):
-        uploader = start_uploader(folder, cfg.tracking, about_run(cfg, overrides, sweep))
+    """Upload what MLflow lacks of a finished run: its status, or its membership in this sweep."""
+    written = write_missing_status(folder, env_steps)
+    if cfg.tracking.mlflow and (written or not is_uploaded(folder, cfg.tracking, sweep)):
+        uploader = start_uploader(folder, cfg.tracking, mlflow_metadata(cfg, overrides, sweep))
         drain(uploader, cfg.tracking.drain_seconds, folder, cfg, sweep)
 
 
@@ -115,29 +128,37 @@ def drain(
     cfg: TrainConfig,
     sweep: Mapping[str, str] | None,
 ) -> None:
-    """Wait until the rest is uploaded; where it is not, also after Ctrl-C, print what to do."""
+    """Wait until the upload is complete; if it is not, print the command that completes it.
+
+    Args:
+        uploader: the run's uploader.
+        seconds: to wait; less after Ctrl-C.
+        folder: the run's folder.
+        cfg: configuration of the run.
+        sweep: id and name of the sweep that the run belongs to.
+    """
     try:
         if uploader.close(seconds):
-            remember(folder, cfg.tracking, sweep)
+            mark_uploaded(folder, cfg.tracking, sweep)
     finally:
         if not uploader.complete:
             Progress(0).say(
-                f"not everything was uploaded; this finishes it: python -m softmod.upload {folder}"
+                f"upload to MLflow incomplete; complete it with: python -m softmod.upload {folder}"
             )
 
 
 def introduce(cfg: TrainConfig, folder: Path, resources: Resources, parts: Parts) -> str:
-    """Return the line that a run begins with on the terminal."""
+    """Return the first line on the terminal: folder, tasks, resources and networks."""
     begin = parts.clock.env_steps
-    goes_on = f"; goes on at {begin:,} env steps" if begin else ""
+    resumes = f"; resumes at {begin:,} env steps" if begin else ""
     return (
         f"{folder}: {len(cfg.env.tasks)} tasks, {resources.describe()},"
-        f" {parts.agent.describe()}{goes_on}"
+        f" {parts.agent.describe()}{resumes}"
     )
 
 
 def warn(cfg: TrainConfig, resources: Resources, spec: EnvSpec, progress: Progress) -> None:
-    """Print what may surprise: flawed success of tasks, other kernels or threads than before."""
+    """Print warnings: tasks with a flawed success signal, kernels or threads that changed."""
     for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
         progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
     for difference in resources.differences():
@@ -159,7 +180,13 @@ def draw_success(journal: tracking.Journal, folder: Path) -> None:
 def conclude(
     cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
 ) -> Result:
-    """Write the result into the run's folder and as artifacts; print and return it."""
+    """Write the result files, log them as artifacts, print the table of scores; return the result.
+
+    `result.json` is written last: it marks the run as finished.
+
+    Raises:
+        SaveError: a file cannot be written.
+    """
     result = {
         "env_steps": clock.env_steps,
         "seconds": clock.seconds,

@@ -1,4 +1,4 @@
-"""What of this machine a run uses: device, precision, kernels, processes and threads."""
+"""Hardware resources of a run: device, precision, kernels, processes and threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from softmod.experiment.autotune import (
     Costs,
     Round,
     best,
-    remembered,
+    cached_choice,
     thread_counts,
     timed,
 )
@@ -37,22 +37,20 @@ from softmod.system.user import cache_folder, ensure_identity
 from softmod.workers.process import start_worker
 from softmod.workers.worker import Plan
 
-PLAYED = (
-    0.5  # share of an evaluation's steps that is played: a guess, since an episode ends at success
-)
+PLAYED = 0.5  # estimated share of an evaluation's steps that is played: episodes end at success
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Describe how a run computes on this machine.
+    """Resources that a run uses on this machine.
 
     Attributes:
-        fabric: the learner's device.
-        precision: of the networks, as in `fabric.precision`.
-        fused: whether updates use fused operations.
-        processes: of the workers; 0: inline.
-        threads: of the learner.
-        before: what the run used when it was saved; empty for a new run.
+        fabric: device of the learner.
+        precision: precision of the networks, as in `fabric.precision`.
+        fused: updates use fused operations.
+        processes: worker processes; 0: inline.
+        threads: threads of the learner.
+        before: resources stored in the checkpoint that the run resumes from; empty for a new run.
     """
 
     fabric: L.Fabric
@@ -70,7 +68,7 @@ class Resources:
         return "none"
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of this, so that the run goes on alike."""
+        """Return what a checkpoint stores of the resources, so that a resumed run reuses them."""
         return {
             "processes": self.processes,
             "threads": self.threads,
@@ -79,7 +77,7 @@ class Resources:
         }
 
     def tags(self) -> dict[str, str]:
-        """Return the tags of the machine and of what was chosen for it."""
+        """Return the tags of the machine and of the chosen resources."""
         return hardware_tags(self.device) | {
             "machine.worker_processes": str(self.processes),
             "machine.threads": str(self.threads),
@@ -88,7 +86,7 @@ class Resources:
         }
 
     def describe(self) -> str:
-        """Return one line for the terminal."""
+        """Return the resources in words, for the terminal."""
         where = f"{self.processes} worker processes" if self.processes else "workers inline"
         by = product_library() if self.device == "none" else self.device
         own = ", fused kernels" if self.fused else ""
@@ -96,26 +94,29 @@ class Resources:
         return f"{where}, {self.threads} threads on {on} ({by}, {self.precision}{own})"
 
     def differences(self) -> list[str]:
-        """Return what is not as it was when the run was saved, where results differ by rounding."""
+        """Return warnings about resources that changed since the checkpoint and affect rounding."""
         lines = []
         threads = self.before.get("threads", self.threads)
         if threads != self.threads:
-            lines.append(f"this run used {threads} threads and goes on with {self.threads}")
+            lines.append(f"this run used {threads} threads and continues with {self.threads}")
         kept = self.before.get("fused")
         if kept and kept != (kernels.key() if self.fused else None):
             how = "other fused kernels" if self.fused else "none"
-            lines.append(f"this run used fused kernels and goes on with {how}")
+            lines.append(f"this run used fused kernels and continues with {how}")
         return [f"{line}: results differ by rounding" for line in lines]
 
 
 def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside: bool) -> Resources:
-    """Choose how a run computes, and set up the libraries under it.
+    """Choose the resources of a run, and set up libraries and threads accordingly.
 
     Args:
-        cfg: of the run.
-        suite: its task set; its steps are timed where processes or threads are to be chosen.
-        before: what the run used when it was saved; empty for a new run.
-        beside: whether it learns beside other runs in this process.
+        cfg: configuration of the run.
+        suite: its task set; its steps are timed if processes or threads are to be chosen.
+        before: resources stored in the checkpoint; empty for a new run.
+        beside: the run learns together with other runs in this process.
+
+    Raises:
+        WorkerError: timing failed, because the environments cannot be built or stepped.
     """
     wanted = precision(cfg, before)
     use_kernels = fused(cfg, before)
@@ -127,7 +128,7 @@ def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside:
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
-    """Set up the libraries under the learner: memory, matrix products and their precision."""
+    """Set up the C library's memory, the matrix products and their precision for the learner."""
     ensure_identity()
     keep_memory()
     if device.type == "cpu":
@@ -140,21 +141,22 @@ def set_up(cfg: TrainConfig, device: torch.device) -> None:
 
 
 def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Return the precision of the networks: as asked for, else as the run had it `before`, else
-    what suits the machine.
+    """Return the precision of the networks: as configured, as `before`, or the machine's default.
 
-    That is bf16-mixed on a processor that multiplies bfloat16 itself, 32-true elsewhere.
+    The default is bf16-mixed on a CPU that multiplies bfloat16 in hardware, 32-true elsewhere.
     """
     if cfg.fabric.precision != "auto":
         return cfg.fabric.precision
     on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    suits = "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
-    return str(before.get("precision", suits))
+    default = "bf16-mixed" if not on_cuda and multiplies_bf16() else "32-true"
+    return str(before.get("precision", default))
 
 
 def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Return whether updates use fused operations: if they are not off, the run had them `before`,
-    and they compile.
+    """Return True if updates use fused operations.
+
+    They do on a CPU if `fabric.kernels` is not off, a resumed run used them `before`, and they
+    compile.
     """
     if cfg.fabric.kernels == "off" or (
         cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
@@ -164,15 +166,10 @@ def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) ->
 
 
 def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
-    """Make the Fabric that the learner runs on: one device, in the wanted precision (None: the
-    configuration's).
-    """
+    """Build the learner's Fabric: one device, in the wanted precision (None: as `precision`)."""
     wanted = wanted or precision(cfg)
     of_fabric: Any = "32-true" if wanted == "tf32" else wanted
-    for name in (
-        "lightning.fabric",
-        "lightning.pytorch",
-    ):  # advice on a precision that the user has chosen
+    for name in ("lightning.fabric", "lightning.pytorch"):  # silence advice on the precision
         logging.getLogger(name).setLevel(logging.WARNING)
     return L.Fabric(
         accelerator=cfg.fabric.accelerator,
@@ -187,10 +184,12 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
 def choose(
     cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any] = MappingProxyType({})
 ) -> Chosen:
-    """Choose processes and threads: as asked for, else as the run had them `before`, else what
-    measures best.
+    """Choose processes and threads: as configured, as `before`, or the fastest measured ones.
 
-    A run keeps its numbers because equal states need equal ones.
+    A resumed run keeps its numbers, because bitwise reproducibility depends on them.
+
+    Raises:
+        WorkerError: timing failed, because the environments cannot be built or stepped.
     """
     processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
     threads = cfg.fabric.threads or before.get("threads")
@@ -202,7 +201,7 @@ def choose(
     episodes = cfg.run.eval_goals * suite.spec.num_tasks
     evaluated = env_steps * episodes * suite.spec.horizon * PLAYED / cfg.run.eval_every
     wanted = Round(steps * cfg.run.update_ratio, env_steps, environments, evaluated)
-    question = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
+    settings = {"identity": identity(cfg), "processes": processes, "threads": threads} | {
         "accelerator": cfg.fabric.accelerator,
         "evaluated": evaluated,
         "torch": torch.__version__,
@@ -210,17 +209,19 @@ def choose(
         "precision": precision(cfg),
         "fused": fused(cfg),
     }
-    return remembered(
+    return cached_choice(
         cache_folder(),
-        question,
+        settings,
         lambda: measure(cfg, suite, processes, threads),
         lambda costs: best(costs, wanted, processes, threads),
     )
 
 
 def beside_others(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> Chosen:
-    """Choose processes and threads of a run that learns beside others: it has a worker, and a share
-    of the threads.
+    """Choose processes and threads of a run that learns together with others in this process.
+
+    It gets one worker process if there is more than one core. The group of runs shares the
+    learner's threads, so each run counts one.
     """
     spare = 1 if available() > 1 else 0
     kept = before.get("processes", spare)
@@ -230,10 +231,9 @@ def beside_others(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType
 def measure(
     cfg: TrainConfig, suite: TaskSuite, processes: int | None, threads: int | None
 ) -> Costs:
-    """An update's seconds by threads, with an agent of its own, and an environment step's, in a
-    worker of its own.
+    """Time updates for several numbers of threads, and env steps in a worker.
 
-    On a GPU, one thread is all that the learner needs.
+    Both use an agent and a worker made for this purpose. On a GPU the learner needs one thread.
 
     Raises:
         WorkerError: the environments cannot be built or stepped.
@@ -242,8 +242,14 @@ def measure(
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
     replay.extend(random_rollout(suite.spec, replay.capacity))
     update: dict[int, float] = {}
-    delay = cfg.algorithm.policy_delay  # updates until all kinds of them were made
-    for count in [threads] if threads else thread_counts() if agent.device.type == "cpu" else [1]:
+    delay = cfg.algorithm.policy_delay  # a cycle of this many updates includes an actor update
+    if threads:
+        counts = [threads]
+    elif agent.device.type == "cpu":
+        counts = thread_counts()
+    else:
+        counts = [1]
+    for count in counts:
         torch.set_num_threads(count)
         update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
     torch.set_num_threads(1)

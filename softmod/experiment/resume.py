@@ -1,4 +1,4 @@
-"""Where a run lives, and where it goes on."""
+"""A run's folder, its result if it is finished, and the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def place(cfg: TrainConfig) -> Path:
-    """Return the run's folder; with `run.resume=never` a fresh one beside those that exist.
+    """Return the run's folder; with `run.resume=never` a fresh one beside the existing ones.
 
-    A job that SLURM has queued again goes on with the newest of them instead.
+    A job that SLURM requeued resumes in the newest existing one instead.
     """
     folder = run_folder(cfg)
     if cfg.run.resume != "never":
@@ -41,7 +41,10 @@ def place(cfg: TrainConfig) -> Path:
 
 
 def finished(cfg: TrainConfig, folder: Path) -> Result | None:
-    """Return the result of a run that has nothing left to do."""
+    """Return the result of a run that reached the configured end; else None.
+
+    An unreadable result is logged, and the run resumes from its last checkpoint.
+    """
     path = folder / "result.json"
     if not path.is_file():
         return None
@@ -57,7 +60,7 @@ def finished(cfg: TrainConfig, folder: Path) -> Result | None:
                 for s in result["scores"]
             ]
     except CheckpointError as error:
-        logger.warning("%s; the run goes on from its last checkpoint", error)
+        logger.warning("%s; the run resumes from its last checkpoint", error)
         return None
     enough = env_steps >= cfg.run.steps_per_task * len(cfg.env.tasks)
     out_of_time = cfg.run.max_minutes is not None and seconds >= 60.0 * cfg.run.max_minutes
@@ -69,17 +72,15 @@ def finished(cfg: TrainConfig, folder: Path) -> Result | None:
     return Result(folder, scores, env_steps, seconds)
 
 
-def settle(folder: Path, env_steps: int) -> bool:
-    """Write a missing FINISHED status; return whether one was written."""
+def write_missing_status(folder: Path, env_steps: int) -> bool:
+    """Write a missing FINISHED status; return True if one was written."""
     try:
         record = Record.read(folder)
         last = max(record.values.get(names.SUCCESS_MEAN, {}), default=-1)
         if record.status == "FINISHED" or last != env_steps or tracking.in_use(folder):
             return False
         journal = tracking.Journal(folder)
-    except (
-        ConfigError
-    ):  # without a journal, or where nothing can be written, there is a result all the same
+    except ConfigError:  # no journal, or not writable: the result stands without it
         return False
     journal.status("FINISHED")
     journal.close()
@@ -87,18 +88,17 @@ def settle(folder: Path, env_steps: int) -> bool:
 
 
 def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
-    """Return the checkpoint to go on from, and its metadata.
+    """Return the checkpoint to resume from, and its metadata; None for a new run.
 
     Raises:
-        CheckpointError: there is none and `run.resume=must`, or there are some and none is valid.
-        ConfigError: there is none, and a run beside it differs in little from what is asked for.
+        CheckpointError: there is none and `run.resume=must`; or none of them is valid; or the
+            newest valid one belongs to another configuration.
+        ConfigError: there is none, `run.resume=must`, and a similar run exists beside it.
     """
     found = checkpoint.newest(folder)
     if found is None and cfg.run.resume == "must":
         if nearest := nearest_run(folder, flat(of_results(cfg)) | {"seed": cfg.seed}):
-            raise ConfigError(
-                f"{nearest}; run.resume=must goes on only with an equal configuration"
-            )
+            raise ConfigError(f"{nearest}; run.resume=must needs an equal configuration")
         raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
     if found and found[1].get("identity") != identity(cfg):
         raise CheckpointError(
@@ -107,6 +107,6 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
     kept = [found[1].get(name) for name in ("processes", "threads")] if found else []
     if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
         raise CheckpointError(
-            f"{found[0]}: processes and threads are {kept}, not whole numbers of at most {MOST}"
+            f"{found[0]}: processes and threads are {kept}; must be integers in [0, {MOST}]"
         )
     return found

@@ -1,4 +1,4 @@
-"""One run of an experiment: find its folder, build its parts, train, tell how it ended."""
+"""Runs of an experiment: find the folder, build the parts, train, publish the results."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def run_experiment(
     sweep: dict[str, str] | None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Train as configured, or resume the run where it stopped; return its result.
+    """Start or resume the configured run, and return its result.
 
-    A run that is finished returns its result at once.
+    A finished run is not trained again; its stored result is printed and returned.
 
     Args:
         cfg: the validated configuration.
-        overrides: of the command line, for the run's name.
+        overrides: overrides from the command line, for the run's name.
         sweep: id and name of the sweep that this run belongs to.
         callbacks: besides those of the configuration.
 
@@ -74,10 +74,15 @@ def run_seeds(
     sweep: dict[str, str] | None,
     failed: Callable[[int, Exception], None],
 ) -> dict[int, Result]:
-    """Train with each of `cfg.seeds`, side by side; return the results of those that finished.
+    """Train with each of `cfg.seeds`, side by side; return the results of completed runs.
 
-    Each is a run of its own: what `run_experiment` makes with its seed, and goes on with. `failed`
-    is given the seed and the error of one that fails, which ends no other.
+    Each is the run that `run_experiment` starts or resumes with that seed.
+
+    Args:
+        cfg: the validated configuration, with `seeds`.
+        overrides: overrides from the command line, for the runs' names.
+        sweep: id and name of the sweep that these runs belong to.
+        failed: called with seed and error of each run that fails; the other runs continue.
     """
     seeds = cfg.seeds or []
     typed = [override for override in overrides if not override.startswith("seeds=")]
@@ -104,8 +109,9 @@ def one_run(
     callbacks: Sequence[Callback] = (),
     board: Board | None = None,
 ) -> Run[Result]:
-    """Do what `run_experiment` does, as a run that asks for its updates; with a `board`, it is one
-    of several.
+    """Do what `run_experiment` does, as a generator that yields its updates.
+
+    With a `board`, it is one of several runs that share a process and a progress display.
     """
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
@@ -119,9 +125,9 @@ def one_run(
     called = make_callbacks(cfg, callbacks)
     models = assemble(cfg)
     there = files.versions(folder)
-    found = resume_point(cfg, folder)  # what is wrong shows before a write
+    found = resume_point(cfg, folder)  # before the first write, so that errors leave no trace
     with closing(Journal(folder)) as journal:
-        # Another process may have gone on with the run, and be gone now.
+        # Another process may have trained this run and ended since the checkpoint was read.
         if files.versions(folder) != there:
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, folder)
@@ -140,7 +146,7 @@ def _train(
     callbacks: tuple[Callback, ...],
     board: Board | None,
 ) -> Run[Result]:
-    """Build the parts, restore them, train, and write down the result."""
+    """Build the parts, restore them, train, and write the result."""
     spec = models.suite.spec
     resources = claim(cfg, models.suite, found[1] if found else {}, beside=board is not None)
     journal.tags(resources.tags())
@@ -160,7 +166,7 @@ def _train(
         try:
             scores = yield from train(cfg.run, parts)
         except UpdateError as error:
-            if parts.saver.agent.given is None:  # restored: none was made here
+            if parts.saver.agent.given is None:  # no update was made in this session
                 raise
             raise UpdateError(f"{error}; {bundle_of(parts, folder)} repeats it") from error
     return conclude(cfg, folder, journal, parts.clock, scores)
@@ -175,7 +181,7 @@ def make_parts(
     folder: Path,
     callbacks: tuple[Callback, ...],
 ) -> Parts:
-    """Make the parts that the loop joins; workers and log come from the caller, who closes them."""
+    """Build the parts of the loop; the caller owns and closes workers and log."""
     spec = models.suite.spec
     fabric = resources.fabric
     agent, optimizers = make_agent(cfg, spec, models.actor, models.critic, fabric, resources.fused)
@@ -193,10 +199,10 @@ def make_parts(
 
 
 def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:
-    """Bring all parts to where a checkpoint was taken.
+    """Restore all parts from a checkpoint.
 
     Raises:
-        CheckpointError: it is of another form.
+        CheckpointError: the checkpoint does not match the parts.
     """
     with reading(checkpoint):
         parts.saver.restore(checkpoint, metadata, parts.clock)
@@ -205,7 +211,7 @@ def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:
 
 
 def bundle_of(parts: Parts, folder: Path) -> str:
-    """Write down all that the last update was made of; return the command that repeats it."""
+    """Save the inputs of the last update; return the command that replays it."""
     from softmod.checkpoint.bundle import bundle
 
     saver = parts.saver

@@ -1,8 +1,8 @@
 """Runs of the same experiment that differ in their seed, side by side in one process.
 
-Each is a run as any other, with its own folder, journal, checkpoints and end; only the updates that
-they ask for are made together (`softmod.agent.group`). One that is behind, since it was saved
-earlier, catches up by itself first.
+Each run has its own folder, journal, checkpoints and end. Only the updates that they yield are made
+together (`softmod.agent.group`). A run that was saved at an earlier step than the others catches up
+alone first.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from softmod.system import signals
 def side_by_side(
     runs: Mapping[int, Run[Result]], threads: int, failed: Callable[[int, Exception], None]
 ) -> dict[int, Result]:
-    """Let runs go to their ends; the results of those that came to it, by their seeds.
+    """Drive runs to their ends; return the results of the completed ones by seed.
 
     Args:
-        runs: by their seeds.
-        threads: that updates are made in.
-        failed: is given a run's seed and error; the others go on.
+        runs: the runs by seed.
+        threads: threads of the learner, for all runs together.
+        failed: called with seed and error of each run that fails; the other runs continue.
 
     Raises:
-        StoppedError: a signal asked for it, and the runs have saved.
+        StoppedError: stopped by a signal; the runs have saved.
     """
     results: dict[int, Result] = {}
-    asked: dict[int, Updates] = {}
+    pending: dict[int, Updates] = {}
     stopped: list[signals.StoppedError] = []
 
-    def go_on(seed: int, answer: Metrics | BaseException | None) -> None:
-        """Let a run go on until it asks again, or ends."""
-        asked.pop(seed, None)
+    def advance(seed: int, outcome: Metrics | BaseException | None) -> None:
+        """Resume a run with the outcome of its updates, until it yields the next ones or ends."""
+        pending.pop(seed, None)
         try:
-            if isinstance(answer, BaseException):
-                asked[seed] = runs[seed].throw(answer)
+            if isinstance(outcome, BaseException):
+                pending[seed] = runs[seed].throw(outcome)
             else:
-                asked[seed] = runs[seed].send(answer)  # type: ignore[arg-type]
+                pending[seed] = runs[seed].send(outcome)  # type: ignore[arg-type]
         except StopIteration as end:
             results[seed] = end.value
         except signals.StoppedError as stop:
@@ -51,18 +51,19 @@ def side_by_side(
 
     try:
         for seed in runs:
-            go_on(seed, None)
+            advance(seed, None)
         groups = Groups(threads)
-        while asked:
-            due = groups.due(asked)
+        while pending:
+            due = groups.due(pending)
+            updates = [pending[seed] for seed in due]
             try:
-                answers: Sequence[Metrics | Exception] = groups.learn([asked[seed] for seed in due])
+                outcomes: Sequence[Metrics | Exception] = groups.learn(updates)
             except Exception as error:
-                answers = [error for _ in due]
-            for seed, answer in zip(due, answers, strict=True):
-                go_on(seed, answer)
+                outcomes = [error] * len(due)
+            for seed, outcome in zip(due, outcomes, strict=True):
+                advance(seed, outcome)
     except BaseException as error:  # Ctrl-C ends all of them at once
-        for seed in asked:
+        for seed in pending:
             with suppress(BaseException):
                 runs[seed].throw(error)
         raise
@@ -72,29 +73,32 @@ def side_by_side(
 
 
 class Groups:
-    """The group of agents that learned last; another one is made when others are due."""
+    """The agents that learn together; the group is rebuilt when its members change.
+
+    Args:
+        threads: threads of the learner.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.group: tuple[list[int], Group] | None = None
 
     @staticmethod
-    def due(asked: Mapping[int, Updates]) -> list[int]:
-        """The seeds of those runs that are the furthest behind."""
-        least = min(updates.env_steps for updates in asked.values())
-        return [seed for seed, updates in asked.items() if updates.env_steps == least]
+    def due(pending: Mapping[int, Updates]) -> list[int]:
+        """Return the seeds of the runs with the fewest env steps."""
+        least = min(updates.env_steps for updates in pending.values())
+        return [seed for seed, updates in pending.items() if updates.env_steps == least]
 
-    def learn(self, asked: list[Updates]) -> list[Metrics]:
-        """Make the updates that runs ask for."""
-        agents = [updates.agent for updates in asked if isinstance(updates.agent, MTSAC)]
+    def learn(self, pending: list[Updates]) -> list[Metrics]:
+        """Make the pending updates, together where possible; return the metrics of each run."""
+        agents = [updates.agent for updates in pending if isinstance(updates.agent, MTSAC)]
         own = any(type(agent).learn is not MTSAC.learn for agent in agents)
-        if len(asked) == 1 or len(agents) < len(asked) or own:
-            return [updates.make() for updates in asked]
+        if len(pending) == 1 or len(agents) < len(pending) or own:
+            return [updates.make() for updates in pending]
         members = [id(agent) for agent in agents]
         if self.group is None or self.group[0] != members:
             self.group = members, Group(agents, self.threads)
-        numbers = [updates.number for updates in asked]
-        examine = any(updates.examine for updates in asked)
-        return self.group[1].learn(
-            [updates.replay for updates in asked], numbers, signals.stopping, examine
-        )
+        replays = [updates.replay for updates in pending]
+        numbers = [updates.number for updates in pending]
+        examine = any(updates.examine for updates in pending)
+        return self.group[1].learn(replays, numbers, signals.stopping, examine)

@@ -1,4 +1,4 @@
-"""One session of a run: what is pending from the session before, and what is due after a round."""
+"""A session of a run: work pending from the session before, and work due after each round."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERATED = 10  # updates in a row that may be skipped because they are not fini
 
 
 class Agent(Protocol):
-    """Answer what the loop asks of an agent."""
+    """The agent as the loop uses it."""
 
     updates: int  # made so far
 
@@ -37,16 +37,16 @@ class Agent(Protocol):
     def learn(
         self, replay: Replay, updates: int, stop: Callable[[], bool], examine: bool
     ) -> Metrics:
-        """Make updates until told to stop; return the metrics of the last one."""
+        """Make updates until `stop` returns True; return the metrics of the last one."""
 
     def observe(self, rollout: Rollout) -> None:
-        """Take in a round's experience: statistics of observations, returns and success."""
+        """Update the statistics of observations, returns and success with a round's experience."""
 
     def routes(self, replay: Replay) -> list[Tensor]:
-        """Return routing probabilities per layer, `[task, target, source]`; none: an empty list."""
+        """Return routing probabilities `[task, target, source]` per layer; empty if none."""
 
     def skipped_in_a_row(self) -> int:
-        """Return how many of the last updates were not finite."""
+        """Return the number of consecutive non-finite updates up to the last one."""
 
     def describe(self) -> str:
         """Return the sizes of the networks, for the terminal."""
@@ -54,7 +54,7 @@ class Agent(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """Hold what a run is built of."""
+    """The parts that a run is built of."""
 
     agent: Agent
     replay: Replay
@@ -68,7 +68,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Updates:
-    """Ask, in each round, for so many updates of its agent on what its replay holds."""
+    """The updates due in a round, and the agent and replay to make them with."""
 
     agent: Agent
     replay: Replay
@@ -77,19 +77,19 @@ class Updates:
     env_steps: int  # of the run so far
 
     def make(self) -> Metrics:
-        """Make them, until a signal asks the run to stop; return the metrics of the last one."""
+        """Make the updates until a signal requests a stop; return the metrics of the last one."""
         return self.agent.learn(self.replay, self.number, signals.stopping, self.examine)
 
 
 class Session:
-    """Answer what the loop asks between its steps; save and evaluate when that is due.
+    """The loop's decisions between its steps; saves and evaluates when due.
 
-    A run that was stopped within a round, or within an evaluation, has pending work: the round is
-    collected again with the policy that it had, and lacks the updates that were made already.
+    A run that was stopped within a round or an evaluation has pending work. A pending round is
+    collected again with the same policy, and without the updates that were made already.
 
     Args:
-        run: how long, how much of it, how often.
-        parts: the parts of the run, as they are now or as a checkpoint had them.
+        run: lengths and cadences of the run.
+        parts: the parts of the run, new or restored from a checkpoint.
     """
 
     def __init__(self, run: RunConfig, parts: Parts) -> None:
@@ -130,10 +130,10 @@ class Session:
     # --- a round ----------------------------------------------------------------------------------
 
     def goes_on(self) -> bool:
-        """Return whether there is another round.
+        """Return True if there is another round.
 
-        Where an evaluation ends the training, one more round comes before the last evaluation: no
-        two evaluations at one step.
+        If an evaluation ends the training, one more round is collected before the last evaluation,
+        so that no two evaluations have the same step.
         """
         clock = self.parts.clock
         log = self.parts.log
@@ -149,7 +149,7 @@ class Session:
         return self.parts.agent.policy() if pending is None else pending
 
     def uniform(self) -> bool:
-        """Return whether this round's actions are drawn uniformly."""
+        """Return True if this round's actions are drawn uniformly."""
         warming_up = self.parts.schedule.warming_up(self.parts.clock.env_steps)
         return warming_up and self.run.warmup_policy == "uniform"
 
@@ -165,10 +165,10 @@ class Session:
         return Updates(agent, self.parts.replay, number, examine, clock.env_steps)
 
     def stop_within_round(self, policy: Weights) -> None:
-        """Save and stop where updates are missing; else nothing is pending any more.
+        """Save and stop if a signal cut the updates short; else clear the pending work.
 
         Raises:
-            StoppedError: a signal asked for it.
+            StoppedError: stopped by a signal, after saving.
         """
         made = self.parts.agent.updates - self.made_before
         if made < self.due:
@@ -178,11 +178,11 @@ class Session:
     # --- after a round ----------------------------------------------------------------------------
 
     def log(self, metrics: Metrics, rollout: Rollout) -> None:
-        """Log the round.
+        """Log the round; write the metrics if that is due.
 
         Raises:
             UpdateError: too many updates in a row were not finite.
-            NumericalError: the physics broke too often.
+            NumericalError: too many episodes were cut short because their physics broke.
         """
         clock = self.parts.clock
         log = self.parts.log
@@ -205,10 +205,10 @@ class Session:
             self._evaluate(self.run.eval_goals, PendingWork(evaluation=True))
 
     def save(self) -> None:
-        """Save if that is due, or if a signal asks the run to stop.
+        """Save if that is due; save and stop if a signal requests it.
 
         Raises:
-            StoppedError: a signal asked for it.
+            StoppedError: stopped by a signal, after saving.
         """
         clock = self.parts.clock
         saver = self.parts.saver
@@ -220,7 +220,7 @@ class Session:
     def end(self) -> list[TaskScore]:
         """Save, evaluate for the last time and save again; return the scores.
 
-        What is logged at the end is of weights that are on the disk.
+        The first save guarantees that the evaluated weights are on disk.
         """
         self._write()
         last = PendingWork(over=True)
@@ -229,7 +229,7 @@ class Session:
         self._save(last)
         return scores
 
-    # --- parts of these ---------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------
 
     def _write(self) -> None:
         self.parts.log.write(self.parts.clock)
@@ -238,7 +238,7 @@ class Session:
             raise UpdateError(f"the last {skipped} updates were not finite and changed nothing")
 
     def _evaluate(self, goals: int, pending: PendingWork) -> list[TaskScore]:
-        """Evaluate and log; a run that is stopped meanwhile saves it as pending."""
+        """Evaluate and log; if stopped meanwhile, save with the evaluation as pending work."""
         parts = self.parts
         try:
             scores = parts.workers.evaluate(parts.agent.policy(), goals)
@@ -267,8 +267,10 @@ class Session:
 
 
 def ended(run: RunConfig, clock: Clock) -> bool:
-    """Return whether `run.max_minutes` of training are over, two evaluations running reached
-    `run.stop_at`, or a callback stopped the training.
+    """Return True if training ends before `run.steps_per_task`.
+
+    It does when `run.max_minutes` have passed, when two evaluations in a row reached `run.stop_at`,
+    or when a callback stopped it.
     """
     out_of_time = run.max_minutes is not None and clock.tick() >= 60.0 * run.max_minutes
     return out_of_time or clock.stopped or clock.solved(run.stop_at)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from softmod.errors import SoftmodError
-from softmod.system.files import written_whole
+from softmod.system.files import atomic_write
 from softmod.system.hardware import processor
 from softmod.system.user import cache_folder
 
@@ -169,6 +169,6 @@ def _compiler() -> list[str]:
 
 
 def _store(compiled: Path, path: Path) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch(0o600)  # for this user only
         temporary.write_bytes(compiled.read_bytes())

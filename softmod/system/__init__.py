@@ -1,1 +1,1 @@
-"""What lies under a run: signals, hardware, libraries, faults for tests."""
+"""System services of a run: signals, files, hardware, libraries, fault injection for tests."""

@@ -1,6 +1,7 @@
-"""Points at which the tests let a process die.
+"""Fault injection points, at which tests kill a process.
 
-Nothing happens unless SOFTMOD_FAULT names one, as in `point:3`.
+They do nothing unless SOFTMOD_FAULT names one and the count at which to die, as in
+`checkpoint.written:3`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 
-armed = os.environ.get("SOFTMOD_FAULT", "")  # the point, and which of its turns
+armed = os.environ.get("SOFTMOD_FAULT", "")  # `<point>:<count>`
 _turns: dict[str, int] = {}
 
 
 def point(name: str) -> None:
-    """Die here, as by `kill -9`, if this is the turn that was asked for."""
+    """Kill this process if SOFTMOD_FAULT names this point and its current count."""
     if armed:
         _turns[name] = _turns.get(name, 0) + 1
         if armed == f"{name}:{_turns[name]}":
@@ -21,4 +22,5 @@ def point(name: str) -> None:
 
 
 def die() -> None:
+    """Kill this process as `kill -9` does."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Files that others may read or write at the same time, and that have to survive a crash."""
+"""Atomic writes, flushes, hashes and locks for files that are shared or must survive crashes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ERO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what lies there at the end becomes the file, on the disk.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success, flush it to disk and rename it to `path`.
 
-    Others see the file as it was before or whole, never a part of it. After an exception it is as
-    it was before. The folder is made if it is missing.
+    Readers see the old file or the new one, never a partial one. After an exception the old file
+    remains. A missing folder is created.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        yield beside
-        flush(beside)
-        beside.replace(path)
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
-    """Make a file, or a folder's list of files, reach the disk."""
+    """Flush a file, or the entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,15 +65,20 @@ def warn_once(line: str) -> None:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
-    """Lock an open file, waiting as long as patience (in seconds) allows; whether it is locked.
+    """Lock an open file; return True if it is locked.
 
-    A file system without locks counts as locked.
+    On a file system without locks, logs a warning and returns True.
+
+    Args:
+        fd: descriptor of the file.
+        patience: seconds to wait for the lock.
+        shared: take a shared lock instead of an exclusive one.
     """
     end = time.monotonic() + patience
     while True:
@@ -85,5 +90,8 @@ def locked(fd: int, patience: float = math.inf, shared: bool = False) -> bool:
                 return False
             time.sleep(0.05)
         except OSError as error:
-            warn_once(f"this file system has no locks ({error.strerror})")
+            reason = error.strerror
+            warn_once(
+                f"this file system has no locks ({reason}): simultaneous access is not detected"
+            )
             return True

@@ -1,4 +1,4 @@
-"""Where a run runs: versions, the commit of the source, processor and memory."""
+"""Versions of software and source, processor, and usage of processor and memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ PACKAGES = ("softmod", "torch", "lightning", "metaworld", "mujoco", "gymnasium",
 
 
 def environment_tags() -> dict[str, str]:
-    """Versions, and the commit of softmod's source where it is a git checkout."""
+    """Return the versions of packages, and the commit of softmod's source if it is a checkout."""
     tags = {"version.python": platform.python_version()}
     for package in PACKAGES:
         try:
             tags[f"version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    if _git(
-        "ls-files", "__init__.py"
-    ):  # an installed copy lies in somebody else's repository, or in none
+    if _git("ls-files", "__init__.py"):  # untracked if softmod is installed
         tags["softmod.commit"] = _git("rev-parse", "HEAD")
         tags["softmod.dirty"] = str(
             bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -35,8 +33,10 @@ def environment_tags() -> dict[str, str]:
 
 
 def hardware_tags(accelerator: str) -> dict[str, str]:
-    """The processor, its cores that this process may use, and the accelerator's name ("none" where
-    there is none).
+    """Return the tags of the processor, its usable cores, and the accelerator.
+
+    Args:
+        accelerator: name of the accelerator, or "none".
     """
     return {
         "machine.processor": processor(),
@@ -65,7 +65,7 @@ def memory() -> int:
 
 
 def processor() -> str:
-    """Its name, as far as the system tells."""
+    """Return the processor's model name; empty if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -74,6 +74,7 @@ def processor() -> str:
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of a git command in softmod's source; empty if it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
@@ -86,18 +87,22 @@ def _git(*arguments: str) -> str:
 
 
 class Usage:
-    """Processor time and memory of a process and those below it, from one reading to the next.
+    """Processor time and memory of a process and its descendants.
 
     Args:
-        pid: of the process.
+        pid: id of the process.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.last: tuple[float, float] | None = None  # clock and processor seconds
+        self.last: tuple[float, float] | None = None  # wall clock and processor seconds
 
     def read(self) -> dict[str, float]:
-        """Return memory, and from the second reading on processor time (100 is one core)."""
+        """Return memory (GiB and percent), and processor time since the last call.
+
+        Processor time is in percent of one core, and missing from the first call. Empty if the
+        process is gone.
+        """
         import psutil
 
         clock = time.monotonic()

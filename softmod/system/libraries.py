@@ -1,6 +1,4 @@
-"""How a learner on the CPU sets up the libraries under it: memory that is kept, the faster matrix
-product.
-"""
+"""Setup of the libraries under a learner on the CPU: memory allocation and matrix products."""
 
 from __future__ import annotations
 
@@ -10,21 +8,18 @@ from typing import Any
 
 import torch
 
-GLIBC = (
-    (-3, 32 * 2**20),
-    (-1, 2**31 - 1),
-)  # M_MMAP_THRESHOLD, its largest value, and M_TRIM_THRESHOLD
-EXACT = (
-    1e-5  # relative; a product in fp32 errs by 1e-6 at the probe's size, one in bfloat16 by 3e-3
+GLIBC = (  # options of mallopt
+    (-3, 32 * 2**20),  # M_MMAP_THRESHOLD, at its largest value
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
 )
+EXACT = 1e-5  # relative error; at the probe's size fp32 has 1e-6 and bfloat16 has 3e-3
 
 
 def keep_memory() -> bool:
-    """Let the C library keep freed memory for the next update instead of giving it back; whether it
-    does.
+    """Make glibc keep freed memory for the next update; return True on success.
 
-    An update allocates hundreds of megabytes and frees them again; each return to the system is
-    paid for with page faults. Only where the library is glibc: elsewhere nothing changes.
+    An update allocates and frees hundreds of megabytes. If they were returned to the system each
+    time, the next update would pay with page faults. Without glibc nothing changes.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
@@ -34,21 +29,20 @@ def keep_memory() -> bool:
 
 
 def fast_products() -> bool:
-    """Multiply fp32 matrices with oneDNN instead of MKL where that is the faster one; return
-    whether it now does.
+    """Use oneDNN instead of MKL for fp32 matrix products where it is faster; return True if used.
 
-    MKL takes its AVX-512 path on Intel's processors only; on others oneDNN, which PyTorch brings
-    along, is more than twice as fast. PyTorch hands fp32 products to oneDNN once that is *allowed*
-    to round their inputs to bfloat16. On processors without AMX it does not do so, and a probe
-    refuses it if it does.
+    MKL takes its AVX-512 path on Intel processors only. On others oneDNN, which ships with PyTorch,
+    is more than twice as fast. PyTorch dispatches fp32 products to oneDNN only if oneDNN is
+    *allowed* to round their inputs to bfloat16. Without AMX it does not round; a probe checks this,
+    and MKL stays in use if it does.
     """
     return better_with_onednn() and allow_onednn(True)
 
 
 def allow_onednn(allowed: bool) -> bool:
-    """Switch between the two libraries; whether oneDNN multiplies now.
+    """Switch fp32 products to oneDNN or back to MKL; return True if oneDNN is used.
 
-    It does not if its products are not fp32.
+    oneDNN is switched off again if its products do not have the accuracy of fp32.
     """
     matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its type is not declared)
     matmul.fp32_precision = "bf16" if allowed else "none"
@@ -67,21 +61,22 @@ def product_library() -> str:
 
 
 def multiplies_bf16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself (AVX-512 BF16 or AMX); else fp32 is
-    faster.
+    """Return True if the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX).
+
+    On other CPUs fp32 is faster.
     """
-    probes = (
-        "_is_avx512_bf16_supported",
-        "_is_amx_tile_supported",
-    )  # of PyTorch, in the versions that have them
+    # Not every version of PyTorch has these functions.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return torch.backends.mkldnn.is_available() and any(
         getattr(torch.cpu, name, bool)() for name in probes
     )
 
 
 def better_with_onednn() -> bool:
-    """A processor with AVX-512 that is not Intel's, and a PyTorch that has both libraries and the
-    switch.
+    """Return True if oneDNN is expected to beat MKL and can be selected.
+
+    That is on a CPU with AVX-512 that is not Intel's, with a PyTorch that has both libraries and
+    the switch between them.
     """
     switch = hasattr(torch.backends.mkldnn, "matmul") and torch.backends.mkldnn.is_available()
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -94,7 +89,7 @@ def better_with_onednn() -> bool:
 
 
 def vendor() -> str:
-    """The processor's maker as it names itself; empty where the system does not tell."""
+    """Return the processor's vendor id, such as GenuineIntel; empty if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -103,8 +98,9 @@ def vendor() -> str:
 
 
 def product_error() -> float:
-    """Return the largest error of fp32 products, relative to their largest entries, single ones and
-    several at once.
+    """Return the largest error of fp32 products, relative to their largest entries.
+
+    Covers single and batched products, with and without a transposed operand.
     """
     draws = torch.Generator().manual_seed(0)
     error = 0.0

@@ -1,9 +1,9 @@
-"""What a run does when it is told to end.
+"""Signal handling of a run.
 
-Ctrl-C ends it at once, without saving. It is raised, and remembered too, since an exception that
-comes up in a destructor, in a callback or within the import of compiled code can get lost. The
-signals of `STOPS` only set a flag: the loop saves between two updates and ends with
-`StoppedError`. A job that SLURM warned with SIGUSR1 or SIGUSR2 asks to be queued again.
+Ctrl-C ends the run at once, without saving. It raises KeyboardInterrupt and also sets a flag,
+because an exception raised in a destructor, in a callback or during the import of compiled code can
+get lost. The signals in `STOPS` only set a flag: the loop saves between two updates and raises
+`StoppedError`. A job that SLURM warned with SIGUSR1 or SIGUSR2 requests to be requeued.
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ _stop: list[signal.Signals] = []
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal asked the run to stop, and it has saved; `how` it goes on."""
+    """The run was stopped by a signal, with its state saved.
 
-    how = "the same command goes on from there"
+    Attributes:
+        how: how to resume, for the terminal.
+    """
+
+    how = "the same command resumes the run"
 
 
 @contextmanager
-def heeded(to_the_end: bool = False) -> Iterator[None]:
-    """Within this, signals are treated as above; only the main thread gets any.
+def handled(to_the_end: bool = False) -> Iterator[None]:
+    """Handle signals as described above within this context; a no-op outside the main thread.
 
-    `to_the_end`: the process ends after this, and those that ask it to are not heard any more.
+    Args:
+        to_the_end: the process ends after this context, so that SIGTERM and SIGUSR1 are ignored
+            from then on.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,8 +63,10 @@ def heeded(to_the_end: bool = False) -> Iterator[None]:
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes started within this never see the signals to end: schedulers and terminals send
-    them to everybody.
+    """Block SIGINT, SIGTERM and SIGUSR1 for processes started within this context.
+
+    Schedulers and terminals send these to all processes of a job. This process receives those that
+    arrive meanwhile when the context ends.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -67,48 +75,52 @@ def kept_from_children() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile is seen now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # delivers the blocked ones
 
 
 def check() -> None:
-    """To be asked each round, and of every failure: an import that an interrupt fell into fails in
-    its own way, later.
+    """Raise a Ctrl-C that got lost; called each round, and upon every failure.
+
+    An import that Ctrl-C interrupted may fail later, with another exception.
 
     Raises:
-        KeyboardInterrupt: there was one, and it got lost.
+        KeyboardInterrupt: Ctrl-C was received.
     """
     if _interrupted.is_set():
         raise KeyboardInterrupt
 
 
 def leave_if_told() -> None:
-    """Before training goes on, when there is nothing new to save.
+    """Raise if a signal was received; called before training, when there is nothing to save.
 
     Raises:
-        StoppedError: the run was told to stop.
-        KeyboardInterrupt: there was one, and it got lost.
+        StoppedError: SIGTERM or SIGUSR1 was received.
+        KeyboardInterrupt: Ctrl-C was received.
     """
     check()
     if stopping():
-        raise StoppedError("stopped before training went on")
+        raise StoppedError("stopped before training")
 
 
 def stopping() -> bool:
-    """Return whether the run was told to save and stop."""
+    """Return True if a signal requested to save and stop."""
     return bool(_stop)
 
 
 def ending() -> bool:
-    """Return whether a signal ends the run, at once or after saving."""
+    """Return True if a signal ends the run, at once or after saving."""
     return stopping() or _interrupted.is_set()
 
 
 def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Ask SLURM to queue this job again if SLURM warned it with SIGUSR1 or SIGUSR2 (submitit's);
-    return the job's number if it was asked.
+    """Requeue this job if SLURM warned it with SIGUSR1 or SIGUSR2 (submitit's); return its number,
+    or None.
 
-    Jobs that SLURM itself takes back, with SIGTERM, it also queues itself. Only the first task of a
-    job asks.
+    SLURM itself requeues the jobs that it preempts with SIGTERM. Only the first task of a job
+    sends the request.
+
+    Args:
+        environment: with SLURM's variables.
     """
     job = environment.get("SLURM_JOB_ID")
     warned = {signal.SIGUSR1, signal.SIGUSR2} & set(_stop)
@@ -120,7 +132,7 @@ def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
         done = subprocess.run(
             ["scontrol", "requeue", job], capture_output=True, text=True, check=False
         )
-    except OSError:  # there is no such command here
+    except OSError:  # scontrol is not installed
         return None
     return job if done.returncode == 0 else None
 

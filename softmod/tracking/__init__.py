@@ -1,1 +1,1 @@
-"""What a run reports: the journal first, the terminal, MLflow from the journal."""
+"""Tracking: the journal of a run, its terminal output, and the upload of the journal to MLflow."""

@@ -1,6 +1,4 @@
-"""The terminal: a live line while there is one, a line per evaluation where there is none, a table
-at the end.
-"""
+"""Terminal output: a live progress line, a line per evaluation, and a table at the end."""
 
 from __future__ import annotations
 
@@ -19,16 +17,18 @@ from softmod.spec import TaskScore, mean_success
 
 
 class Terminal(Console):
-    """A console whose end ends nothing else: where its pipe or terminal is gone, or its disk full,
-    it falls silent.
+    """A console that turns quiet instead of raising when its output cannot be written.
+
+    That happens when a pipe or terminal is closed, or a disk is full.
     """
 
     def on_broken_pipe(self) -> None:
+        """Turn quiet; rich would exit the process."""
         self.quiet = True
 
     @contextmanager
     def tolerated(self) -> Iterator[None]:
-        """Within this, what cannot be shown is not."""
+        """Turn quiet if writing fails within this context."""
         try:
             yield
         except OSError:
@@ -36,8 +36,10 @@ class Terminal(Console):
 
 
 class Board:
-    """Show live lines, one below the other, while it is entered; nowhere without
-    a terminal.
+    """A live display of progress lines, shown within its context if there is a terminal.
+
+    Args:
+        console: by default stderr.
     """
 
     def __init__(self, console: Terminal | None = None) -> None:
@@ -60,13 +62,14 @@ class Board:
 
 
 class Progress:
-    """Env steps, rates, time left and success so far.
+    """Progress of a run: env steps, rates, time left and success so far.
 
     Args:
-        total: environment steps of the run.
-        minutes: the run's limit by the clock, if it has one.
-        board: where its line stands among those of other runs, with its `name`; None: one of its
-            own.
+        total: env steps of the run.
+        minutes: time limit of the run, if it has one.
+        console: by default stderr; unused with a board.
+        board: display shared with other runs; None: a display of its own.
+        name: label of the run on a shared display.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Progress:
             self.bar.remove_task(self.task)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line, labelled with the run's name on a shared display."""
         with self.console.tolerated():
             self.console.print(
                 f"{self.name}: {line}" if self.name else line, highlight=False, soft_wrap=True
@@ -123,13 +126,18 @@ class Progress:
         updates_per_second: float,
         learning: float | None = None,
     ) -> None:
-        """Bring the bar up to date; `learning` is the mean success rate of the last training
-        episodes.
+        """Update the progress line.
+
+        Args:
+            clock: the run's clock.
+            env_steps_per_second: since metrics were last written.
+            updates_per_second: since metrics were last written.
+            learning: mean success rate of recent training episodes; None if there are none.
         """
         if self.bar is None:
             return
         done = clock.env_steps
-        if self.minutes is not None:  # whichever end is nearer
+        if self.minutes is not None:  # show whichever limit is nearer
             done = max(done, int(self.total * min(1.0, clock.seconds / (60.0 * self.minutes))))
         with self.console.tolerated():
             self.bar.update(
@@ -143,7 +151,7 @@ class Progress:
             )
 
     def evaluation(self, clock: Clock, scores: list[TaskScore]) -> None:
-        """An evaluation in one line."""
+        """Print an evaluation in one line."""
         mean = mean_success(scores)
         self.success = f"{mean:.2f}"
         shown = [f"{score.task} {score.success_rate:.2f}" for score in scores[:10]]
@@ -166,7 +174,7 @@ def _columns() -> list[ProgressColumn]:
 
 
 def table(scores: list[TaskScore]) -> Table:
-    """Success rate and return per task, and their mean."""
+    """Return a table of success rate, return and episodes per task, with the mean."""
     result = Table()
     for heading in ("task", "success", "return", "episodes"):
         result.add_column(heading, justify="left" if heading == "task" else "right")
@@ -188,7 +196,7 @@ def table(scores: list[TaskScore]) -> Table:
 
 
 def print_table(scores: list[TaskScore], title: str) -> None:
-    """On stdout, wide enough for the longest task name even when it is no terminal."""
+    """Print the table of scores on stdout, 100 columns wide if it is not a terminal."""
     console = (
         Terminal(file=sys.stdout) if sys.stdout.isatty() else Terminal(file=sys.stdout, width=100)
     )
@@ -198,7 +206,7 @@ def print_table(scores: list[TaskScore], title: str) -> None:
 
 
 def print_means(means: Mapping[int, float]) -> None:
-    """Print the mean success of each seed, and of all of them, on stdout."""
+    """Print the mean success rate of each seed, and the mean over seeds, on stdout."""
     console = Terminal(file=sys.stdout)
     each = ", ".join(f"{seed}: {mean:.3f}" for seed, mean in means.items())
     with console.tolerated():

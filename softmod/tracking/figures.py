@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Figures of a run: success rates over training, and routing probabilities."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from softmod.system.drawing import Axes, EngFormatter, Figure, FigureCanvasAgg, 
 from softmod.tracking.names import SUCCESS_MEAN, success_rate
 from softmod.tracking.record import Routes
 
-# Okabe and Ito (2008): told apart with any colour vision; black is kept for the mean
+# Okabe and Ito (2008): distinguishable with any colour vision; black is reserved for the mean
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
 STYLES = ("-", "--", ":", "-.")
-MAX_LEGEND = 12  # tasks; with more of them the lines show the spread
+MAX_LEGEND = 12  # tasks; with more of them only the mean is labelled
 
 
 Image = NDArray[np.uint8]
 
 
 class HasHistory(Protocol):
-    """A `Journal`'s record, or one read from a finished run."""
+    """Source of metrics: a `Journal`, or a `Record` read from a run's folder."""
 
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """Return the names of the metrics."""
 
-    def history(self, name: str) -> list[tuple[int, float]]: ...
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return a metric as (step, value) pairs, by step."""
 
 
 @drawn
 def success_figure(journal: HasHistory, path: Path) -> None:
-    """Draw the success rate of every task, and their mean, over environment steps, as a PNG."""
+    """Draw the success rate of every task, and their mean, over env steps, as a PNG at `path`."""
     prefix = success_rate("")
     tasks = [name for name in journal.names() if name.startswith(prefix) and name != SUCCESS_MEAN]
     figure = Figure(figsize=(9, 4.8), dpi=150, layout="constrained")
@@ -65,8 +67,15 @@ def success_figure(journal: HasHistory, path: Path) -> None:
 
 @drawn
 def routes_figure(step: int, tasks: Sequence[str], layers: Sequence[Routes]) -> Image:
-    """Draw each task's routing probabilities at a step as colours, a panel per layer: `[height,
-    width, 3]`.
+    """Draw each task's routing probabilities as a heat map with one panel per layer.
+
+    Args:
+        step: env steps, for the title.
+        tasks: names of the tasks.
+        layers: probabilities `[task][target][source]` per layer.
+
+    Returns:
+        The image, `[height, width, 3]`.
     """
     figure = Figure(
         figsize=(2.2 + 1.9 * len(layers), 1.6 + 0.24 * len(tasks)), dpi=110, layout="constrained"

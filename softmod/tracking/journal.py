@@ -1,8 +1,8 @@
-"""The journal that everything a run reports is written to before anything else.
+"""The journal of a run, which receives all metrics, parameters, tags, artifacts and statuses first.
 
-It is one file of JSON lines in the run's folder, only ever appended to.
-`softmod.tracking.uploader` carries it to MLflow from a process of its own, so that nothing here
-waits for a server. Imports neither torch nor MLflow.
+It is an append-only file of JSON lines in the run's folder. `softmod.tracking.uploader` sends it to
+MLflow from a separate process, so that training never waits for a server. Imports neither torch nor
+MLflow.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 STATUSES = ("RUNNING", *ENDED)
-FAILURES = 3  # writes that may fail in a row before training is told to stop
-PATIENCE = 1.0  # seconds to wait for a run folder that is in use
+FAILURES = 3  # failed writes in a row that raise SaveError
+PATIENCE = 1.0  # seconds to wait for a run's folder that is in use
 
 
 class Journal:
-    """A run's journal, held by this process alone until `close`.
+    """A run's journal, locked by this process until `close`.
 
-    Metrics get their time here, once. What is written already is not written again, so that a
-    resumed run may come by the same steps twice. A write that fails is tried again with the next
-    one.
+    Each entry gets its time stamp here. Values that the journal has already are not written again,
+    because a resumed run repeats some steps. Lines that could not be written are retried with the
+    next ones.
 
     Args:
-        folder: the run's; made where it is missing.
+        folder: the run's folder; created if missing.
 
     Raises:
-        ConfigError: another process holds the folder, it cannot be written, or the journal is from
-            a newer version.
-        SaveError: (from any method that writes metrics, params, tags or artifacts) the third write
-            in a row failed.
+        ConfigError: another process uses the folder, it cannot be written, or a newer version wrote
+            the journal.
+        SaveError: the third write in a row failed; raised by any method that writes metrics,
+            params, tags or artifacts.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._lock = _take(self.folder)
+        self._lock = _lock_folder(self.folder)
         self._pending, self._failures, self._warned = b"", 0, set[str]()
         try:
             self._fd = _open(self.folder / JOURNAL)
@@ -68,16 +68,17 @@ class Journal:
             os.close(self._fd)
             os.close(self._lock)
             raise
-        self._begin()
+        self._start_session()
 
     @property
     def run_id(self) -> str:
-        """The run's identity, by which MLflow's run is found."""
+        """Return the run's id, by which its run in MLflow is found."""
         return self.record.run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Write the configuration; nested mappings get dotted names, passwords in URIs are struck
-        out.
+        """Write new or changed parameters.
+
+        Nested mappings are flattened to dotted names. Passwords in URIs are redacted.
         """
         new = {
             name: value
@@ -88,14 +89,18 @@ class Journal:
             self._append("params", values=new)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Write the tags that a run is found by."""
+        """Write new or changed tags, by which runs are found in MLflow."""
         new = {name: redacted(str(value)) for name, value in values.items()}
         new = {name: value for name, value in new.items() if self.record.tags.get(name) != value}
         if new:
             self._append("tags", values=new)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Write those values that this step does not have yet."""
+        """Write the metrics that have no value at this step yet.
+
+        A metric that was written with another value keeps its first one; a warning is logged, once
+        per metric.
+        """
         new = {
             name: float(value)
             for name, value in values.items()
@@ -109,8 +114,12 @@ class Journal:
             )
 
     def routes(self, tasks: Sequence[str], layers: Sequence[Routes], step: int) -> None:
-        """Write how the modules are used at a step: per layer the probabilities
-        `[task][target][source]`, kept once.
+        """Write the routing probabilities at a step, unless the step has some already.
+
+        Args:
+            tasks: names of the tasks.
+            layers: probabilities `[task][target][source]` per layer.
+            step: env steps.
         """
         if step not in self.record.routes:
             rounded = [
@@ -119,17 +128,26 @@ class Journal:
             self._append("routes", step=int(step), tasks=list(tasks), layers=rounded)
 
     def artifact(self, path: Path, under: str = "") -> None:
-        """A file or folder of the run's folder, as it is when it comes to be uploaded."""
+        """Register a file or folder for upload; its content is read at the time of the upload.
+
+        Args:
+            path: in the run's folder.
+            under: folder among the run's artifacts in MLflow.
+        """
         inside = Path(path).resolve().relative_to(self.folder.resolve())
         self._append("artifact", path=str(inside), under=under)
 
     def status(self, word: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED; reaches the disk before this returns.
+        """Write the run's status and flush it to disk; a failure is only logged.
 
-        A failure is a log line only.
+        Args:
+            word: RUNNING, FINISHED, FAILED or KILLED.
+
+        Raises:
+            ValueError: it is none of these.
         """
         if word not in STATUSES:
-            raise ValueError(f"status {word!r} is none of {', '.join(STATUSES)}")
+            raise ValueError(f"status={word!r}: must be one of {', '.join(STATUSES)}")
         try:
             self._append("status", status=word)
             self.sync()
@@ -137,18 +155,18 @@ class Journal:
             logger.error("%s", error)
 
     def names(self) -> list[str]:
-        """The metrics that there are."""
+        """Return the names of the metrics."""
         return self.record.names()
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """One metric as (step, value), by step."""
+        """Return a metric as (step, value) pairs, by step."""
         return self.record.history(name)
 
     def sync(self) -> None:
-        """Bring everything to the disk.
+        """Write pending lines and flush the file to disk.
 
         Raises:
-            SaveError: something did not get there; it stays pending.
+            SaveError: not everything was written; the rest stays pending.
         """
         self._write()
         try:
@@ -161,7 +179,7 @@ class Journal:
             raise SaveError(f"{self.folder / JOURNAL}: cannot be written")
 
     def close(self) -> None:
-        """Let go of the folder; again is harmless."""
+        """Write pending lines, and release the folder; no-op if closed already."""
         if self._fd < 0:
             return
         try:
@@ -172,8 +190,8 @@ class Journal:
         os.close(self._lock)
         self._fd = -1
 
-    def _begin(self) -> None:
-        """A process takes over; the first one names the run."""
+    def _start_session(self) -> None:
+        """Write this process's session line, after a header with the run's id if there is none."""
         if not self.run_id:
             self._append("header", schema=SCHEMA, run_id=uuid.uuid4().hex)
         self._append("session", run_id=self.run_id, pid=os.getpid())
@@ -186,7 +204,7 @@ class Journal:
         if not same and not name.startswith(WALL_CLOCK) and name not in self._warned:
             self._warned.add(name)
             logger.warning(
-                "%s at step %d: computed again it is %r, the journal keeps %r",
+                "%s at step %d: recomputed as %r; the journal keeps %r",
                 name,
                 step,
                 value,
@@ -201,7 +219,11 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        """Everything pending, by one call; what does not get written stays pending."""
+        """Write the pending lines with one call; unwritten ones stay pending.
+
+        Raises:
+            SaveError: the third write in a row failed.
+        """
         if not self._pending:
             return
         try:
@@ -217,7 +239,9 @@ class Journal:
                     f"{self.folder / JOURNAL}: cannot be written ({error.strerror})"
                 ) from error
             logger.error(
-                "%s: cannot be written (%s); trying again", self.folder / JOURNAL, error.strerror
+                "%s: cannot be written (%s); retried with the next entry",
+                self.folder / JOURNAL,
+                error.strerror,
             )
         else:
             self._pending = b""
@@ -225,7 +249,11 @@ class Journal:
 
 
 def _open(path: Path) -> int:
-    """A file to append lines to, behind the one that a kill may have torn."""
+    """Open a file for appending; terminate a last line that a killed process left incomplete.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(fd).st_size
@@ -237,16 +265,17 @@ def _open(path: Path) -> int:
 
 
 def now() -> int:
-    """Milliseconds since the epoch."""
+    """Return the time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def _encoded(value: float) -> float | str:
-    """JSON has no words for what is not finite."""
+    """Return a JSON value: a non-finite number becomes a string, as JSON cannot represent it."""
     return value if math.isfinite(value) else repr(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -255,7 +284,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it, without passwords."""
+    """Return a value as JSON represents it, with passwords redacted."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -272,20 +301,26 @@ def _plain(value: Any) -> Any:
 # --- one process per run folder -------------------------------------------------------------------
 
 
-def _take(folder: Path) -> int:
-    """The folder's lock, as a file descriptor; it goes with the process."""
+def _lock_folder(folder: Path) -> int:
+    """Lock a run's folder; return the descriptor of the lock file.
+
+    The lock is released when the descriptor is closed or the process ends.
+
+    Raises:
+        ConfigError: another process holds the lock, or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror}); run.folder names the place"
+            f"{folder}: cannot be written ({error.strerror}); set run.folder to a writable path"
         ) from error
     if not locked(fd, PATIENCE):
         holder = os.pread(fd, 100, 0).decode(errors="replace").strip()
         os.close(fd)
         raise ConfigError(
-            f"{folder}: run folder in use by process {holder}; run.resume=never begins another"
+            f"{folder}: run folder in use by process {holder}; run.resume=never starts a new run"
             " beside it"
         )
     with suppress(OSError):  # a full disk
@@ -295,7 +330,10 @@ def _take(folder: Path) -> int:
 
 
 def in_use(folder: Path, patience: float = 0.0) -> bool:
-    """Return whether a process holds the run's folder, and goes on to."""
+    """Return True if a process holds the lock of a run's folder for longer than `patience` seconds.
+
+    Needs no write access.
+    """
     try:
         fd = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:

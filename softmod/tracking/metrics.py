@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics into the journal, progress onto the terminal."""
+"""The log of a run: writes metrics to the journal and shows progress on the terminal."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ from softmod.tracking import journal as tracking
 from softmod.tracking import names
 from softmod.tracking.console import Progress
 
-TOLERATED_FAULTS = 20  # episodes of a run that may be cut short because their physics broke
-RECENT = 20  # training episodes of each task that its success rate is taken over
+TOLERATED_FAULTS = 20  # episodes per run that may be cut short because their physics broke
+RECENT = 20  # training episodes per task that the success rate is averaged over
 
 
 class Log:
-    """Collects what rounds bring; writes it to the journal when told to. Metrics leave the device
-    only then.
+    """Collects the metrics of rounds, and writes them to the journal when due.
 
-    Between two writes: losses are those of the last update, returns are means over the episodes
-    that ended, success rates of training are over each task's last episodes, rates count the time
-    spent in rounds, waits are shares of that time.
+    Metrics are copied from the device only when they are written. Each write contains: the losses
+    of the last update; the mean return of the episodes that ended since the last write; the success
+    rate of each task's last training episodes; steps and updates per second of the time spent in
+    rounds; and waiting times as fractions of that time.
+
+    Args:
+        journal: the run's journal.
+        spec: shapes of the task set.
+        progress: display on the terminal.
+        system_metrics: also log memory and processor time of this process and its descendants.
     """
 
     def __init__(
@@ -49,18 +55,18 @@ class Log:
         self.metrics: dict[str, Tensor] = {}
         self.returns: dict[int, list[float]] = defaultdict(list)
         self.successes: dict[int, deque[bool]] = defaultdict(partial(deque, maxlen=RECENT))
-        self.faults: Counter[str] = Counter()  # of the physics, by task, since the run's beginning
+        self.faults: Counter[str] = Counter()  # physics faults by task, over the whole run
         self.steps = self.updates = 0
         self.seconds = 0.0
         self.waited = {"workers": 0.0, "learner": 0.0}
 
     def begin(self) -> None:
-        """A round begins."""
+        """Start the timer of a round."""
         self.began = time.monotonic()
 
     @contextmanager
     def waiting_for_workers(self) -> Iterator[None]:
-        """The learner is done with its updates, the workers may not be with their steps."""
+        """Time the learner's wait for the workers within this context."""
         start = time.monotonic()
         yield
         self.waited["workers"] += time.monotonic() - start
@@ -68,7 +74,17 @@ class Log:
     def round(
         self, clock: Clock, metrics: dict[str, Tensor], rollout: Rollout, updates: int
     ) -> None:
-        """A round is over."""
+        """Add a round to the log, and update the progress display.
+
+        Args:
+            clock: the run's clock.
+            metrics: metrics of the last update, on the device.
+            rollout: the round's experience.
+            updates: number of updates in the round.
+
+        Raises:
+            NumericalError: too many episodes were cut short because their physics broke.
+        """
         self.metrics |= metrics
         for episode in rollout.episodes:
             self.returns[episode.task].append(episode.episode_return)
@@ -86,7 +102,11 @@ class Log:
         check_physics(self.faults)
 
     def write(self, clock: Clock) -> None:
-        """Write what came since the last time."""
+        """Write the metrics since the last write to the journal.
+
+        Raises:
+            SaveError: the third write in a row failed.
+        """
         values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
         values |= {names.physics_faults(task): count for task, count in self.faults.items()}
         if self.usage is not None:
@@ -98,8 +118,15 @@ class Log:
     def evaluation(
         self, clock: Clock, scores: list[TaskScore], routes: Sequence[Tensor] = ()
     ) -> None:
-        """Write an evaluation and the `routes` of each layer, `[task, target, source]`; show the
-        scores.
+        """Write an evaluation to the journal, and print its scores.
+
+        Args:
+            clock: the run's clock.
+            scores: scores of all tasks.
+            routes: routing probabilities `[task, target, source]` per layer.
+
+        Raises:
+            SaveError: the third write in a row failed.
         """
         values = {names.success_rate(score.task): score.success_rate for score in scores}
         values |= {names.eval_return(score.task): score.episode_return for score in scores}
@@ -130,11 +157,11 @@ class Log:
         self.journal.metrics(values, clock.env_steps)
 
     def evaluated(self, clock: Clock) -> bool:
-        """Return whether there was an evaluation at this step."""
+        """Return True if the journal has an evaluation at this step."""
         return clock.env_steps in self.journal.record.values.get(names.SUCCESS_MEAN, {})
 
     def state(self) -> dict[str, Any]:
-        """Return the metrics that are still to be written."""
+        """Return the unwritten metrics and the fault counts, for a checkpoint."""
         return {
             "metrics": {name: tensor.tolist() for name, tensor in self.metrics.items()},
             "returns": {str(task): returns for task, returns in self.returns.items()},
@@ -143,7 +170,7 @@ class Log:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore what `state` returned."""
         self.metrics = {name: torch.tensor(values) for name, values in state["metrics"].items()}
         self.faults = Counter(state["faults"])
         for task, successes in state["successes"].items():
@@ -168,7 +195,7 @@ class Log:
         return values | self._train_success()
 
     def _train_success(self) -> dict[str, float]:
-        """The share of each task's last training episodes that reached success."""
+        """Return the fraction of each task's last training episodes that reached success."""
         return {
             names.train_success_rate(self.spec.tasks[task]): sum(successes) / len(successes)
             for task, successes in sorted(self.successes.items())
@@ -186,9 +213,13 @@ class Log:
 
 
 def check_physics(faults: Mapping[str, int]) -> None:
-    """
+    """Check that few enough episodes were cut short because their physics broke.
+
+    Args:
+        faults: number of such episodes, by task.
+
     Raises:
-        NumericalError: episodes were cut short too often.
+        NumericalError: there are more than `TOLERATED_FAULTS`.
     """
     if sum(faults.values()) > TOLERATED_FAULTS:
         counts = ", ".join(f"{task} {count}" for task, count in sorted(faults.items()))

@@ -1,7 +1,6 @@
-"""MLflow's side of tracking: the store, the experiment, a sweep's parent and a run, each found or
-else made, once.
+"""Access to MLflow: finds or creates the store, the experiment, a sweep's parent run and a run.
 
-Imports MLflow only where it is talked to: that takes seconds.
+MLflow is imported within functions, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -23,22 +22,21 @@ if TYPE_CHECKING:
 
 RUN_TAG = "softmod.run_id"
 SWEEP_TAG = "softmod.sweep_id"
-ENDED_TAG = "softmod.ended"  # "unexpectedly", where the training process went without a word
-PARENT_TAG = "mlflow.parentRunId"  # the sweep under which the dashboard shows a run: the latest
-MEMBER_TAG = "softmod.sweep."  # with a parent's id behind it: every sweep that a run belongs to
-CHANGED = (  # with a param behind it: its latest value, where a resumed run has another
-    "softmod.changed."
-)
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # the dashboard opens with runs, not with chat traces
-MAX_NAME = 250  # characters of a metric, param or tag
+ENDED_TAG = "softmod.ended"  # "unexpectedly" if training ended without logging a status
+PARENT_TAG = "mlflow.parentRunId"  # the latest sweep, under which the dashboard shows a run
+MEMBER_TAG = "softmod.sweep."  # prefix of a parent's id: one tag for each sweep of a run
+CHANGED = "softmod.changed."  # prefix of a param's name: its new value in a resumed run
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # dashboard shows runs, not traces
+MAX_NAME = 250  # characters of the name of a metric, param or tag
 SQLITE = "sqlite:///"
-ROUTING = "routing"  # the key of images
+ROUTING = "routing"  # key of the routing images
 
 
 def prepare_environment() -> None:
-    """MLflow reads these when it is imported; its time-outs are minutes otherwise."""
+    """Set MLflow's environment variables; call it before MLflow is imported.
+
+    They disable telemetry and pickle, and shorten time-outs from minutes to seconds.
+    """
     ensure_identity()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -53,9 +51,10 @@ def prepare_environment() -> None:
 
 
 def store_uri(uri: str | None) -> str:
-    """Return MLflow's URI: as given, else MLFLOW_TRACKING_URI, else an sqlite file here.
+    """Return MLflow's URI, with an absolute path if it is an sqlite file.
 
-    Paths become absolute.
+    Args:
+        uri: None: MLFLOW_TRACKING_URI if set, else `mlflow.db` in the working directory.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     path, (_, mark, query) = database(uri), uri.partition("?")
@@ -63,7 +62,7 @@ def store_uri(uri: str | None) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """The file of an sqlite store."""
+    """Return the absolute path of an sqlite store; None for other stores."""
     return (
         Path(uri.removeprefix(SQLITE).partition("?")[0]).expanduser().absolute()
         if uri.startswith(SQLITE)
@@ -72,7 +71,7 @@ def database(uri: str) -> Path | None:
 
 
 def artifact_root(uri: str) -> str | None:
-    """Return the folder of artifacts: beside an sqlite file; None where a server decides."""
+    """Return the URI of the artifact folder, beside an sqlite file; None if a server decides."""
     if uri.startswith(("http:", "https:", "databricks")):
         return None
     path = database(uri)
@@ -81,7 +80,7 @@ def artifact_root(uri: str) -> str | None:
 
 @contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
-    """Parallel jobs that share an sqlite file take turns; a server keeps order itself."""
+    """Serialize processes that share an sqlite store, with a lock file; no-op for other stores."""
     path = database(uri)
     if path is None:
         yield
@@ -96,13 +95,15 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store; call it in turn, since it makes the database where there is none."""
+    """Return a client of the store; create the database of an sqlite store if it is missing.
+
+    Call it within `one_at_a_time`.
+    """
     from mlflow.tracking import MlflowClient
 
     path = database(uri)
-    if (
-        path is not None and not path.exists()
-    ):  # a kill within the migrations must not leave half a database
+    if path is not None and not path.exists():
+        # Migrate under another name: a kill must not leave an incomplete database.
         fresh = path.with_name(path.name + ".new")
         for left in (fresh, path.with_name(fresh.name + "-journal")):
             left.unlink(missing_ok=True)
@@ -111,31 +112,41 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-# --- what is in it --------------------------------------------------------------------------------
+# --- experiments and runs -------------------------------------------------------------------------
 
 
 def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:
-    """The id of the experiment with this name; one that was deleted comes back."""
+    """Return the id of the experiment with this name; create it, or restore it if deleted.
+
+    Args:
+        client: client of the store.
+        name: name of the experiment.
+        artifacts: URI of its artifact folder; None: the server decides.
+
+    Raises:
+        ConnectionError: it can neither be found nor created.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        with suppress(MlflowException):  # somebody else's may be there by now
+        with suppress(MlflowException):  # another process may have created it meanwhile
             return str(client.create_experiment(name, artifact_location=artifacts, tags=KIND))
         found = client.get_experiment_by_name(name)
         if found is None:
-            raise ConnectionError(f"experiment {name!r} can be neither found nor made")
+            raise ConnectionError(f"experiment {name!r} can be neither found nor created")
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
 
 
 def ensure_parent(client: MlflowClient, experiment: str, sweep: Mapping[str, str]) -> str:
-    """The id of the one run under which a sweep's runs are shown; it is finished from the start.
+    """Return the id of a sweep's parent run; create it, with status FINISHED, if it is missing.
 
     Args:
-        experiment: the experiment's id.
-        sweep: the sweep's `id` and `name`.
+        client: client of the store.
+        experiment: id of the experiment.
+        sweep: `id` and `name` of the sweep.
     """
 
     def make() -> Run:
@@ -151,7 +162,15 @@ def ensure_parent(client: MlflowClient, experiment: str, sweep: Mapping[str, str
 def ensure_run(
     client: MlflowClient, experiment: str, identity: str, started: int, name: str
 ) -> tuple[str, bool]:
-    """The id of the run that carries this identity, and whether it is new."""
+    """Return the id of a run, created or restored if necessary, and True if it is new.
+
+    Args:
+        client: client of the store.
+        experiment: id of the experiment.
+        identity: the run's id in its journal.
+        started: milliseconds since the epoch.
+        name: name of the run.
+    """
 
     def make() -> Run:
         return client.create_run(
@@ -161,9 +180,10 @@ def ensure_run(
     return _find_or_make(client, experiment, RUN_TAG, identity, make)
 
 
-def delete_doubles(client: MlflowClient, experiment: str, identity: str, keep: str) -> None:
-    """Delete other runs of this identity: a server that hangs may carry out a request twice, and
-    late.
+def delete_duplicates(client: MlflowClient, experiment: str, identity: str, keep: str) -> None:
+    """Delete other runs with this identity.
+
+    They exist if a slow server executed a request twice, after a retry.
     """
     for run in _search(client, experiment, RUN_TAG, identity):
         if run.info.run_id != keep:
@@ -173,7 +193,10 @@ def delete_doubles(client: MlflowClient, experiment: str, identity: str, keep: s
 def _find_or_make(
     client: MlflowClient, experiment: str, tag: str, value: str, make: Callable[[], Run]
 ) -> tuple[str, bool]:
-    """Where several make one at the same time, all agree on the first."""
+    """Return the id of the run with this tag, created if necessary, and True if it is new.
+
+    If several processes create one at the same time, all keep the first and delete the others.
+    """
     if found := _search(client, experiment, tag, value):
         return found[0].info.run_id, False
     if found := _search(client, experiment, tag, value, deleted=True):
@@ -189,7 +212,7 @@ def _find_or_make(
 def _search(
     client: MlflowClient, experiment: str, tag: str, value: str, deleted: bool = False
 ) -> list[Run]:
-    """Runs by a tag, the first one first."""
+    """Return the runs with this tag, oldest first."""
     from mlflow.entities import ViewType
 
     view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
@@ -198,24 +221,25 @@ def _search(
 
 
 def image_steps(client: MlflowClient, run: str, key: str) -> set[int]:
-    """The steps at which a run has an image under this key whole: the small copy, named by step, is
-    written last.
+    """Return the steps at which a run has a complete image with this key.
+
+    An image is complete if its compressed copy exists, which is written last.
     """
     names = [posixpath.basename(file.path) for file in client.list_artifacts(run, "images")]
     found = [re.match(rf"{re.escape(key)}\+step\+(\d+)\+.*\+compressed", name) for name in names]
     return {int(match[1]) for match in found if match}
 
 
-# --- what it accepts ------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def accepted(name: str) -> str:
-    """The name of a metric, param or tag, in characters and a form that MLflow takes."""
+    """Return the name of a metric, param or tag in a form that MLflow accepts."""
     name = posixpath.normpath(re.sub(r"[^\w./\- :]", "_", name).strip("/"))
     return re.sub(r"^\.\.?(?=/|$)", "_", name)[:MAX_NAME].rstrip("/")
 
 
 def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    """The items in pieces of at most `size`."""
+    """Yield the items in lists of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -1,7 +1,7 @@
-"""The names of metrics that the package itself reads or writes.
+"""Names of the metrics that the package itself writes or reads.
 
-What an agent returns is named by its keys: `train/<key>`, or `train/<key>/<task>`
-(`tracking.metrics`).
+Metrics that an agent returns are named by their keys: `train/<key>`, or `train/<key>/<task>`
+(`tracking.metrics.by_name`).
 """
 
 from __future__ import annotations
@@ -11,36 +11,40 @@ ENV_STEPS_PER_SECOND = "time/env_steps_per_second"
 UPDATES_PER_SECOND = "time/updates_per_second"
 WAIT_FOR_WORKERS = "time/wait_for_workers"
 WAIT_FOR_LEARNER = "time/wait_for_learner"
-TRAINING_SECONDS = "time/seconds"  # of training so far, over all sessions of the run
-GRADIENTS = "gradients/"  # beginning of the cosines between tasks' gradients
-OWN = ("eval/", "train/", "routing/", GRADIENTS, "time/", "system/")  # beginnings of all names
-WALL_CLOCK = ("time/", "system/")  # beginnings of what depends on the machine, not on the run alone
+TRAINING_SECONDS = "time/seconds"  # of training, over all sessions of the run
+GRADIENTS = "gradients/"  # prefix of the cosines between tasks' gradients
+OWN = ("eval/", "train/", "routing/", GRADIENTS, "time/", "system/")  # prefixes of all names
+WALL_CLOCK = ("time/", "system/")  # prefixes of metrics that depend on the machine
 
 
 def success_rate(task: str) -> str:
+    """Return the name of a task's success rate in evaluation."""
     return f"eval/success_rate/{task}"
 
 
 def eval_return(task: str) -> str:
-    """Of an evaluation's episode up to success or the horizon."""
+    """Return the name of a task's mean return in evaluation, up to success or the horizon."""
     return f"eval/return/{task}"
 
 
 def episode_return(task: str) -> str:
+    """Return the name of a task's mean return in training episodes."""
     return f"train/episode_return/{task}"
 
 
 def train_success_rate(task: str) -> str:
-    """The share of the task's last training episodes that reached success, with exploration."""
+    """Return the name of a task's success rate in recent training episodes, with exploration."""
     return f"train/success_rate/{task}"
 
 
 def physics_faults(task: str) -> str:
-    """Count the episodes that were cut short because the physics broke; only where
-    there were any.
+    """Return the name of a task's number of episodes cut short because their physics broke.
+
+    It is logged only if there are any.
     """
     return f"train/physics_faults/{task}"
 
 
 def routing_entropy(layer: int) -> str:
+    """Return the name of the routing entropy of a layer, counted from 1."""
     return f"routing/entropy/layer_{layer}"

@@ -1,6 +1,4 @@
-"""Reading a run's journal: what a file of JSON lines says that a process may be writing, or was
-killed in writing.
-"""
+"""Reader of a run's journal; a process may be writing to it, or was killed while writing."""
 
 from __future__ import annotations
 
@@ -14,15 +12,21 @@ from softmod.errors import ConfigError
 
 JOURNAL = "journal.jsonl"
 SCHEMA = 1
-LARGEST = 10**300  # of whole numbers, so that they are floats too
+LARGEST = 10**300  # bound of integers, so that they can be converted to floats
 
 Line = dict[str, Any]
 Routes = list[list[list[float]]]  # of a layer: task, target, source
 
 
 def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
-    """The whole lines of a journal from a byte offset on, each with the offset behind it; torn ones
-    are passed over.
+    """Yield the valid lines of a journal, each with the byte offset after it; skip damaged ones.
+
+    Args:
+        path: the journal's path.
+        offset: byte to start at.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -32,7 +36,7 @@ def lines(path: Path, offset: int = 0) -> Iterator[tuple[Line, int]]:
                 line = json.loads(raw)
             except (ValueError, RecursionError):
                 continue
-            if _sound(line):
+            if _valid(line):
                 yield line, offset
 
 
@@ -48,26 +52,27 @@ FIELDS: dict[str, dict[str, type]] = {
 }
 
 
-def _sound(line: Any) -> bool:
-    """Whether a line has what its kind needs; a damaged file must not stop a run."""
+def _valid(line: Any) -> bool:
+    """Return True if a line has the fields that its kind needs; damage must not stop a run."""
     fields = FIELDS.get(line.get("kind", "")) if isinstance(line, dict) else None
-    if fields is None or not all(
-        isinstance(line.get(name), kind) for name, kind in {"time": int, **fields}.items()
-    ):
+    if fields is None:
         return False
-    return line["kind"] != "metrics" or all(
-        isinstance(value, float)
-        or value in ("nan", "inf", "-inf")
-        or (isinstance(value, int) and abs(value) < LARGEST)
-        for value in line["values"].values()
-    )
+    for name, kind in {"time": int, **fields}.items():
+        if not isinstance(line.get(name), kind):
+            return False
+    return line["kind"] != "metrics" or all(map(_is_number, line["values"].values()))
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a number, or a string that stands for a non-finite one."""
+    if isinstance(value, int):
+        return abs(value) < LARGEST
+    return isinstance(value, float) or value in ("nan", "inf", "-inf")
 
 
 @dataclass
 class Record:
-    """Hold what a journal says: the first value of each metric at each step, the last of everything
-    else.
-    """
+    """Content of a journal: the first value of each metric at each step, the last of all else."""
 
     run_id: str = ""
     started: int = 0  # ms since the epoch
@@ -82,7 +87,7 @@ class Record:
         """Read the journal in a run's folder; needs no lock.
 
         Raises:
-            ConfigError: there is no journal, or a newer version of this program wrote it.
+            ConfigError: there is no journal, or a newer version of softmod wrote it.
         """
         record = cls()
         try:
@@ -93,13 +98,17 @@ class Record:
         return record
 
     def absorb(self, line: Line) -> None:
-        """Take in one line."""
+        """Add a line of the journal.
+
+        Raises:
+            ConfigError: a newer version of softmod wrote it.
+        """
         match line.get("kind"):
             case "header" | "session":
                 if line["kind"] == "header" and line["schema"] > SCHEMA:
                     raise ConfigError(
-                        f"{JOURNAL}: written by a newer softmod (schema {line['schema']}, known:"
-                        f" {SCHEMA})"
+                        f"{JOURNAL}: written by a newer version of softmod (schema"
+                        f" {line['schema']}; this version reads {SCHEMA})"
                     )
                 self.run_id = self.run_id or line["run_id"]
                 self.started = self.started or line["time"]
@@ -116,9 +125,9 @@ class Record:
                 self.status = line["status"]
 
     def names(self) -> list[str]:
-        """The metrics that there are."""
+        """Return the names of the metrics."""
         return sorted(self.values)
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """One metric as (step, value), by step."""
+        """Return a metric as (step, value) pairs, by step."""
         return sorted(self.values.get(name, {}).items())

@@ -1,4 +1,4 @@
-"""Passwords taken out of what is written down."""
+"""Redaction of passwords in everything that is stored or shown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SECRETS = (
 
 
 def redacted(text: str) -> str:
-    """The text without the user names, passwords and tokens of the URIs in it."""
+    """Return the text with user names, passwords and tokens in URIs replaced by `***`."""
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def without_passwords(value: Any) -> Any:
-    """Nested values, each text in them redacted."""
+    """Return nested values with each string in them redacted."""
     if isinstance(value, Mapping):
         return {key: without_passwords(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,6 @@
-"""From the journal to MLflow: a process of its own that training starts, never waits for, and tells
-when it ends.
+"""Upload of the journal to MLflow by a separate process.
+
+Training starts it, never waits for it while it trains, and sends it a shutdown request at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from softmod.config.schema import TrackingConfig
 from softmod.errors import ConfigError
 from softmod.system import faults
-from softmod.system.files import written_whole
+from softmod.system.files import atomic_write
 from softmod.system.signals import kept_from_children
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import ENDED, in_use, now
@@ -30,44 +31,53 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ABOUT = "tracking.json"
+DESTINATION = "tracking.json"  # store, experiment, name and sweep of the run
 CURSOR = ".uploaded"
 LOG = "upload.log"
-SWEEPS = ".sweeps"  # those that the run belongs to, and where
-LAST_WORDS = 2.0  # seconds that Ctrl-C leaves for uploading
-MAX_METRICS = 1000  # in one request, by MLflow's rules, as are the next three
-MAX_PARAMS = 100
+SWEEPS = ".sweeps"  # sweeps of the run that MLflow has completely, and their stores
+INTERRUPTED_DRAIN = 2.0  # seconds left for uploading after Ctrl-C
+# Limits of MLflow:
+MAX_METRICS = 1000  # per request
+MAX_PARAMS = 100  # params or tags per request
 MAX_PARAM = 6000  # characters
-MAX_TAG = 5000
+MAX_TAG = 5000  # characters
 
 
-# --- the training process's side ------------------------------------------------------------------
+# --- training process -----------------------------------------------------------------------------
 
 
 class Uploader:
-    """The process that uploads; close it when the journal has the run's end status."""
+    """Handle of the uploading process; close it once the journal has the run's final status.
+
+    Args:
+        process: None if it could not be started.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
         self.process = process
 
     @property
     def complete(self) -> bool:
-        """Return whether MLflow has everything. Where not, `python -m softmod.upload` goes on."""
+        """Return True if MLflow has everything; else `python -m softmod.upload` completes it."""
         return self.process is not None and self.process.returncode == 0
 
     def close(self, drain_seconds: float) -> bool:
-        """Let it finish, for so long; whether it did. Ctrl-C leaves it time for its last words."""
+        """Wait for the upload to complete, then end the process; return True if it is complete.
+
+        Args:
+            drain_seconds: maximum time to wait; Ctrl-C reduces it to `INTERRUPTED_DRAIN`.
+        """
         process = self.process
         if process is None:
             return False
         try:
-            _say_goodbye(process, drain_seconds)
+            _request_shutdown(process, drain_seconds)
             process.wait(drain_seconds)
         except subprocess.TimeoutExpired:
             pass
         except KeyboardInterrupt:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(min(drain_seconds, LAST_WORDS))
+                process.wait(min(drain_seconds, INTERRUPTED_DRAIN))
             raise
         finally:
             if process.poll() is None:
@@ -76,44 +86,43 @@ class Uploader:
         return self.complete
 
 
-def start_uploader(folder: Path, tracking: TrackingConfig, about: Mapping[str, Any]) -> Uploader:
-    """Start uploading a run's journal. Whatever goes wrong ends in the run's upload.log, not in
-    training.
+def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str, Any]) -> Uploader:
+    """Start uploading a run's journal; errors are written to the run's upload.log, not raised.
 
     Args:
-        folder: the run's; its journal is there.
-        about: `experiment` and `run_name`, and `sweep` (`id` and `name`) or None.
+        folder: the run's folder, with its journal.
+        tracking: configuration of the store.
+        metadata: `experiment` and `run_name`, and `sweep` (`id` and `name`) or None.
     """
     uri = store.store_uri(tracking.uri)
-    facts = {
+    destination = {
         "uri": redacted(uri),
         "artifacts": store.artifact_root(uri),
-        "sweep": about.get("sweep"),
+        "sweep": metadata.get("sweep"),
+        "experiment": metadata["experiment"],
+        "run_name": redacted(metadata["run_name"]),
     }
-    facts |= {"experiment": about["experiment"], "run_name": redacted(about["run_name"])}
     command = [sys.executable, "-m", "softmod.upload", str(folder), "--follow"]
     try:
-        _replace(folder / ABOUT, facts)
+        _replace(folder / DESTINATION, destination)
         with (folder / LOG).open("ab") as log, kept_from_children():
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for training
-                env=os.environ
-                | {"MLFLOW_TRACKING_URI": uri},  # may hold a password: not for the command line
+                start_new_session=True,  # keeps Ctrl-C from the uploader
+                # May contain a password, so it is not passed on the command line.
+                env=os.environ | {"MLFLOW_TRACKING_URI": uri},
             )
     except OSError as error:
-        logger.warning("%s: nothing is uploaded to MLflow for now (%s)", folder, error)
+        logger.warning("%s: the upload to MLflow cannot be started (%s)", folder, error)
         return Uploader(None)
     return Uploader(process)
 
 
-def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
-    """Return whether MLflow has the run whole, as one of this sweep's; what belongs to no sweep is
-    not asked about.
-    """
+def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
+    """Return True if MLflow has the whole run as a member of this sweep; True without a sweep."""
     try:
         return (
             sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
@@ -122,60 +131,58 @@ def belongs(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | N
         return False
 
 
-def remember(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> None:
-    """Note that MLflow has the run whole, as one of this sweep's."""
-    if not belongs(folder, tracking, sweep) and sweep is not None:
-        with (
-            suppress(OSError),
-            (folder / SWEEPS).open("a") as file,
-        ):  # unknown, it is uploaded once more
+def mark_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> None:
+    """Record that MLflow has the whole run as a member of this sweep.
+
+    A failure is ignored: the run is then uploaded again.
+    """
+    if not is_uploaded(folder, tracking, sweep) and sweep is not None:
+        with suppress(OSError), (folder / SWEEPS).open("a") as file:
             file.write(_member(tracking, sweep) + "\n")
 
 
 def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
+    """Return the line that marks a run as uploaded to this sweep and store."""
     return f"{sweep['id']} {redacted(store.store_uri(tracking.uri))}"
 
 
-def _say_goodbye(process: subprocess.Popen[bytes], drain_seconds: float) -> None:
-    """An end of the pipe without a word means that training is dead."""
+def _request_shutdown(process: subprocess.Popen[bytes], drain_seconds: float) -> None:
+    """Send the drain time and close the pipe; a pipe closed without it means training died."""
     if process.stdin is None or process.stdin.closed:
         return
     try:
         process.stdin.write(f"{drain_seconds}\n".encode())
         process.stdin.close()
-    except OSError:  # it is gone
+    except OSError:  # the process has ended
         pass
 
 
-def _replace(path: Path, facts: Mapping[str, Any]) -> None:
-    with written_whole(path) as beside:
-        beside.write_text(json.dumps(facts, indent=1))
+def _replace(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values to a JSON file, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1))
 
 
-# --- the uploading process's side -----------------------------------------------------------------
+# --- uploading process ----------------------------------------------------------------------------
 
 
 @dataclass
 class Cursor:
-    """Note how far a journal has been sent, to where."""
+    """State of an upload: the destination, the position in the journal, and what is unsent."""
 
     uri: str = ""
     run: str = ""
-    offset: int = 0
+    offset: int = 0  # bytes of the journal that were sent
     status: str = ""
-    status_time: int = 0
+    status_time: int = 0  # milliseconds since the epoch
     status_sent: bool = True
-    artifacts: list[list[str]] = field(
-        default_factory=list
-    )  # path and folder, of those that are still to be sent
-    pictures: list[Line] = field(
-        default_factory=list
-    )  # what the journal says of routes, still to be drawn and sent
+    artifacts: list[list[str]] = field(default_factory=list)  # unsent: path and folder of each
+    pictures: list[Line] = field(default_factory=list)  # unsent: the journal's lines of routes
 
 
 @dataclass
 class Chunk:
-    """Hold what some lines of a journal say."""
+    """Metrics, params and tags from some lines of a journal, sent together."""
 
     metrics: dict[tuple[str, int], Metric] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
@@ -183,11 +190,13 @@ class Chunk:
 
 
 class Sender:
-    """Sends what MLflow does not have yet of a run's journal. Any call may fail, and may be
-    repeated.
+    """Sends to MLflow what it lacks of a run's journal. Any call may fail, and may be repeated.
+
+    Args:
+        folder: the run's folder.
 
     Raises:
-        ConfigError: the folder holds no journal, or the store's address is not known.
+        ConfigError: the folder holds no journal, or the store's URI lacks its password.
         Exception: whatever MLflow raises.
     """
 
@@ -199,26 +208,27 @@ class Sender:
         if not record.run_id:
             raise ConfigError(f"{folder}: holds no journal of a run (it has no header)")
         self.identity = record.run_id
-        about = _about(folder, record)
-        with store.one_at_a_time(about["uri"]):
-            self.client = store.connect(about["uri"])
+        to = _destination(folder, record)
+        with store.one_at_a_time(to["uri"]):
+            self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
-                self.client, about["experiment"], about["artifacts"]
+                self.client, to["experiment"], to["artifacts"]
             )
-            sweep = about["sweep"]
+            sweep = to["sweep"]
             parent = store.ensure_parent(self.client, self.experiment, sweep) if sweep else None
         self.run, new = store.ensure_run(
-            self.client, self.experiment, self.identity, record.started, about["run_name"]
+            self.client, self.experiment, self.identity, record.started, to["run_name"]
         )
         if parent:
             self.client.set_tag(self.run, store.PARENT_TAG, parent)
             self.client.set_tag(self.run, store.MEMBER_TAG + parent, "member")
-        self.cursor = self._load_cursor(redacted(about["uri"]))
+        self.cursor = self._load_cursor(redacted(to["uri"]))
+        # Steps that MLflow has, by metric; None if the cursor suffices to avoid duplicates.
         self.known: dict[str, set[int]] | None = None if new or self.cursor.offset else {}
-        self.overruled = False
+        self.overruled = False  # FAILED was sent because training ended without a status
 
     def send(self) -> None:
-        """Everything that the journal holds by now; metrics first."""
+        """Send all that is new in the journal, metrics first."""
         while self._send_chunk():
             self._save_cursor()
         self.known = None
@@ -228,8 +238,9 @@ class Sender:
         self._send_pictures()
 
     def end(self) -> None:
-        """Nobody trains any more: where the journal has no end, say so; then see that the run is
-        there once.
+        """Send the final status after training ended, and delete duplicates of the run.
+
+        If the journal has no final status and no process trains the run, it is FAILED.
         """
         status = self.cursor.status
         time = self.cursor.status_time
@@ -237,16 +248,16 @@ class Sender:
             if line["kind"] == "status":
                 status = line["status"]
                 time = line["time"]
-        if status in ENDED:  # first of all: there may not be time for more
+        if status in ENDED:  # sent first, because the time may not suffice for more
             self.client.set_terminated(self.run, status, end_time=time)
         elif not in_use(self.folder, patience=0.5):
             self.client.set_terminated(self.run, "FAILED", end_time=now())
             self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
             self.overruled = True
-        store.delete_doubles(self.client, self.experiment, self.identity, keep=self.run)
+        store.delete_duplicates(self.client, self.experiment, self.identity, keep=self.run)
 
     def _send_chunk(self) -> bool:
-        """A request's worth of lines; whether there were any."""
+        """Send the next lines of the journal, up to one request; return True if there were any."""
         chunk = Chunk()
         start = self.cursor.offset
         for line, offset in lines(self.folder / JOURNAL, start):
@@ -263,6 +274,7 @@ class Sender:
         return self.cursor.offset > start
 
     def _sort(self, line: Line, chunk: Chunk) -> None:
+        """Add a line to the chunk, or to the unsent artifacts, pictures or status."""
         from mlflow.entities import Metric
 
         match line["kind"]:
@@ -295,8 +307,9 @@ class Sender:
             faults.point("upload.batch")
 
     def _unknown(self, metrics: list[Metric]) -> list[Metric]:
-        """Those that MLflow does not have, where the cursor got lost; equal ones it would tell
-        apart by itself.
+        """Return the metrics that MLflow lacks; all of them unless the cursor was lost.
+
+        MLflow itself discards only exact duplicates.
         """
         if self.known is None:
             return metrics
@@ -307,9 +320,9 @@ class Sender:
         return [metric for metric in metrics if metric.step not in self.known[metric.key]]
 
     def _send_params(self, chunk: Chunk) -> None:
-        """Params and tags.
+        """Send params and tags.
 
-        A param cannot change in MLflow: what a resumed run has otherwise becomes a tag.
+        Params are immutable in MLflow, so a value that changed in a resumed run becomes a tag.
         """
         from mlflow.entities import Param, RunTag
 
@@ -319,22 +332,22 @@ class Sender:
         tags = dict(chunk.tags)
         if params:
             data = self.client.get_run(self.run).data
-            there = data.params
-            changed = {key for key, value in params.items() if there.get(key, value) != value}
-            changed |= {
-                key for key in params if f"{store.CHANGED}{key}" in data.tags
-            }  # and perhaps changed back
+            sent = data.params
+            changed = {key for key, value in params.items() if sent.get(key, value) != value}
+            # A param that changed before may have changed back.
+            changed |= {key for key in params if f"{store.CHANGED}{key}" in data.tags}
             tags |= {f"{store.CHANGED}{key}": params[key] for key in changed}
-            params = {key: value for key, value in params.items() if key not in there}
+            params = {key: value for key, value in params.items() if key not in sent}
         for batch in store.batches(
             [Param(key, value) for key, value in params.items()], MAX_PARAMS
         ):
             self.client.log_batch(self.run, params=batch, synchronous=True)
-        sent = [RunTag(store.accepted(key), value[:MAX_TAG]) for key, value in tags.items()]
-        for batch in store.batches(sent, MAX_PARAMS):
+        run_tags = [RunTag(store.accepted(key), value[:MAX_TAG]) for key, value in tags.items()]
+        for batch in store.batches(run_tags, MAX_PARAMS):
             self.client.log_batch(self.run, tags=batch, synchronous=True)
 
     def _send_status(self) -> None:
+        """Send the status; RUNNING also removes the tag of an unexpected end."""
         status = self.cursor.status
         if not self.overruled and status in ENDED:
             self.client.set_terminated(self.run, status, end_time=self.cursor.status_time)
@@ -346,7 +359,11 @@ class Sender:
         self._save_cursor()
 
     def _send_artifacts(self) -> None:
-        """Each as it is now; one that cannot be sent does not hold up the others."""
+        """Send the artifacts with their current content; a failure does not stop the others.
+
+        Raises:
+            Exception: the last failure.
+        """
         failure: Exception | None = None
         for path, under in list(self.cursor.artifacts):
             try:
@@ -365,32 +382,33 @@ class Sender:
             self.client.log_artifact(self.run, str(whole), under or None)
             self.artifacts_sent += 1
         else:
-            logger.warning("%s is not in the run's folder; not uploaded", path)
+            logger.warning("%s: not in the run's folder; not uploaded", path)
 
     def _send_pictures(self) -> None:
-        """What routes look like at a step, as an image with a slider; one that is there stays."""
+        """Draw and send the routing probabilities of each step that has no image yet."""
         if not self.cursor.pictures:
             return
         from softmod.tracking.figures import routes_figure
 
-        there = store.image_steps(self.client, self.run, store.ROUTING)
+        sent = store.image_steps(self.client, self.run, store.ROUTING)
         while self.cursor.pictures:
-            told = self.cursor.pictures[0]
-            if told["step"] not in there:
+            routes = self.cursor.pictures[0]
+            step = routes["step"]
+            if step not in sent:
                 try:
-                    image = routes_figure(told["step"], told["tasks"], told["layers"])
+                    image = routes_figure(step, routes["tasks"], routes["layers"])
                 except (ValueError, TypeError, AttributeError) as error:  # of a damaged line
-                    logger.warning("routes at step %d: cannot be drawn (%s)", told["step"], error)
+                    logger.warning("routes at step %d: cannot be drawn (%s)", step, error)
                 else:
                     self.client.log_image(
-                        self.run, image, key=store.ROUTING, step=told["step"], synchronous=True
+                        self.run, image, key=store.ROUTING, step=step, synchronous=True
                     )
-                    there.add(told["step"])
+                    sent.add(step)
             del self.cursor.pictures[0]
             self._save_cursor()
 
     def _load_cursor(self, uri: str) -> Cursor:
-        """Where an earlier process stopped, if that was with the same run in the same store."""
+        """Load the cursor of an earlier process; a new one if run, store or journal differ."""
         try:
             cursor = Cursor(**json.loads((self.folder / CURSOR).read_text()))
             size = (self.folder / JOURNAL).stat().st_size
@@ -402,34 +420,41 @@ class Sender:
     def _save_cursor(self) -> None:
         try:
             _replace(self.folder / CURSOR, asdict(self.cursor))
-        except OSError as error:  # it will be sent again, which is harmless
+        except OSError as error:  # harmless: entries are sent again
             logger.warning("%s: cannot be written (%s)", self.folder / CURSOR, error.strerror)
 
 
-def _about(folder: Path, record: Record) -> dict[str, Any]:
-    """Where the run belongs, as training left it; a run that was only journalled goes to the usual
-    place.
+def _destination(folder: Path, record: Record) -> dict[str, Any]:
+    """Return store, experiment, name and sweep of a run, as training saved them.
+
+    A run that was trained without MLflow goes to the default store.
+
+    Raises:
+        ConfigError: the saved URI lacks its password, and MLFLOW_TRACKING_URI does not supply it.
     """
-    facts: dict[str, Any] = {
-        "experiment": str(record.params.get("env.name", "softmod")),
-        "sweep": None,
-    }
-    facts["run_name"] = f"{folder.absolute().parent.name}/{folder.name}"
     try:
-        told = json.loads((folder / ABOUT).read_text())
-        facts |= {
-            name: told[name] for name in ("uri", "artifacts", "sweep", "experiment", "run_name")
-        }
+        saved = json.loads((folder / DESTINATION).read_text())
+        names = ("uri", "artifacts", "sweep", "experiment", "run_name")
+        destination: dict[str, Any] = {name: saved[name] for name in names}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        facts["uri"] = store.store_uri(None)
-        facts["artifacts"] = store.artifact_root(facts["uri"])
-    if "***" not in facts["uri"]:
-        return facts
+        uri = store.store_uri(None)
+        destination = {
+            "uri": uri,
+            "artifacts": store.artifact_root(uri),
+            "sweep": None,
+            "experiment": str(record.params.get("env.name", "softmod")),
+            "run_name": f"{folder.absolute().parent.name}/{folder.name}",
+        }
+    if "***" not in destination["uri"]:
+        return destination
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if redacted(uri) != facts["uri"]:
-        raise ConfigError(f"{folder}: set MLFLOW_TRACKING_URI to {facts['uri']} with its password")
-    return facts | {"uri": uri}
+    if redacted(uri) != destination["uri"]:
+        raise ConfigError(
+            f"{folder}: set MLFLOW_TRACKING_URI to {destination['uri']} with its password"
+        )
+    return destination | {"uri": uri}
 
 
 def _text(value: Any) -> str:
+    """Return a param's value as text."""
     return value if isinstance(value, str) else json.dumps(value)

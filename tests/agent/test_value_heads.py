@@ -176,8 +176,8 @@ class Fails(Squared):
 
 @pytest.mark.parametrize(
     ("head", "told"),
-    [(NoTarget, "abstract"), (ScalarLoss, r"loss has shape \[\], not \[2\]"), (NoOutputs,
-                "a whole number of outputs"),
+    [(NoTarget, "abstract"), (ScalarLoss, r"loss has shape \[\]; must be \[2\]"), (NoOutputs,
+                "outputs must be a positive integer"),
      (Fails, "fails on outputs of 2 critics")],
 )  # fmt: skip
 def test_a_head_that_cannot_work_is_answered_before_anything_is_made(head, told):

@@ -1,6 +1,4 @@
-"""Checkpoints: whole or not at all, damage is found and named, the newest valid one is used,
-nothing is pickled.
-"""
+"""Checkpoints are atomic; damage is found and named; the newest valid one is used; no pickle."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def test_damage_is_found_and_passed_over(tmp_path, file, damage, caplog):
         cut = {"truncated": content[:-3], "flipped": content, "emptied": b""}[damage]
         path.write_bytes(bytes(cut) if damage != "truncated" else path.read_bytes()[:-3])
     found = checkpoint.newest(tmp_path)
-    assert "damaged checkpoint passed over: step_000000000020" in caplog.text
+    assert "damaged checkpoint skipped: step_000000000020" in caplog.text
     assert found is not None
     assert found[0].name == "step_000000000010"
 
@@ -129,7 +127,7 @@ def test_the_last_two_are_kept(tmp_path):
 
 
 def test_what_was_just_saved_stays_and_newer_damaged_ones_go(tmp_path):
-    """A run that went on from an older checkpoint than its newest."""
+    """Cover a run that resumed from an older checkpoint than its newest."""
     for step in (10, 30, 40):
         write(tmp_path, step)
     checkpoint.prune(tmp_path, write(tmp_path, 20))
@@ -149,17 +147,15 @@ def test_a_checkpoint_in_the_place_of_another_is_another_version(tmp_path):
 
 def test_another_form_is_refused_before_anything_is_copied():
     live = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    with pytest.raises(CheckpointError, match="b is only on one side"):
+    with pytest.raises(CheckpointError, match="network in the checkpoint: b is missing"):
         checkpoint.restore_arrays(live, {"a": torch.ones(2)}, "network")
-    with pytest.raises(CheckpointError, match=r"has b \[4\], not \[3\]"):
+    with pytest.raises(CheckpointError, match=r"b has shape \[4\]; must be \[3\]"):
         checkpoint.restore_arrays(live, {"a": torch.ones(2), "b": torch.ones(4)}, "network")
     assert not live["a"].any()
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path):
-    """In a process of its own, whose files may not grow: the arrays are written by another library
-    than the rest.
-    """
+    """Limit the file size in a separate process, because another library writes the arrays."""
     before = write(tmp_path, 10)
     code = """
 import resource, sys, torch

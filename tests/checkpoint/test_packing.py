@@ -1,6 +1,4 @@
-"""A run that travels: packed, unpacked and gone on with, equal to the bit; whatever is damaged on
-the way is seen.
-"""
+"""A packed run is unpacked and resumed bit for bit; damage on the way is detected."""
 
 from __future__ import annotations
 
@@ -102,7 +100,7 @@ def test_parts_that_are_no_archive_are_told(here: Path, capsys: pytest.CaptureFi
     about = {"format": 1, "run": "a/seed_0", "parts": {"part_000": digest(packed / "part_000")}}
     (packed / MANIFEST).write_text(json.dumps(about))
     code, _, told = said(capsys, "unpack", packed, here / "runs")
-    assert (code, "not what was packed" in told) == (3, True)
+    assert (code, "malformed content" in told) == (3, True)
     (here / "file").write_text("")
     assert run() == 0
     assert said(capsys, "pack", only(here), here / "file")[0] == 2
@@ -114,14 +112,14 @@ def test_what_cannot_be_packed_or_unpacked_is_told(here: Path, capsys: pytest.Ca
     assert said(capsys, "pack", folder / "checkpoints" / "best", packed)[0] == 3
     assert not packed.exists()
     assert said(capsys, "pack", folder, packed)[0] == 0
-    assert "is no empty folder" in said(capsys, "pack", folder, packed)[2]
-    assert "such a run already" in said(capsys, "unpack", packed, here / "runs")[2]
+    assert "must be an empty or missing folder" in said(capsys, "pack", folder, packed)[2]
+    assert "exists already" in said(capsys, "unpack", packed, here / "runs")[2]
     manifest, part = packed / MANIFEST, packed / "part_000"
     about, content = json.loads(manifest.read_text()), part.read_bytes()
     elsewhere = here / "elsewhere"
     for damage in (content[:-1], content[:-9] + b"\1" + content[-8:]):
         part.write_bytes(damage)
-        assert "its content is not what was packed" in said(capsys, "unpack", packed, elsewhere)[2]
+        assert "does not match the hash" in said(capsys, "unpack", packed, elsewhere)[2]
     part.unlink()
     assert said(capsys, "unpack", packed, elsewhere)[0] == 3
     for odd in (

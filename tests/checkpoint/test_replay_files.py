@@ -1,4 +1,4 @@
-"""The replay in pieces: only what is new is written, and the same replay comes back, whatever the
+"""The replay in pieces: only new rows are written, and the same replay is restored, whatever the
 order of events.
 """
 
@@ -112,13 +112,13 @@ def test_a_damaged_piece_damages_the_checkpoints_that_need_it(
     for damage in (content[:-1], content[:-3] + b"\1" + content[-2:], b""):
         piece.write_bytes(damage)
         with pytest.raises(
-            CheckpointError, match=r"000060\.safetensors: its content is not what was saved"
+            CheckpointError, match=r"000060\.safetensors: does not match the hash in the manifest"
         ):
             checkpoint.verify(second)
         assert checkpoint.newest(tmp_path)[0] == first
     piece.unlink()
     assert checkpoint.newest(tmp_path)[0] == first
-    assert caplog.text.count("damaged checkpoint passed over") == 4
+    assert caplog.text.count("damaged checkpoint skipped") == 4
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,13 @@ def test_a_replay_of_an_earlier_version_is_told(tmp_path: Path):
     replay, _ = filled(100, 10)
     (name,) = pieces = Archive(tmp_path, replay).save()
     save_file({"rows": torch.zeros(3, 10, 17)}, tmp_path / "replay" / name)
-    with pytest.raises(CheckpointError, match="of another version"):
+    with pytest.raises(CheckpointError, match="written by another version"):
         Archive(tmp_path, Replay(FRAMES, 100)).restore(pieces, 10)
 
 
 @pytest.mark.parametrize("left", [0.0, -1e6, torch.nan, 1e9])
 def test_what_lay_in_memory_before_a_restore_does_not_matter(tmp_path: Path, left: float):
-    """Several pieces, of which the oldest rows are not needed any more; more episodes
-    than slots.
-    """
+    """Cover several pieces, outdated rows in the oldest, and more episodes than slots."""
     replay, stream = filled(15, copies=2)
     stream.faults = 0.9
     archive, pieces = Archive(tmp_path, replay), {}

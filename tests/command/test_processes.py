@@ -243,7 +243,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str
     (run,) = runs(tmp_path)
     assert run.info.status == "KILLED"
 
-    assert "goes on at" in done(line, tmp_path, environment)
+    assert "resumes at" in done(line, tmp_path, environment)
     (again,) = runs(tmp_path)
     assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
     client = store.connect(f"sqlite:///{tmp_path / 'mlflow.db'}")

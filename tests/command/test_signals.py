@@ -89,7 +89,7 @@ def test_a_run_begun_beside_others_says_how_it_goes_on_and_slurm_knows(here, cap
         assert run("run.resume=never") == signals.STOPPED
     told = capsys.readouterr().err
     assert "rename" in told
-    assert "seed_0.1 to seed_0 to go on from it" in told
+    assert "seed_0.1 to seed_0 to resume it" in told
     assert "the same command" not in told
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run("run.resume=never") == 0
@@ -109,7 +109,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_end(here, capsys, moment, u
         send_at(patch, owner, name, at if at > 0 else steps + at)
         assert run() == signals.STOPPED
     folder = only(here)
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command resumes the run" in capsys.readouterr().err
     assert statuses(folder)[-1] == "KILLED"
     assert not (folder / "result.json").exists()
     found = newest(folder)

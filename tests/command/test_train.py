@@ -216,7 +216,7 @@ def test_what_cannot_work_creates_nothing(here, capsys):
         (
             "fabric.compile=captured",
             "optimizer.actor.fused=false",
-        ): "only with a fused optimizer (optimizer.actor.fused",
+        ): "needs a fused optimizer; set optimizer.actor.fused=true",
     }
     for line, told in faulty.items():
         plain = [word for word in SMALL if not word.startswith(("actor.", "critic."))]
@@ -281,7 +281,7 @@ def test_damaged_checkpoints_only(here, capsys, caplog):
         manifest.write_text("{}")
     assert run() == CheckpointError.exit_code
     assert "none of 2 checkpoints is valid" in capsys.readouterr().err
-    assert caplog.text.count("damaged checkpoint passed over") == 2
+    assert caplog.text.count("damaged checkpoint skipped") == 2
 
 
 def test_the_clock_ends_a_run(here):
@@ -394,7 +394,7 @@ def test_a_sweep_goes_on_after_a_failed_job(here, capsys):
 
 def test_a_sweep_does_only_what_is_missing(here, capsys):
     assert run("-m", "seed=0,1") == 0
-    assert capsys.readouterr().out.count("goes on at") == 0
+    assert capsys.readouterr().out.count("resumes at") == 0
     times = {path: path.stat().st_mtime_ns for path in here.glob("runs/*/*/result.json")}
     assert len(times) == 2
     assert run("-m", "seed=0,1,2") == 0

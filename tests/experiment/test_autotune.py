@@ -1,6 +1,4 @@
-"""Which processes and threads are picked, from made-up costs with known answers; that a choice is
-remembered.
-"""
+"""Choice of processes and threads from made-up costs with known answers; the cache of choices."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from softmod.experiment.autotune import (
     Costs,
     Round,
     best,
-    remembered,
+    cached_choice,
     seconds,
     thread_counts,
 )
@@ -40,8 +38,8 @@ def test_updates_get_the_cores_where_they_are_heavy():
 
 
 def test_two_threads_that_wait_for_a_worker_are_worse_than_one_that_does_not():
-    """As measured with the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of
-    learning alone.
+    """Reproduce the quickstart on two AVX2 cores: 1 process and 2 threads reached 0.6 of the speed
+    of learning alone.
     """
     costs, wanted = (
         Costs({1: 0.018, 2: 0.0145, 4: 0.0145}, step=0.00055),
@@ -63,7 +61,7 @@ def test_what_is_given_stays():
 
 
 def test_a_learner_does_not_share_its_core_for_the_sake_of_faster_workers():
-    """As measured with MT10 on two cores: 2 processes beside the learner were slower than 1."""
+    """Reproduce MT10 on two cores: 2 processes beside the learner were slower than 1."""
     costs, wanted = (
         Costs({1: 0.0215, 2: 0.0215}, step=0.0006),
         Round(12.5, 250, environments=10, evaluated=60.0),
@@ -84,7 +82,7 @@ def test_a_round_takes_its_longer_half_or_all_the_work():
 
 
 def test_evaluations_get_the_cores_that_learning_leaves():
-    """On a GPU an update takes milliseconds of no core, and one process would do for collecting."""
+    """Use idle cores for evaluations: on a GPU, one process would suffice for collecting."""
     costs = Costs({1: 0.004}, step=0.0003)
     assert best(costs, Round(50, 500, environments=10), cores=16) == Chosen(1, 1)
     assert best(costs, Round(50, 500, environments=10, evaluated=250.0), cores=16) == Chosen(10, 1)
@@ -104,9 +102,9 @@ def test_a_choice_is_measured_once_per_question(tmp_path: Path):
         return best(costs, ROUND, cores=2)
 
     for question, times in (({"identity": "a"}, 1), ({"identity": "a"}, 1), ({"identity": "b"}, 2)):
-        assert remembered(tmp_path / "cache", question, measure, choose) == Chosen(2, 2)
+        assert cached_choice(tmp_path / "cache", question, measure, choose) == Chosen(2, 2)
         assert len(asked) == times
     for path in (tmp_path / "cache").iterdir():
         path.write_text("{")
-    assert remembered(tmp_path / "cache", {"identity": "a"}, measure, choose) == Chosen(2, 2)
+    assert cached_choice(tmp_path / "cache", {"identity": "a"}, measure, choose) == Chosen(2, 2)
     assert len(asked) == 3

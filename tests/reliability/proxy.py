@@ -1,6 +1,4 @@
-"""A TCP proxy that stands before a server and gets in its way on demand; both listen on
-127.0.0.1.
-"""
+"""A TCP proxy in front of a server that injects faults on demand; both listen on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -15,16 +13,15 @@ Mode = Literal["pass", "refuse", "silent", "mute", "slow"]
 
 
 class Proxy:
-    """Carries what comes in at `port` to a server's port, and the answers back, as the mode says
-    that holds just then.
+    """Forwards connections at `port` to a server's port, depending on the mode.
 
-    - pass: as if it were not there
-    - refuse: nobody listens, and open connections are cut
-    - silent: connections are taken; what comes in by them gets nowhere, and nothing is answered
-    - mute: requests arrive, the answers are lost
-    - slow: each chunk comes `delay` seconds late, either way
+    - pass: forward everything
+    - refuse: reject connections, and cut open ones
+    - silent: accept connections, but forward nothing
+    - mute: forward requests, drop the responses
+    - slow: delay each chunk by `delay` seconds, both ways
 
-    A connection that lost something is cut when the mode changes. `taken` counts the connections.
+    A connection that lost data is cut when the mode changes. `taken` counts the connections.
     """
 
     def __init__(self, server: int) -> None:
@@ -40,11 +37,11 @@ class Proxy:
         self.switch("pass")
 
     def switch(self, mode: Mode, delay: float = 0.0) -> None:
-        """Another mode from now on, for open connections too."""
+        """Switch the mode, for open connections too."""
         self._wait_for(self._switch(mode, delay))
 
     def close(self) -> None:
-        """Cut everything; there is nobody at the port any more."""
+        """Cut all connections and stop listening."""
         self.switch("refuse")
         self._wait_for(self._rest())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -67,7 +64,7 @@ class Proxy:
             self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _rest(self) -> None:
-        """Until every connection has noticed that it was cut."""
+        """Wait until every connection has noticed that it was cut."""
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
 
@@ -101,7 +98,7 @@ class Proxy:
         pair: set[StreamWriter],
         lost_when: tuple[Mode, ...],
     ) -> None:
-        """One way of a connection, until that ends."""
+        """Forward one direction of a connection until it ends."""
         try:
             while chunk := await source.read(CHUNK):
                 if self.mode == "slow":

@@ -89,7 +89,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def outcome_of(report: Any) -> dict[str, Any] | None:
-    """What a report says of a promise; None where it says nothing."""
+    """Return the outcome of a promise in a report; None if the report has none."""
     marks = getattr(report, "marks", ())
     if not marks or (report.when != "call" and report.outcome == "passed"):
         return None
@@ -104,7 +104,7 @@ def outcome_of(report: Any) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """The table, and whether everything held."""
+    """Write and print the table; exit with an error if a promise did not hold."""
     outcomes = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     text = "\n".join(lines(outcomes))
     Path(sys.argv[2]).write_text(text + "\n")
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     tried: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     told: dict[int, list[str]] = defaultdict(list)
     for outcome in outcomes:

@@ -1,6 +1,6 @@
-"""Bars 5 to 7 in full: damaged files, kills within a save, disks that refuse.
+"""Bars 5 to 7 in full: damaged files, kills within a save, disks that cannot be written.
 
-What is tried by the command line runs in processes of its own, on the toy tasks.
+Tests of the command line run it in separate processes, on the toy tasks.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ OFTEN = ("run.save_every=30", "run.eval_every=600")
 def trained(
     here: Path, *words: str, fault: str = "", limit: int = 0, script: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The command, or a script that patches it, to its end; where there is a `limit`, no file may
-    grow beyond it.
-    """
+    """Run the command, or a script that patches it, to its end; `limit` bounds file sizes."""
 
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -60,7 +58,7 @@ def trained(
 
 
 def killed(fault: str, *words: str) -> None:
-    """A run in this process that dies at a point."""
+    """Run in this process, and die at a point."""
 
     def die() -> None:
         raise Killed
@@ -74,7 +72,7 @@ def killed(fault: str, *words: str) -> None:
 
 
 def told(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run would go on from, and what is said of others."""
+    """Return the checkpoint that a run would resume from, and the warnings about others."""
     with patch.object(checkpoint.logger, "warning") as warn:
         try:
             found = newest(folder)
@@ -86,7 +84,7 @@ def told(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by its hash."""
+    """Return every file below a folder, by its hash."""
     return {
         str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()
     }
@@ -94,8 +92,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a run that was killed at 360 of its 600 steps; its last two checkpoints
-    are whole.
+    """Enter a working folder with a run that was killed at 360 of its 600 steps; its last two
+    checkpoints are whole.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("stopped"))
@@ -106,7 +104,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(stopped_run: Path, here: Path) -> Path:
-    """The folder of that run, copied to where this test may damage it."""
+    """Copy the folder of that run to where this test may damage it."""
     shutil.copytree(stopped_run / "runs", here / "runs")
     return only(here)
 
@@ -115,14 +113,14 @@ def stopped(stopped_run: Path, here: Path) -> Path:
 
 
 def files_of(checkpoint: Path) -> list[Path]:
-    """All that it consists of: its own files, and the pieces of the replay that it refers to."""
+    """Return all files of a checkpoint: its own, and the pieces of the replay that it refers to."""
     return sorted(checkpoint.iterdir()) + [
         checkpoint.parents[1] / name for name in sorted(shared(checkpoint))
     ]
 
 
 def flips(files: list[Path], draws: random.Random) -> Iterator[tuple[Path, bytes | None]]:
-    """Single bits, in every file in turn."""
+    """Yield a file with a single bit flipped, for every file in turn."""
     for number in range(DAMAGES):
         content = bytearray(files[number % len(files)].read_bytes())
         bit = draws.randrange(8 * len(content))
@@ -131,7 +129,7 @@ def flips(files: list[Path], draws: random.Random) -> Iterator[tuple[Path, bytes
 
 
 def damages(files: list[Path], draws: random.Random) -> Iterator[tuple[Path, bytes | None]]:
-    """A file and what is left of it; None where nothing is."""
+    """Yield a file and what is left of it; None if nothing is."""
     for number in range(DAMAGES):
         content = files[number % len(files)].read_bytes()
         yield files[number % len(files)], content[: draws.randrange(len(content))]
@@ -162,7 +160,7 @@ def test_every_damage_is_detected_before_anything_changes(stopped, record_proper
         assert place == (None if both else before), path
         assert len(warned) == 1 + both, warned
         assert all(
-            str(stopped) in line and ": " in line.removeprefix("damaged checkpoint passed over: ")
+            str(stopped) in line and ": " in line.removeprefix("damaged checkpoint skipped: ")
             for line in warned
         )
         assert path.name == "manifest.json" or all(path.name in line for line in warned), warned
@@ -191,7 +189,7 @@ def test_a_run_goes_on_from_the_one_before_to_the_same_end(
     }[what])  # fmt: skip
     ended = trained(here)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("damaged checkpoint passed over") == 1
+    assert ended.stderr.count("damaged checkpoint skipped") == 1
     assert hashes(stopped) == undisturbed[0]
     record_property("tried", f"{what}: resumed by the command line, one warning, equal hash")
 
@@ -263,7 +261,7 @@ def test_killed_at_every_point_of_a_save(here, undisturbed, record_property):
 
 @pytest.mark.bar(6)
 def test_killed_while_the_only_checkpoint_is_replaced(here, record_property):
-    """The run's last save has the name of the one before: that one lies aside for a moment."""
+    """Cover a last save with the name of the one before, which is moved aside for a moment."""
     words = ("run.save_every=600", "run.eval_every=700")
     assert run(*words, "run.folder=whole") == 0
     killed("checkpoint.aside:1", *words)
@@ -278,7 +276,7 @@ def test_killed_while_the_only_checkpoint_is_replaced(here, record_property):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
-    """What is asked of the disk from now on."""
+    """Record the calls that reach the disk from now on."""
     made: list[tuple[str, Path]] = []
 
     def watch(
@@ -301,7 +299,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
 
 @pytest.mark.bar(6)
 def test_the_order_of_a_save(here, calls, record_property):
-    """Written beside, flushed, renamed, the folder flushed; only then is anything older removed."""
+    """Write aside, flush, rename, flush the folder; only then remove older ones."""
     assert run() == 0
     folder = only(here)
     saves = [
@@ -349,8 +347,8 @@ def test_the_order_of_a_save(here, calls, record_property):
 @pytest.mark.reliability
 @pytest.mark.bar(6)
 def test_a_save_writes_nothing_elsewhere(here, monkeypatch, record_property):
-    """The first session leaves what libraries keep for themselves; the second one, with five saves,
-    adds nothing.
+    """Compare with a first session, after which libraries keep some memory; a second one with five
+    saves adds nothing.
     """
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         (here / name).mkdir()
@@ -392,7 +390,7 @@ def test_seen_failing_pruned_before_it_is_written(here, monkeypatch):
 
 
 def loud(ended: subprocess.CompletedProcess[str]) -> bool:
-    """Told at each of three attempts, the last of which ended the run, without a traceback."""
+    """Return True if three attempts were logged, the last of which ended the run."""
     refused = [
         line
         for line in ended.stderr.splitlines()
@@ -429,8 +427,8 @@ def test_a_limit_on_the_size_of_files(stopped, here, undisturbed, record_propert
 @pytest.mark.reliability
 @pytest.mark.bar(7)
 def test_a_limit_from_the_beginning_and_evaluations_first(here, record_property):
-    """The weights of the best evaluation are too large as well: that is told, and is not yet the
-    end.
+    """Fail to save the weights of the best evaluation too, which is logged and does not end the run
+    yet.
     """
     ended = trained(here, "run.eval_every=60", "run.save_every=600", limit=15_000)
     assert loud(ended), ended.stderr
@@ -469,7 +467,7 @@ def test_the_folder_is_removed_in_the_middle_of_a_run(here, record_property):
 @pytest.mark.bar(7)
 @pytest.mark.parametrize("lost", ["replay", "checkpoints", "."])
 def test_what_is_removed_between_two_saves(here, monkeypatch, caplog, capsys, lost):
-    """Without the pieces a checkpoint would be worthless; without older checkpoints it is whole."""
+    """Remove pieces, which a checkpoint needs, and older checkpoints, which it does not need."""
     from softmod.checkpoint.saver import Saver
 
     save, saves = Saver.save, []

@@ -1,5 +1,5 @@
-"""Bars 21 and 22 in full: faulty command lines and hostile files are answered in a line, and
-nothing else happens.
+"""Bars 21 and 22 in full: faulty command lines and hostile files end with one line, and have no
+other effect.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ FAULTY = {
 
 
 def one_line(err: str) -> str:
-    """What was answered, which must be all that was."""
+    """Return the message, which must be the only output and one line."""
     lines = err.splitlines()
     assert len(lines) == 1, err
     assert lines[0].startswith("softmod: ")
@@ -118,7 +118,7 @@ def one_line(err: str) -> str:
 
 
 def refused(line: str, names: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The answer of the command, in this process, to a line that it has to refuse."""
+    """Run the command in this process with an invalid line; return its message."""
     capsys.readouterr()
     before = contents(Path.cwd())
     assert train.run([*SMALL, *line.split(" ")]) == ConfigError.exit_code
@@ -218,7 +218,7 @@ def test_seen_failing_a_check_that_is_switched_off(here, capsys, monkeypatch):
 
 
 class Code:
-    """What a pickle can hold: code that runs when it is read."""
+    """A pickle that runs code when it is read."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -252,7 +252,7 @@ def of_objects(canary: Path) -> bytes:
 
 
 def sign(checkpoint: Path, **more: Any) -> None:
-    """Make the manifest say of the files what they are now."""
+    """Update the hashes in the manifest to the files as they are now."""
     files = {
         path.name: digest(path) for path in checkpoint.iterdir() if path.name != "manifest.json"
     }
@@ -265,7 +265,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def put(name: str, content: Callable[[Path], bytes]) -> Callable[[Path, Path], None]:
-    """Something else in a file of every checkpoint, and a manifest that agrees."""
+    """Change a file of every checkpoint, with a manifest that matches."""
 
     def change(folder: Path, canary: Path) -> None:
         for checkpoint in checkpoints(folder):
@@ -277,7 +277,7 @@ def put(name: str, content: Callable[[Path], bytes]) -> Callable[[Path, Path], N
 
 
 def renamed(folder: Path, canary: Path) -> None:
-    """`agent.pt` in the place of `agent.safetensors`."""
+    """Replace `agent.safetensors` by `agent.pt`."""
     for checkpoint in checkpoints(folder):
         (checkpoint / "agent.safetensors").unlink()
         (checkpoint / "agent.pt").write_bytes(saved_by_torch(canary))
@@ -285,7 +285,7 @@ def renamed(folder: Path, canary: Path) -> None:
 
 
 def facts(change: Callable[[dict[str, Any], Path], Any]) -> Callable[[Path, Path], None]:
-    """Other facts in every checkpoint, and a manifest that agrees."""
+    """Change the metadata of every checkpoint, with a manifest that matches."""
 
     def changed(folder: Path, canary: Path) -> None:
         for checkpoint in checkpoints(folder):
@@ -298,7 +298,7 @@ def facts(change: Callable[[dict[str, Any], Path], Any]) -> Callable[[Path, Path
 
 
 def target(part: str, path: str, allow: list[str], **options: Any) -> Callable[[Path, Path], None]:
-    """A part of the configuration in a checkpoint's facts that names another class."""
+    """Name another class for a part of the configuration in a checkpoint's metadata."""
 
     def change(values: dict[str, Any], canary: Path) -> None:
         told = {
@@ -320,7 +320,7 @@ def manifest(**changes: Any) -> Callable[[Path, Path], None]:
 
 
 def link(name: str, to_folder: bool = False) -> Callable[[Path, Path], None]:
-    """A file or folder of the run that is a link to one of the user's own, elsewhere."""
+    """Replace a file or folder of the run by a link to one of the user's own, elsewhere."""
 
     def change(folder: Path, canary: Path) -> None:
         place, own = folder / name.format(last=all_in(folder)[-1].name), folder.parents[2] / "own"
@@ -337,7 +337,7 @@ def link(name: str, to_folder: bool = False) -> Callable[[Path, Path], None]:
 
 
 def moved(folder: Path, canary: Path) -> None:
-    """The whole run's folder is a link."""
+    """Replace the whole run's folder by a link."""
     folder.rename(folder.parents[2] / "own")
     folder.symlink_to(folder.parents[2] / "own")
 
@@ -369,7 +369,7 @@ def train_it(folder: Path) -> int:
 
 
 def load_it(folder: Path) -> int:
-    """`softmod.load`, its error told as a command would."""
+    """Call `softmod.load`, and report its error as a command would."""
     try:
         softmod.load(folder)
     except SoftmodError as error:
@@ -386,7 +386,7 @@ def state_of_it(folder: Path) -> int:
 
 
 def repeat_it(folder: Path) -> int:
-    """`softmod.replay_fault` on weights that say that they are a bundle."""
+    """Call `softmod.replay_fault` on weights whose metadata claims that they are a bundle."""
     best = folder / "checkpoints" / "best"
     with suppress(ValueError):
         values = json.loads((best / "facts.json").read_text())
@@ -477,7 +477,7 @@ STORE = ("mlflow.db", "mlflow.db.lock", "mlartifacts")
 
 
 def outside(here: Path, folder: Path) -> dict[str, str]:
-    """Everything but the run's folder and MLflow's store."""
+    """Return every file except those in the run's folder and MLflow's store."""
     run = str(folder.relative_to(here))
     return {
         name: hashed
@@ -498,7 +498,7 @@ def test_hostile_files(stopped, here, name, undisturbed, capfd, record_property)
         capfd.readouterr()
         assert read(stopped) == code, capfd.readouterr().err
         err = capfd.readouterr().err
-        lines = [line for line in err.splitlines() if "damaged checkpoint passed over" not in line]
+        lines = [line for line in err.splitlines() if "damaged checkpoint skipped" not in line]
         assert "Traceback" not in err
         assert len(lines) == 1 or code == 0, err
         assert not any(line.startswith("softmod:") for line in lines) or code, err

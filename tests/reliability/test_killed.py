@@ -1,5 +1,5 @@
-"""Bars 3, 4 and 6: killed at any moment, also within a save, a run goes on to the same end; each
-metric comes once.
+"""Bars 3, 4 and 6: a run killed at any moment, also within a save, resumes to the same end; each
+metric is logged once.
 
 The quick form dies within this process, at every point of a save. The full form (`make
 test-reliability`) kills processes started by the command line, also at random moments, on
@@ -58,7 +58,7 @@ MOMENTS = [
 
 
 class Killed(BaseException):
-    """What a kill is in this process: nothing is cleaned up that catches exceptions."""
+    """Stands for a kill within this process: code that catches exceptions does not clean up."""
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -109,7 +109,7 @@ def test_killed_within_a_save(here, monkeypatch, undisturbed, point: str, turn: 
 
 @pytest.mark.bar(4)
 def test_killed_within_the_last_evaluation(here, monkeypatch, undisturbed):
-    """It may take long: all of the training is on the disk before it."""
+    """Interrupt the last evaluation, which may take long: all training is on disk before it."""
     evaluate, learn, made = Workers.evaluate, MTSAC.learn, []
 
     def killed(workers: Workers, policy: Any, goals: int) -> Any:
@@ -131,7 +131,7 @@ def test_killed_within_the_last_evaluation(here, monkeypatch, undisturbed):
 
 @pytest.mark.bar(4)
 def test_killed_after_the_last_evaluation_where_the_clock_ended_the_run(here):
-    """No further round, and no other result: the evaluation is made again."""
+    """Repeat the evaluation only: no further round, and the same result."""
     words = ("run.max_minutes=0.0001", "run.eval_every=600")
     evaluation = Log.evaluation
 
@@ -171,9 +171,7 @@ def test_no_result_is_told_that_the_disk_does_not_hold(here, monkeypatch):
 @pytest.mark.control(3)
 @pytest.mark.control(4)
 def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, undisturbed):
-    """A save whose replay is older than its model, as if the two were written at
-    different moments.
-    """
+    """Save a replay that is older than its model, as if both were written at different moments."""
     from softmod.checkpoint.replay_files import Archive
 
     save = Archive.save
@@ -243,9 +241,7 @@ def gone(pids: list[int]) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is such a process that has not ended; one that nobody has asked for its code
-    yet has.
-    """
+    """Return True if there is such a process and it has not ended; a zombie has."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -256,8 +252,8 @@ def runs(pid: int) -> bool:
 @pytest.mark.reliability
 @pytest.mark.parametrize("case", list(CASES))
 def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
-    """At random moments and at points of a save, each time from the beginning of the same run's
-    next session.
+    """Kill at random moments and at points of a save, always in the session that follows the same
+    first one.
     """
     line = [word for word in CASES[case] if word != "tracking=journal"] + [
         "tracking.drain_seconds=30"
@@ -306,7 +302,7 @@ def test_killed_twenty_times(case: str, tmp_path: Path, record_property: Any):
 
 
 def metrics_lines(root: Path) -> int:
-    """How many lines of metrics the journals there have."""
+    """Count the lines of metrics in the journals."""
     return sum(
         path.read_text().count('"kind":"metrics"')
         for path in root.glob("runs/*/seed_0/journal.jsonl")

@@ -44,7 +44,7 @@ def run_of(folder: Path) -> Path:
 
 
 def sessions(folder: Path) -> int:
-    """How often a process has taken over the run."""
+    """Count the processes that have trained the run so far."""
     return sum(
         path.read_text().count('"kind":"session"')
         for path in folder.glob("runs/*/seed_0/journal.jsonl")
@@ -54,7 +54,7 @@ def sessions(folder: Path) -> int:
 def wait_for_step(
     folder: Path, process: subprocess.Popen[bytes], earlier: int = 0, seconds: float = 60.0
 ) -> None:
-    """Until the run has taken over, after so many earlier ones, and its journal has metrics."""
+    """Wait until the given session of the run has started and its journal has metrics."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         journals = folder.glob("runs/*/seed_0/journal.jsonl")
@@ -94,7 +94,7 @@ def test_two_runs_with_one_configuration_have_equal_hashes(case, tmp_path, recor
 @pytest.mark.bar(9)
 @pytest.mark.parametrize("case", ["toy", "Meta-World"])
 def test_stopped_at_random_moments(case, tmp_path, record_property):
-    """SIGTERM and SIGUSR1 in turn, one of them twice: each session saves and ends with 143."""
+    """Send SIGTERM and SIGUSR1 in turn, one of them twice: each session saves and ends with 143."""
     line = [*(TOY if case == "toy" else QUIET), "workers.processes=1"]
     expected = finish(folder_of(tmp_path, "whole"), line)
     folder, draws = folder_of(tmp_path, "stopped"), random.Random(1)
@@ -145,7 +145,7 @@ DEAF = """
 import contextlib, sys
 from softmod import train
 from softmod.system import signals
-signals.heeded = contextlib.nullcontext
+signals.handled = contextlib.nullcontext
 train.main()
 """
 
@@ -163,7 +163,7 @@ def test_without_handlers_a_stopped_run_saves_nothing(tmp_path):
 
 
 def script(folder: Path, code: str, line: list[str]) -> subprocess.Popen[bytes]:
-    """The command with something patched."""
+    """Run the command with something patched."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     log = (folder / "log").open("ab")
     return subprocess.Popen(
@@ -197,7 +197,7 @@ def test_a_worker_that_fails_is_replaced_and_the_run_is_the_same(
 
 @pytest.mark.bar(11)
 def test_three_workers_killed_from_outside(tmp_path, undisturbed, record_property):
-    """Seen and replaced within seconds; the message names the tasks, the seed and the signal."""
+    """Replace them within seconds; the message names the tasks, the seed and the signal."""
     line, draws = [*TOY, "workers.processes=3"], random.Random(2)
     process = command(tmp_path, line)
     wait_for_step(tmp_path, process)
@@ -218,7 +218,7 @@ def test_three_workers_killed_from_outside(tmp_path, undisturbed, record_propert
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The processes that step environments: children of the one that forks them."""
+    """Return the processes that step environments: children of the forking process."""
     children = psutil.Process(pid).children(recursive=True)
     return [child for child in children if child.ppid() != pid and not child.children()]
 
@@ -247,7 +247,7 @@ def test_a_replacement_that_is_not_brought_to_where_the_other_was(monkeypatch):
 @pytest.mark.timed
 @pytest.mark.bar(12)
 def test_a_stopped_worker_is_replaced_at_its_time_out(tmp_path, undisturbed, record_property):
-    """SIGSTOP: it neither dies nor answers, and would answer later."""
+    """Stop it with SIGSTOP: it neither dies nor responds, and would respond later."""
     process = command(tmp_path, [*TOY, "workers.processes=3", "workers.timeout=3"])
     wait_for_step(tmp_path, process)
     worker = workers_of(process.pid)[0]
@@ -265,8 +265,8 @@ def test_a_stopped_worker_is_replaced_at_its_time_out(tmp_path, undisturbed, rec
 
 
 def stale_and_due(workers: Workers) -> tuple[np.ndarray, np.ndarray]:
-    """Ask a worker for two rounds, forget the first, and take what it answers; and what it should
-    have answered.
+    """Send a worker two requests, discard the first response, and return the next one with the
+    expected one.
     """
     workers.start(weights(), 10)
     for worker in workers.workers:
@@ -303,7 +303,7 @@ def test_replies_without_numbers_are_stale(monkeypatch):
 
 
 def killed_learner(folder: Path, line: list[str], seconds: float) -> list[int]:
-    """Its descendants at that moment."""
+    """Return the descendants at that moment."""
     process = command(folder, line)
     wait_for_step(folder, process)
     time.sleep(seconds)
@@ -353,9 +353,7 @@ def test_a_worker_that_does_not_look_outlives_it(tmp_path):
 
 
 def watched(folder: Path, line: list[str]) -> list[tuple[int, float, int, int, int]]:
-    """Of a whole run: at some moments its env steps, and of all its processes MiB, files, threads,
-    their number.
-    """
+    """Sample a whole run: env steps, and MiB, files, threads and number of all its processes."""
     process, seen = command(folder, line), []
     while process.poll() is None:
         journals = "".join(path.read_text() for path in folder.glob("runs/*/seed_0/journal.jsonl"))
@@ -376,7 +374,7 @@ def watched(folder: Path, line: list[str]) -> list[tuple[int, float, int, int, i
 
 
 def slope(seen: list[tuple[int, float, int, int, int]]) -> float:
-    """MiB per 10,000 env steps, after the first fifth."""
+    """Return the growth in MiB per 10,000 env steps, after the first fifth."""
     late = [entry for entry in seen if entry[0] > seen[-1][0] / 5]
     steps, memory = (np.array([entry[i] for entry in late], float) for i in (0, 1))
     return float(np.polyfit(steps, memory, 1)[0] * 10_000)

@@ -40,7 +40,7 @@ print(json.dumps(costs(int(sys.argv[1]), int(sys.argv[2]), restore=True)))
 
 
 def measured(rows: int, new: int, script: str = MEASURE) -> dict[str, float]:
-    """What `costs` says in a process of its own, where nothing but the saver takes memory."""
+    """Return what `costs` measures in a separate process, where only the saver allocates memory."""
     line = [sys.executable, "-c", script, str(rows), str(new)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
@@ -51,9 +51,9 @@ def measured(rows: int, new: int, script: str = MEASURE) -> dict[str, float]:
 
 
 def costs(rows: int, new: int, restore: bool) -> dict[str, float]:
-    """Bytes, seconds and memory of saving MT10's agent and `rows` transitions of each of its tasks.
+    """Measure bytes, seconds and memory of saving MT10's agent and `rows` transitions per task.
 
-    The first save has all of them to write, the second and third `new` ones of each task.
+    The first save writes all of them; the second and third write `new` ones per task.
     """
     from softmod.checkpoint.saver import Saver
     from softmod.clock import Clock
@@ -110,9 +110,7 @@ def fill(replay: Replay, rows: int) -> None:
 
 
 def cost(run: Path, save: Callable[[], Path], turn: str) -> tuple[dict[str, float], Path]:
-    """What a save writes, how long it takes, and by what share of it the process grows
-    meanwhile.
-    """
+    """Measure the bytes and seconds of a save, and the growth of the process meanwhile."""
     there = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     resident, began = memory("VmRSS"), time.perf_counter()
@@ -128,7 +126,7 @@ def cost(run: Path, save: Callable[[], Path], turn: str) -> tuple[dict[str, floa
 
 
 def memory(name: str) -> float:
-    """A figure of this process, in KiB."""
+    """Return a memory figure of this process, in KiB."""
     return float(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
@@ -144,7 +142,7 @@ def in_words(told: dict[str, float]) -> str:
 
 
 def frugal(told: dict[str, float]) -> bool:
-    """Whether a save writes no more than it has to."""
+    """Return True if a save writes no more than necessary."""
     return (
         max(told["second bytes"], told["third bytes"])
         <= 3.0 * told["delta bytes"] + told["model bytes"]
@@ -156,7 +154,7 @@ def frugal(told: dict[str, float]) -> bool:
 @pytest.mark.bar(8)
 @pytest.mark.parametrize("transitions", [1_000_000, 10_000_000])
 def test_what_a_save_costs(transitions, record_property):
-    """The first one, which has everything to write, is told and not judged."""
+    """Report the first save, which writes everything; assert the others."""
     room = 3 * 400 * transitions
     if (
         shutil.disk_usage(tempfile.gettempdir()).free < room
@@ -188,7 +186,7 @@ def test_seen_failing_everything_is_written_each_time():
 
 
 def unwritten(capacity: int, copies: int) -> Replay:
-    """A replay in which what was never written is NaN."""
+    """Return a replay in which unwritten values are NaN."""
     replay = Replay(FRAMES, capacity, copies=copies)
     replay.rows.fill_(torch.nan)
     replay.episodes.fill_(torch.nan)
@@ -196,7 +194,7 @@ def unwritten(capacity: int, copies: int) -> Replay:
 
 
 def reloaded(replay: Replay) -> Replay:
-    """Another one, from what a save left; saved again, the files are equal."""
+    """Restore another replay from a save; saved again, the files are equal."""
     with tempfile.TemporaryDirectory() as name:
         runs = [Path(name, part) for part in ("one", "other", "again")]
         for run in runs:
@@ -212,7 +210,7 @@ def reloaded(replay: Replay) -> Replay:
 
 
 def follow(capacity: int, copies: int, events: list[Any]) -> None:
-    """The replay through a run's events, compared with lists after each."""
+    """Compare the replay with lists after each event of a run."""
     replay, stream = unwritten(capacity, copies), Stream(FRAMES, copies)
     for event in events:
         if event == "reload":

@@ -1,7 +1,7 @@
 """Bars 10, 18, 19, 20 and 23 in full: Ctrl-C, servers and databases that fail, statuses, passwords.
 
-The command runs in processes of its own, with sqlite files and a real `mlflow server` behind a
-proxy. What MLflow holds is compared with the run's journal, entry by entry.
+The command runs in separate processes, with sqlite files and a real `mlflow server` behind a
+proxy. The content of MLflow is compared with the run's journal, entry by entry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from softmod import train
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import Journal
 from softmod.tracking.record import JOURNAL, Record
-from softmod.tracking.uploader import ABOUT, CURSOR, Sender
+from softmod.tracking.uploader import CURSOR, DESTINATION, Sender
 from tests.command.test_processes import BRIEF, ROOT, command, environment
 from tests.reliability.proxy import Proxy
 from tests.tracking.test_uploader import database
@@ -45,7 +45,7 @@ Environment = dict[str, str]
 
 @pytest.fixture
 def here(tmp_path: Path, database: Path) -> Path:
-    """A working folder with an empty store."""
+    """Enter a working folder with an empty store."""
     shutil.copy(database, tmp_path / "mlflow.db")
     return tmp_path
 
@@ -53,7 +53,8 @@ def here(tmp_path: Path, database: Path) -> Path:
 def start(
     here: Path, environment: Environment, *overrides: str, script: str = "", **options: Any
 ) -> subprocess.Popen[bytes]:
-    """The command, or a script that patches it, on the toy tasks; what it prints goes to two files.
+    """Start the command, or a script that patches it, on the toy tasks; its output goes to two
+    files.
 
     It leads a process group, as a job of a terminal does.
     """
@@ -93,7 +94,7 @@ def upload(folder: Path, here: Path, environment: Environment) -> subprocess.Com
 def wait_for(
     condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 120.0
 ) -> None:
-    """Until it holds, which must be before the process ends."""
+    """Wait until the condition holds, which must be before the process ends."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended too early, with {process.returncode}"
@@ -102,8 +103,8 @@ def wait_for(
 
 
 def differences(folder: Path, database: Path) -> list[str]:
-    """What MLflow holds otherwise than the run's journal: metrics (each step once), params,
-    artifacts, the status.
+    """Return the differences between MLflow and the run's journal: metrics (each step once),
+    params, artifacts, the status.
     """
     client, record = store.connect(f"sqlite:///{database}"), Record.read(folder)
     found = [
@@ -133,14 +134,14 @@ def differences(folder: Path, database: Path) -> list[str]:
 
 
 def artifacts(folder: Path) -> list[str]:
-    """What the journal says of files and folders that are there."""
+    """Return the artifacts that the journal registers and that exist."""
     entries = map(json.loads, (folder / JOURNAL).read_text().splitlines())
     named = [(entry["path"], entry["under"]) for entry in entries if entry["kind"] == "artifact"]
     return [str(Path(under, Path(path).name)) for path, under in named if (folder / path).exists()]
 
 
 def place_of(run: Any, database: Path) -> Path:
-    """Where a run's artifacts lie: said by sqlite stores, below the server's folder otherwise."""
+    """Return the folder of a run's artifacts, from an sqlite store or below the server's folder."""
     uri = run.info.artifact_uri
     served = database.parent / "artifacts" / uri.removeprefix("mlflow-artifacts:/")
     return Path(uri.removeprefix("file://")) if uri.startswith("file:") else served
@@ -162,7 +163,7 @@ ENDLESS = [
 ]  # evaluations
 MOMENTS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "imports": (BEGUN, lambda here: True),
-    "start-up": (BEGUN, lambda here: list(here.glob(f"runs/*/seed_0/{ABOUT}"))),
+    "start-up": (BEGUN, lambda here: list(here.glob(f"runs/*/seed_0/{DESTINATION}"))),
     "warm-up": (
         [*BEGUN, "run.warmup_per_task=50000", "run.replay_per_task=50000"],
         lambda here: "env_steps_per_second" in journal_of(here) and uploading(here),
@@ -186,13 +187,13 @@ def within_evaluation(here: Path) -> bool:
 
 
 def statuses(here: Path) -> list[str]:
-    """Of all runs in the working folder's store."""
+    """Return the statuses of all runs in the working folder's store."""
     with closing(sqlite3.connect(here / "mlflow.db")) as connection:
         return [status for (status,) in connection.execute("select status from runs")]
 
 
 def left_over(here: Path, patience: float = 2.0) -> list[str]:
-    """Processes that work in this folder after so many seconds."""
+    """Return the processes that work in this folder after so many seconds."""
     end = time.monotonic() + patience
     while found := [" ".join(process.info["cmdline"] or ()) for process in working_in(here)]:
         if time.monotonic() > end:
@@ -212,8 +213,8 @@ def working_in(here: Path) -> list[psutil.Process]:
 def interrupt(
     here: Path, environment: Environment, moment: str, script: str = ""
 ) -> tuple[float, list[str]]:
-    """Start a run, send it and its processes Ctrl-C at a moment; how long it took to end, what was
-    wrong with that.
+    """Start a run and send Ctrl-C to its process group at a moment; return the seconds it took to
+    end, and the problems found.
     """
     overrides, due = MOMENTS[moment]
     process = start(here, environment, *overrides, script=script)
@@ -266,7 +267,7 @@ def test_seen_failing_ctrl_c_without_its_handler(here: Path, environment: Enviro
 
 
 class Server:
-    """An `mlflow server` on sqlite; it gives way to everything else on the machine."""
+    """An `mlflow server` on sqlite, at low priority."""
 
     def __init__(self, folder: Path, environment: Environment) -> None:
         self.folder, self.environment, self.port = folder, environment, free_port()
@@ -352,7 +353,7 @@ def train_beside(
     events: list[tuple[float, str]],
     minutes: float,
 ) -> Path:
-    """Train for some minutes, while things happen to the server; the run's folder."""
+    """Train for some minutes while the server is disturbed; return the run's folder."""
 
     def happen(what: str) -> None:
         if what == "kill":
@@ -378,24 +379,22 @@ def train_beside(
 
 
 def rounds(folder: Path, needed: str = "time/env_steps_per_second") -> list[tuple[float, int]]:
-    """When, in seconds, which environment steps of training were in the journal, where they have
-    this metric.
-    """
+    """Return the seconds at which env steps of training were logged with this metric."""
     entries = map(json.loads, (folder / JOURNAL).read_text().splitlines())
     metrics = [entry for entry in entries if entry["kind"] == "metrics"]
     return [(m["time"] / 1000, m["step"]) for m in metrics if needed in m["values"]]
 
 
 def speed(folder: Path) -> float:
-    """Environment steps per second, evaluations and the end left out."""
+    """Return env steps per second, without evaluations and the end."""
     (first, begin), *_, (last, end) = rounds(folder)
     return (end - begin) / (last - first)
 
 
 def longest_pause(folder: Path) -> float:
-    """Seconds between two entries of the journal that training made, from its first losses on.
+    """Return the seconds between successive entries that training made, from its first losses on.
 
-    Before them the update is captured, which takes half a second beside a healthy server too.
+    Before them the update is captured, which takes half a second with a healthy server too.
     """
     times = [time for time, _ in rounds(folder, "train/critic_loss")]
     return max(after - before for before, after in itertools.pairwise(times))
@@ -413,11 +412,9 @@ def test_a_server_that_fails(
     proxy: Proxy,
     record_property: Any,
 ) -> None:
-    """Training goes on as beside a healthy one, and everything arrives, some of it later by the
-    command.
+    """Train as fast as with a healthy server; everything arrives, some of it later by the command.
 
-    What is measured is measured once more where something else on the machine may have come
-    between.
+    Measurements are repeated once, because other work on the machine may disturb them.
     """
     events = FAULTS[fault]
     minutes = max(0.2, (events[-1][0] + 5.0) / 60.0)
@@ -547,12 +544,12 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
 def obey_modes() -> None:
-    """In a child of root, before its command: nothing would be read-only for it otherwise."""
+    """Drop root's privilege in a child process, as nothing is read-only for root."""
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
 def spoil(path: Path, how: str, good: Path) -> sqlite3.Connection | None:
-    """Make a database that cannot be used; the connection that locks it, if one does."""
+    """Create a database that cannot be used; return the connection that locks it, if any."""
     if how == "corrupt":
         path.write_bytes(os.urandom(4096))
     elif how == "a folder":
@@ -571,14 +568,14 @@ def spoil(path: Path, how: str, good: Path) -> sqlite3.Connection | None:
 def train_with_a_spoilt_database(
     here: Path, environment: Environment, how: str, good: Path, script: str = ""
 ) -> list[str]:
-    """What is wrong with a run that has a database that it cannot use, until the run is over."""
+    """Return the problems of a run whose database is unusable until the run is over."""
     lock = spoil(here / "mlflow.db", how, good)
     line = ["workers=inline", "tracking.drain_seconds=3"]
     code = start(here, environment, *line, script=script, preexec_fn=obey_modes).wait(120)
     wrong = [f"exit code {code}"] if code else []
     folder = run_of(here)
     hint = (
-        "not everything was uploaded; this finishes it: python -m softmod.upload"
+        "upload to MLflow incomplete; complete it with: python -m softmod.upload"
         f" {folder.relative_to(here)}\n"
     )
     wrong += [] if told(here).count(hint) == 1 else ["no hint"]
@@ -646,8 +643,8 @@ def status_of(here: Path, seed: int = 0, experiment: str = "toy") -> str:
 @pytest.mark.reliability
 @pytest.mark.bar(20)
 def test_statuses_are_true(here: Path, environment: Environment, record_property: Any) -> None:
-    """Of a run that finishes, one that fails, one that is stopped, one that is killed, and the same
-    gone on with.
+    """Check a run that finishes, one that fails, one that is stopped, one that is killed, and the
+    same one resumed.
     """
     line = ["workers.processes=1", "run.steps_per_task=100000", "run.replay_per_task=100000"]
     assert start(here, environment, "workers=inline", "seed=0").wait(120) == 0
@@ -672,7 +669,7 @@ def test_statuses_are_true(here: Path, environment: Environment, record_property
     (again,) = [run for run in mlflow_runs(here) if run.data.params["seed"] == "2"]
     assert (again.info.run_id, again.info.status) == (killed.info.run_id, "FINISHED")
     assert store.ENDED_TAG not in again.data.tags
-    assert "goes on at" in told(here)
+    assert "resumes at" in told(here)
     record_property("tried", "FINISHED, FAILED, SIGTERM, kill -9, the killed one gone on with")
 
 
@@ -681,7 +678,7 @@ def checkpoints(here: Path, seed: int) -> list[Path]:
 
 
 def sweep_with_a_failing_job(here: Path, environment: Environment, script: str = "") -> list[str]:
-    """What is wrong with a sweep of a job that fails and one that does not."""
+    """Return the problems of a sweep with a job that fails and one that does not."""
     swept = "env._target_=tests.faulty.Faulty,softmod.envs.toy.Toy"
     line = ["-m", "workers=inline", swept, "env.name=raise-25"]
     code = start(here, environment, *line, script=script).wait(120)
@@ -737,7 +734,7 @@ def test_seen_failing_a_status_that_is_not_true(here: Path, environment: Environ
 
 
 def addresses(process: psutil.Process) -> set[tuple[str, int]]:
-    """What a process and those below it listen at."""
+    """Return the addresses that a process and its descendants listen at."""
     family = [process, *process.children(recursive=True)]
     connections = [found for member in family for found in member.net_connections("inet")]
     return {
@@ -795,7 +792,7 @@ WAYS = {
 
 
 def telling(*folders: Path) -> list[str]:
-    """Files in which the password is."""
+    """Return the files that contain the password."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5
     return [
@@ -816,8 +813,8 @@ def test_a_password_is_nowhere(
     proxy: Proxy,
     record_property: Any,
 ) -> None:
-    """Neither in what a run writes, checkpoints and logs included, nor in what the server has, nor
-    printed.
+    """Find it neither in the run's files, checkpoints and logs included, nor on the server, nor in
+    the output.
     """
     uri = f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}"
     line, code = WAYS[way]

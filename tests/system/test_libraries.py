@@ -1,5 +1,5 @@
-"""What the learner asks of the libraries under it; said in processes of their own where it concerns
-whole processes.
+"""Setup of the libraries under the learner, in separate processes where it affects the whole
+process.
 """
 
 from __future__ import annotations

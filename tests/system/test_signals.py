@@ -1,4 +1,4 @@
-"""A Ctrl-C that Python itself drops is not lost."""
+"""A Ctrl-C that Python drops is raised later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from softmod.system import signals
 
 
 class Unlucky:
-    """Is interrupted while it is destroyed: whatever is raised there is ignored."""
+    """Receives an interrupt in its destructor, where exceptions are ignored."""
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -22,7 +22,7 @@ class Unlucky:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_was_ignored_is_remembered():
     before = signal.getsignal(signal.SIGINT)
-    with signals.heeded():
+    with signals.handled():
         signals.check()
         unlucky = Unlucky()
         del unlucky
@@ -33,7 +33,7 @@ def test_an_interrupt_that_was_ignored_is_remembered():
 
 
 def interrupt() -> None:
-    with signals.heeded():
+    with signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(1000):
             pass

@@ -1,4 +1,4 @@
-"""What is shown never ends what is trained."""
+"""Terminal output that fails never ends the training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAULTS = [
 
 
 class Gone(io.StringIO):
-    """A stream that refuses."""
+    """A stream that fails on every write."""
 
     def __init__(self, fault: OSError, terminal: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The figure of success rates."""
 
 from __future__ import annotations
 

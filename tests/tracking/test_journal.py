@@ -1,4 +1,4 @@
-"""The journal: what it keeps, what it refuses, what it survives."""
+"""The journal: what it stores, what it rejects, what it survives."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def test_a_value_that_differs_is_told_once_per_name(
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 1_000_000])
 def test_a_torn_last_line_is_tolerated(journal: Journal, folder: Path, cut: int) -> None:
-    """Without its newline alone the line still counts; torn within, it is as if it had not been
-    written.
-    """
+    """Count a last line that lacks only its newline; ignore one that is cut within."""
     journal.metrics({"x": 1.0}, step=1)
     journal.metrics({"x": 2.0}, step=2)
     journal.close()

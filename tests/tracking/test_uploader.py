@@ -1,6 +1,4 @@
-"""From journal to MLflow, with a real store on sqlite and the uploader as the process
-that it is.
-"""
+"""From journal to MLflow, with a real sqlite store and the uploader as a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ SWEEP = {"id": "5eed", "name": "balance"}
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store; making one takes a second."""
+    """Create an empty store, once, because that takes a second."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     store.connect(f"sqlite:///{path}")
     return path
@@ -40,7 +38,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with an empty store."""
+    """Enter a working folder with an empty store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -86,7 +84,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def assert_equal(run: Any, record: Record) -> None:
-    """MLflow has what the journal has, and each metric has each step once."""
+    """Assert that MLflow has what the journal has, and each metric once per step."""
     assert set(run.data.metrics) == set(record.values)
     for name in record.names():
         sent = client().get_metric_history(run.info.run_id, name)
@@ -98,15 +96,15 @@ def assert_equal(run: Any, record: Record) -> None:
 
 
 def reported() -> Run:
-    """The sweep's only run, as a report reads it."""
+    """Return the sweep's only run, as a report reads it."""
     _, (run,) = from_mlflow(store.store_uri(None), "balance")
     return run
 
 
 @pytest.mark.bar(20)
 def test_a_run_and_its_resumption(journal: Journal) -> None:
-    """All that a run tells arrives, while it runs and at its end; the resumed run goes on in the
-    same one.
+    """Assert that everything logged arrives, during the run and at its end; a resumed run continues
+    the same MLflow run.
     """
     folder = journal.folder
     (folder / "checkpoint").mkdir()
@@ -147,7 +145,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     artifacts = Path("mlartifacts", run.info.run_id, "artifacts")
     assert (artifacts / "best/checkpoint/actor").read_text() == "checkpoint/actor"
     assert (artifacts / "config.yaml").read_text() == "config.yaml"
-    assert "never written is not in the run's folder" in (folder / LOG).read_text()
+    assert "never written: not in the run's folder" in (folder / LOG).read_text()
 
     journal.close()
     resumed = Journal(folder)
@@ -174,7 +172,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
 
 
 def test_routes_become_images_with_a_slider(journal: Journal) -> None:
-    """One for each step, also where the cursor is lost; what cannot be drawn is passed over."""
+    """Send one image per step, also if the cursor is lost; skip routes that cannot be drawn."""
     folder, tasks = journal.folder, ["reach-v3", "push-v3"]
     journal.params({"env": {"name": "toy"}})
     for step in (100, 200, 200):
@@ -193,8 +191,8 @@ def test_routes_become_images_with_a_slider(journal: Journal) -> None:
 
 @pytest.mark.bar(18)
 def test_nothing_is_sent_twice(journal: Journal) -> None:
-    """Neither without the cursor, nor where a process died between sending and noting it, nor with
-    other times.
+    """Create no duplicates without the cursor, after a crash between sending and saving it, or with
+    other time stamps.
     """
     folder = journal.folder
     journal.params(
@@ -271,7 +269,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.bar(20)
 def test_training_is_killed(here: Path) -> None:
-    """The uploader says so in MLflow and is gone in seconds; the resumed run takes it back."""
+    """Mark a run whose training was killed, and exit in seconds; a resumed run removes the mark."""
     killed = subprocess.run(
         [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60
     )
@@ -306,7 +304,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.bar(18)
 @pytest.mark.bar(23)
 def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
-    """Nothing waits for it, what is missing is told, no password is written anywhere."""
+    """Wait for no server, report what is missing, and write no password anywhere."""
     folder = journal.folder
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, never answers
     other = Journal(Path("runs/toy/seed_1"))
@@ -364,8 +362,8 @@ def test_no_journal(tmp_path: Path) -> None:
 
 @pytest.mark.bar(19)
 def test_two_at_once_on_a_new_store(here: Path) -> None:
-    """One experiment, one parent, two children; and the store is whole though one that made it was
-    killed.
+    """Expect one experiment, one parent and two children, although a process that created the store
+    was killed.
     """
     Path("mlflow.db").unlink()
     Path("mlflow.db.new").write_bytes(b"half of a database")
@@ -391,8 +389,8 @@ def test_two_at_once_on_a_new_store(here: Path) -> None:
 
 @pytest.mark.bar(18)
 def test_doubles_and_deleted_ones(here: Path) -> None:
-    """All agree on the first; late doubles go; what was deleted comes back rather than starting
-    anew.
+    """Agree on the first run, delete late duplicates, and restore what was deleted instead of
+    creating it again.
     """
     mlflow = client()
     experiment = store.ensure_experiment(mlflow, "toy", store.artifact_root(store.store_uri(None)))
@@ -405,7 +403,7 @@ def test_doubles_and_deleted_ones(here: Path) -> None:
     late = mlflow.create_run(experiment, start_time=2000, tags={store.RUN_TAG: "a"}).info.run_id
     assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
     assert len(runs()) == 2
-    store.delete_doubles(mlflow, experiment, "a", keep=run)
+    store.delete_duplicates(mlflow, experiment, "a", keep=run)
     assert [run.info.run_id for run in runs()] == [run] != [late]
     mlflow.delete_experiment(experiment)
     assert store.ensure_experiment(mlflow, "toy") == experiment
