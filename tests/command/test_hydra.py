@@ -100,7 +100,7 @@ def test_what_hydra_shows(here: Path, capfd, line: list[str], shown: str):
         (["-cp", "elsewhere"], "--config-dir adds a folder"),
         (["--experimental-rerun=x"], "goes on with the same command"),
         (["--info=search"], "did you mean searchpath"),
-        (["allow=[lab]"], "is trusted"),
+        (["allow=[lab]"], "are trusted"),
     ],
 )
 def test_what_is_refused_is_refused_by_name(here: Path, capsys, line: list[str], told: str):

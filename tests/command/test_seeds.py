@@ -202,9 +202,9 @@ def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["seeds=[]"], "seeds=[]: must be different numbers of at least 0, as in seeds=[0,1,2]"),
-        (["seeds=[1,1]"], "seeds=[1,1]: must be different"),
-        (["seeds=[-1]"], "seeds=[-1]: must be different"),
+        (["seeds=[]"], "seeds=[]: must be distinct numbers of at least 0, as in seeds=[0,1,2]"),
+        (["seeds=[1,1]"], "seeds=[1,1]: must be distinct"),
+        (["seeds=[-1]"], "seeds=[-1]: must be distinct"),
         (["seeds=3"], "seeds=3: must be a list, as in [a,b]"),
         (["seeds=[a]"], "must be a whole number"),
         (["seed=1", "seeds=[0,1]"], "seed=1: together with seeds=; seed is one, seeds are several"),

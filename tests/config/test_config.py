@@ -294,7 +294,7 @@ FAULTY = {
     "run.eval_every=${per_task:x}": "run.eval_every: ${per_task:x}: takes one whole number",
     "run.eval_every=${per_task:1,2}": "run.eval_every: ${per_task:1,2}: takes one whole number",
     "run.eval_every=${from_tasks:50,1}": (
-        "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value from"
+        "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value for"
     ),
     "run.eval_every=${from_tasks:x,1,2}": (
         "run.eval_every: ${from_tasks:x,1,2}: takes a number of tasks, the value"
@@ -323,8 +323,8 @@ FAULTY = {
     "actor._target_=os.system": "must name a class",
     "optimizer.actor._target_=torch.optim.adam.torch.os.system": "must name a class",
     "model=[a]": "model has no option [a]",
-    "~seed": "none can be added or deleted",
-    "+foo=1": "none can be added or deleted",
+    "~seed": "~seed: keys cannot be added or deleted; write key=value to change one",
+    "+foo=1": "+foo=1: keys cannot be added or deleted",
     "seed=0,1": "several values need -m",
     "env=null": "env=null: env needs an option; it has mt1, mt10",
     "optimizer.actor.betas=[0.9]": "optimizer.actor.betas=[0.9]: must be two numbers in [0, 1)",

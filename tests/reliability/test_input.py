@@ -99,7 +99,7 @@ FAULTY = {
     "actor._target_=softmod.networks.mlp.MPL": "softmod.networks.mlp.MPL | did you mean",
     "optimizer.actor._target_=torch.optim.SGD": "torch.optim.SGD | betas",
     "+run.more=1": "+run.more=1 | none can be added",
-    "~seed": "~seed | none can be added or deleted",
+    "~seed": "~seed | cannot be added or deleted",
     "seed": "seed | key=value",
     "--resum": "--resum | unknown flag",
     "--cfg=jo": "--cfg=jo | job, hydra, all | did you mean job",
