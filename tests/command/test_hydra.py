@@ -98,7 +98,7 @@ def test_what_hydra_shows(here: Path, capfd, line: list[str], shown: str):
     ("line", "told"),
     [
         (["-cp", "elsewhere"], "--config-dir adds a folder"),
-        (["--experimental-rerun=x"], "goes on with the same command"),
+        (["--experimental-rerun=x"], "the same command resumes a stopped run"),
         (["--info=search"], "did you mean searchpath"),
         (["allow=[lab]"], "are trusted"),
     ],

@@ -234,7 +234,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str
     told = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < 10
     assert process.returncode == 130, told
-    assert "interrupted; the same command goes on from the last checkpoint" in told
+    assert "interrupted; run the same command again to resume from the last checkpoint" in told
     assert "Traceback" not in told
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive

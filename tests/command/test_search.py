@@ -133,12 +133,12 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        ([], "no space given: nothing to search"),
+        ([], "no search space given; add one"),
         (["trials=none", SPACE[0]], "trials=none: must be a whole number"),
         (["algorithm.discount=interval(0.9,1.5)"], "algorithm.discount=1.5: must be in"),
         (["algorithm.discont=interval(0.9,1)"], "algorithm.discount"),
         (["model=soft_modular,mt_sack"], "mt_sac"),
-        (["algorithm.discount=tag(log,interval(0,1))"], "no space to search"),
+        (["algorithm.discount=tag(log,interval(0,1))"], "not a search space"),
         (["storage=sqlite:////nowhere/at/all.db", SPACE[0]],
          "storage=sqlite:////nowhere/at/all.db: cannot be used"),
         (["-m", SPACE[0]], "-m: unknown flag"),

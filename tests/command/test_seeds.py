@@ -207,8 +207,8 @@ def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
         (["seeds=[-1]"], "seeds=[-1]: must be distinct"),
         (["seeds=3"], "seeds=3: must be a list, as in [a,b]"),
         (["seeds=[a]"], "must be a whole number"),
-        (["seed=1", "seeds=[0,1]"], "seed=1: together with seeds=; seed is one, seeds are several"),
-        (["-m", "seed=1,2", "seeds=[0,1]"], "seed=1,2: together with seeds="),
+        (["seed=1", "seeds=[0,1]"], "seed=1: cannot be combined with seeds="),
+        (["-m", "seed=1,2", "seeds=[0,1]"], "seed=1,2: cannot be combined with seeds="),
     ],
 )
 def test_what_seeds_may_be(here, capsys, words, told):

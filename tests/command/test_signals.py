@@ -319,7 +319,7 @@ def test_an_interrupt_that_comes_out_as_another_error(here, capsys, monkeypatch)
     assert run() == 130
     assert (
         capsys.readouterr().err
-        == "softmod: interrupted; the same command goes on from the last checkpoint\n"
+        == "softmod: interrupted; run the same command again to resume from the last checkpoint\n"
     )
 
 
