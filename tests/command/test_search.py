@@ -1,6 +1,4 @@
-"""A search with Optuna: what it asks of its space, its trials as runs under one parent, its end and
-going on.
-"""
+"""Search with Optuna: its space, its trials as runs under one parent, and its resumption."""
 
 from __future__ import annotations
 
@@ -27,12 +25,14 @@ BRIEF = [*SMALL, "run.steps_per_task=60", "run.save_every=30"]
 
 
 def trials(state: str = "COMPLETE") -> list:
+    """Return the trials of the only study in a state."""
     (study,) = optuna.study.get_all_study_summaries("sqlite:///optuna.db")
     found = optuna.load_study(study_name=study.study_name, storage="sqlite:///optuna.db").trials
     return [trial for trial in found if trial.state.name == state]
 
 
 def without(keys: list[str]) -> list[str]:
+    """Return the overrides of a small run without those of these keys."""
     return [
         line
         for line in BRIEF
@@ -40,10 +40,10 @@ def without(keys: list[str]) -> list[str]:
     ]
 
 
-def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, capsys):
+def test_trials_are_runs_and_the_same_command_runs_the_missing_ones(here: Path, capsys):
     line = [*without(SPACE), *SPACE]
     assert search.run(["trials=3", *line]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     made = trials()
     assert len(made) == len(list(here.glob("runs/*/seed_0/result.json"))) == 3
     for trial in made:
@@ -56,14 +56,14 @@ def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, 
         result["success_rate"] for result in results
     )
     best = max(made, key=lambda trial: trial.value)
-    assert f"best of 3: success {best.value:.3f}" in told
-    assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", told)
+    assert f"best of 3: success {best.value:.3f}" in printed
+    assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", printed)
     assert search.run(["trials=3", *line]) == 0
     assert search.run(["trials=4", *line]) == 0
     assert len(trials()) == 4
 
 
-def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
+def test_a_stopped_trial_is_resumed_and_a_failed_one_ends_nothing(
     here: Path, monkeypatch, capsys
 ):
     train, moments = experiment.run_experiment, iter(["fail", "stop", "go", "go"])
@@ -87,7 +87,7 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
 
 
 def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
-    """Eleven trials: ten at random, the last from what they say."""
+    """Compare eleven trials: ten random ones, and one that depends on their results."""
 
     def searched(storage: str, stops: set[int]) -> list[dict]:
         moments = iter(range(99))
@@ -97,7 +97,7 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
                 raise signals.StoppedError("told to stop")
             return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
 
-        def composed(_, values):  # without the second that it takes
+        def composed(_, values):  # saves a second per trial
             return SimpleNamespace(values=values, seeds=None), []
 
         monkeypatch.setattr(search.Search, "compose", composed)
@@ -144,9 +144,11 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
         (["-m", SPACE[0]], "-m: unknown flag"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_one_line(here: Path, capsys, arguments: list[str], answer: str):
+def test_an_invalid_line_fails_with_one_line(
+    here: Path, capsys, arguments: list[str], answer: str
+):
     assert search.run([*without(SPACE), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert answer in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert answer in printed
+    assert printed.count("\n") == 1
     assert list(here.iterdir()) == []

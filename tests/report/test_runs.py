@@ -119,7 +119,7 @@ def test_what_does_not_is_the_same_group(changes: dict[str, Any]):
 
 
 def test_every_excluded_run_is_listed():
-    """List runs of a protocol without finished runs, and runs killed before they logged anything."""
+    """List runs of a protocol without finished runs, and runs killed before they logged any."""
     nameless = Run("dead", "FAILED", {}, {})
     (comparison,) = comparisons([run(), run(status="FAILED", seed=3, env__tasks=["z"]), nameless])
     assert comparison.left_out == [
