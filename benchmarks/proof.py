@@ -211,6 +211,7 @@ def _proofs(tasks: Sequence[str], chosen: argparse.Namespace) -> Iterator[tuple[
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.proof", description=__doc__.split("\n\n")[0]
     )

@@ -39,7 +39,6 @@ class Parent:
     """The training process, watched through the pipe on stdin."""
 
     def __init__(self) -> None:
-        """Start watching."""
         self.gone = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -90,11 +90,13 @@ def hint(message: str) -> str:
 
 
 def _is_old(override: Override) -> bool:
+    """Return whether an override uses a name that was replaced."""
     key = override.key_or_group
     return key == "method" or any(f"{key}={value}" in OPTIONS for value in _values(override))
 
 
 def _typed_key(override: Override) -> str:
+    """Return the key of an override, with `model` for `method`."""
     key = override.get_key_element().lstrip("+~")
     return "model" if key == "method" else key
 
@@ -155,4 +157,5 @@ def _prefix(old: Iterable[Override]) -> str:
 
 
 def _line(words: Words) -> str:
+    """Write words as overrides."""
     return " ".join(f"{key}={value}" for key, value in words.items())

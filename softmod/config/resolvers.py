@@ -62,10 +62,12 @@ def within_horizon(*given: Any, _root_: DictConfig) -> int:
 
 
 def _whole(value: Any) -> bool:
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _shown(given: tuple[Any, ...]) -> str:
+    """Write the arguments of a resolver as typed."""
     return ",".join(str(value) for value in given)
 
 

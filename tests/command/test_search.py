@@ -73,7 +73,7 @@ def test_a_stopped_trial_is_resumed_and_a_failed_one_ends_nothing(
             case "fail":
                 raise NumericalError("made up")
             case "stop":
-                raise signals.StoppedError("told to stop")
+                raise signals.StoppedError("a stop of this test")
         return train(*given)
 
     monkeypatch.setattr(experiment, "run_experiment", faulty)
@@ -94,7 +94,7 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
 
         def scored(cfg, *_):
             if next(moments) in stops:
-                raise signals.StoppedError("told to stop")
+                raise signals.StoppedError("a stop of this test")
             return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
 
         def composed(_, values):  # saves a second per trial

@@ -82,7 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return results(folder), state(folder), steps[0]
 
 
-def test_a_run_begun_beside_others_says_how_it_goes_on_and_slurm_knows(here, capsys, monkeypatch):
+def test_a_run_beside_others_prints_how_to_resume_and_is_requeued(here, capsys, monkeypatch):
     assert run() == 0
     with monkeypatch.context() as patch:
         send_at(patch, MTSAC, "training_step", 16)
@@ -238,7 +238,7 @@ def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
 
 
 @pytest.mark.control(2)
-def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
+def test_seen_failing_pending_work_is_needed(here, monkeypatch, undisturbed):
     """Check that dropping a round's pending policy and updates leads to a different end."""
     send_at(monkeypatch, MTSAC, "training_step", 16)
     assert run() == signals.STOPPED
