@@ -73,6 +73,7 @@ def test_an_added_key_gets_a_hint_too():
 
 
 def test_the_commands_print_the_hint(capsys):
+    pytest.importorskip("optuna")
     assert train.run(["-m", "gamma=0.9,0.99"]) == 2
     assert search.run(["gamma=0.9,0.99"]) == 2
     assert capsys.readouterr().err.count("did you mean algorithm.discount?") == 2
