@@ -25,9 +25,7 @@ Rows = list[dict[str, Any]]
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "sections", nargs="*", help=f"some of {', '.join(SECTIONS)} (default: all)"
-    )
+    parser.add_argument("sections", nargs="*", help=f"some of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument(
         "--turns", type=int, default=5, help="measurements per contender (%(default)s)"
     )

@@ -135,9 +135,7 @@ def split(arguments: list[str]) -> Command:
         if flag in REFUSED:
             raise ConfigError(f"{flag}: {REFUSED[flag]}")
         if flag not in FLAGS:
-            raise ConfigError(
-                f"{argument}: unknown flag{near(flag, FLAGS)}; see --help"
-            )
+            raise ConfigError(f"{argument}: unknown flag{near(flag, FLAGS)}; see --help")
         if flag in ("--info", "-i"):
             value = value or (rest.pop(0) if rest and rest[0] in INFO else "all")
         elif FLAGS[flag]:

@@ -44,8 +44,8 @@ ABOUT = {
         " optimizer@optimizer.temperature=..."
     ),
     "run": (
-        "steps, batch, replay and intervals: recipe for any task set (the default of mt1, mt10,"
-        " mt25 and mt50), paper for the published protocol, smoke for a minute"
+        "steps, batch, replay and intervals: recipe is the default of mt1, mt10, mt25 and mt50;"
+        " paper is the published protocol; smoke takes a minute"
     ),
     "workers": "processes that step the environments",
     "fabric": "device of the learner",
@@ -71,6 +71,9 @@ The same command resumes a stopped run.
 -m            run every combination, one after another, under one parent run
 --cfg job     print the resolved configuration and exit
 --config-dir  add a folder of your own, searched before conf/"""
+KEYS = """\
+Keys, with their values in the default configuration. A number in parentheses is a difference
+between the paper and its released code (docs/paper_and_code.md)."""
 EXIT_CODES = """\
 Exit codes: 0 done, 2 invalid configuration, 3 no valid checkpoint, 4 checkpoint not written,
 5 environment failure, 6 numerical failure, 130 Ctrl-C, 143 SIGTERM or SIGUSR1."""
@@ -83,7 +86,7 @@ def text() -> str:
     lines = [USAGE, "", "Groups and their options (* selected by default):"]
     for group in GROUPS:
         lines += _group(group, chosen)
-    lines += ["", "Keys, with their values in the default configuration:"]
+    lines += ["", KEYS]
     for title, kind, key in SECTIONS:
         lines += _keys(title, kind, key, default)
     return "\n".join([*lines, "", EXIT_CODES])

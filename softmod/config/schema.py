@@ -54,7 +54,7 @@ class SoftModularConfig:
     state_in_routing: bool = MISSING  # route by state and task; false: by task only
     gating_layers: int = number(low=0)  # layers of the gating MLP; 0 as in the paper (1)
     gating_width: int = number(low=1)  # units of a gating layer (1)
-    embedding_relu: bool = MISSING  # apply ReLU to the state embedding before the modules (2)
+    embedding_relu: bool = MISSING  # apply ReLU to the state embedding (2)
     routing_reads: str = choice("all", "last")  # earlier routing layers that the next one reads (3)
     relu: str = choice("after_sum", "before_sum")  # apply ReLU after or before the weighted sum (4)
     # routed: shared head on a weighted sum; sum: sum of the last modules' outputs (5)
@@ -291,7 +291,7 @@ class TrainConfig:
     """Configuration of `python -m softmod.train`."""
 
     name: str = MISSING  # name of the run's folder
-    model: str = MISSING  # name of the model, set by the group model
+    model: str = MISSING  # name of the model, set by its option
     seed: int = number(low=0)  # random seed
     seeds: list[int] | None = MISSING  # several seeds in one process, instead of `seed`
     env: Any = field(default_factory=dict)

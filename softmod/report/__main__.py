@@ -45,9 +45,7 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"{flags[0]}: unknown flag; see --help")
         cfg: ReportConfig = typed(compose([_renamed(argument) for argument in arguments], "report"))
         if sum(map(bool, (cfg.parent, cfg.runs, cfg.results, cfg.checkpoint))) != 1:
-            raise ConfigError(
-                "sweep, runs, results, checkpoint: give one of them; see --help"
-            )
+            raise ConfigError("sweep, runs, results, checkpoint: give one of them; see --help")
         if cfg.save and not cfg.runs:
             raise ConfigError(f"save={cfg.save}: only with runs=[FOLDER,...]")
         from softmod.report.report import report

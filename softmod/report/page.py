@@ -88,9 +88,7 @@ def unequal_line(group: Group) -> str | None:
     steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None
-    return (
-        f"{group.label}: its seeds trained for {steps[0]:,} to {steps[-1]:,} environment steps."
-    )
+    return f"{group.label}: its seeds trained for {steps[0]:,} to {steps[-1]:,} environment steps."
 
 
 def machines_line(comparison: Comparison) -> str | None:

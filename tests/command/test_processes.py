@@ -115,9 +115,7 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
         assert bool(routed) == (run.data.params["model"] == "soft_modular_small")
 
 
-def test_repeating_a_finished_sweep_does_nothing(
-    swept: Path, environment: dict[str, str]
-) -> None:
+def test_repeating_a_finished_sweep_does_nothing(swept: Path, environment: dict[str, str]) -> None:
     before = {run.info.run_id for run in runs(swept)}
     printed = done([*SWEEP, "seed=0,1"], swept, environment)
     assert printed.count("finished already, 600 env steps; nothing to do") == 4

@@ -63,9 +63,7 @@ def test_trials_are_runs_and_the_same_command_runs_the_missing_ones(here: Path, 
     assert len(trials()) == 4
 
 
-def test_a_stopped_trial_is_resumed_and_a_failed_one_ends_nothing(
-    here: Path, monkeypatch, capsys
-):
+def test_a_stopped_trial_is_resumed_and_a_failed_one_ends_nothing(here: Path, monkeypatch, capsys):
     train, moments = experiment.run_experiment, iter(["fail", "stop", "go", "go"])
 
     def faulty(*given):
@@ -144,9 +142,7 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
         (["-m", SPACE[0]], "-m: unknown flag"),
     ],
 )  # fmt: skip
-def test_an_invalid_line_fails_with_one_line(
-    here: Path, capsys, arguments: list[str], answer: str
-):
+def test_an_invalid_line_fails_with_one_line(here: Path, capsys, arguments: list[str], answer: str):
     assert search.run([*without(SPACE), *arguments]) == 2
     printed = capsys.readouterr().err
     assert answer in printed

@@ -100,3 +100,9 @@ def test_every_key_is_explained(kind: str):
     for field in dataclasses.fields(KINDS[kind]):
         group = field.default_factory is not dataclasses.MISSING
         assert field.name.startswith("_") or group or comments.get(field.name), field.name
+
+
+def test_seen_failing_help_without_marks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(help, "selected", lambda composed: set())
+    lines = help.text().splitlines()
+    assert not set().union(*(marked(lines, group) for group in GROUPS))

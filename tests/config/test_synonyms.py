@@ -11,7 +11,8 @@ from softmod.config.synonyms import BY_NAME, SYNONYMS, Synonym, exists
 from softmod.errors import ConfigError
 from softmod.train import check, split
 
-KNOWN = {*keys((), "train"), *keys(("model=mt_sac",), "train")}
+MODELS = ("soft_modular", "soft_modular_residual", "mt_sac")
+KNOWN = {key for model in MODELS for key in keys((f"model={model}",), "train")}
 RATES = "optimizer.actor.lr, optimizer.critic.lr or optimizer.temperature.lr"
 TRACKING = "tracking=mlflow or tracking=journal (metrics go to MLflow and to the run's journal)"
 STEPS = "run.steps_per_task (environment steps of each task)"

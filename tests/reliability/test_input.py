@@ -98,7 +98,7 @@ FAULTY = {
     "actor.module_width=1000000000": "module_width=1000000000",
     "actor._target_=softmod.networks.mlp.MPL": "softmod.networks.mlp.MPL | did you mean",
     "optimizer.actor._target_=torch.optim.SGD": "torch.optim.SGD | betas",
-    "+run.more=1": "+run.more=1 | none can be added",
+    "+run.more=1": "+run.more=1 | cannot be added",
     "~seed": "~seed | cannot be added or deleted",
     "seed": "seed | key=value",
     "--resum": "--resum | unknown flag",

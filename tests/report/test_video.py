@@ -59,9 +59,7 @@ def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(video, "write_gif", counted)
     written = list(video.record(suite, actor, 1, tmp_path))
     frames_of_far = (99 + video.AFTER_SUCCESS) // video.EVERY + 1
-    assert shown == [
-        (frames_of_far // 2, 2)
-    ]  # every second frame, to stay below MOST_PICTURES
+    assert shown == [(frames_of_far // 2, 2)]  # every second frame, to stay below MOST_PICTURES
     assert [path.name for path in written] == ["near.mp4", "far.mp4", "tasks.gif"]
     assert len(imageio.imread(written[0])) == (9 + video.AFTER_SUCCESS) // video.EVERY + 1
     with Image.open(written[-1]) as gif:
