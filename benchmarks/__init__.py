@@ -1,1 +1,1 @@
-"""What `make bench` measures: ratios of rates taken in one run, alternating, with their spread."""
+"""Benchmarks of `make bench`: ratios of rates, measured alternately in one process."""

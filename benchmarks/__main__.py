@@ -1,6 +1,6 @@
-"""`python -m benchmarks [section ...]`: a table on the terminal, JSON beside it.
+"""`python -m benchmarks [section ...]`: print tables of measurements and write them as JSON.
 
-Leave the machine alone meanwhile.
+Run nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ Rows = list[dict[str, Any]]
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", help=f"some of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument(
-        "sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all of them where none is named"
+        "--turns", type=int, default=5, help="measurements per contender (%(default)s)"
     )
     parser.add_argument(
-        "--turns", type=int, default=5, help="turns that every contender takes (%(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="length of a stepping measurement (%(default)s)"
+        "--seconds", type=float, default=3.0, help="seconds per stepping measurement (%(default)s)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.sections if name not in SECTIONS]:
-        parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")
+        parser.error(f"{unknown[0]}: no such section; choose from {', '.join(SECTIONS)}")
     result: dict[str, Any] = {"machine": machine(), "turns": chosen.turns}
     for name in chosen.sections or SECTIONS:
         result[name] = SECTIONS[name](chosen)
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, str]:
-    """Where this was measured."""
+    """Return processor, cores and versions of this machine."""
     packages = ("torch", "mujoco", "metaworld", "gymnasium", "numpy")
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), ""
@@ -63,6 +62,7 @@ def machine() -> dict[str, str]:
 
 
 def _cpuinfo() -> list[str]:
+    """Return the lines of /proc/cpuinfo, or none if there is no such file."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 
@@ -71,9 +71,7 @@ def _cpuinfo() -> list[str]:
 
 
 def stepping(chosen: argparse.Namespace) -> Rows:
-    """MT10, one environment per task: ours against Meta-World's vector environments, EnvPool and
-    physics alone.
-    """
+    """Measure env steps on MT10: ours, Meta-World's vector environments, EnvPool, physics alone."""
     from benchmarks import stepping as section
 
     cores = len(os.sched_getaffinity(0))
@@ -82,9 +80,7 @@ def stepping(chosen: argparse.Namespace) -> Rows:
 
 
 def updates(chosen: argparse.Namespace) -> Rows:
-    """One update, all cores: ours against a plain matrix product of as many operations, and against
-    the naive form.
-    """
+    """Measure an update on all cores: ours, a matrix product of equal FLOP, and the naive form."""
     from benchmarks import updates as section
 
     cores = len(os.sched_getaffinity(0))
@@ -101,9 +97,7 @@ def updates(chosen: argparse.Namespace) -> Rows:
 
 
 def ways(chosen: argparse.Namespace) -> Rows:
-    """One update run eagerly and captured, MT10's with compiled networks too; on CUDA if there is a
-    device.
-    """
+    """Measure an update run eagerly, captured and (MT10) compiled, on CUDA if available."""
     import torch
 
     from benchmarks import updates as section
@@ -125,7 +119,7 @@ def ways(chosen: argparse.Namespace) -> Rows:
 
 
 def models(chosen: argparse.Namespace) -> Rows:
-    """Every model on MT10: parameters, operations and rate of one update, all cores."""
+    """Measure each model's update on MT10, all cores, with its parameters and operations."""
     from benchmarks import updates as section
 
     rows: Rows = []
@@ -139,25 +133,21 @@ def models(chosen: argparse.Namespace) -> Rows:
 
 
 def ingredients(chosen: argparse.Namespace) -> Rows:
-    """One update of the default recipe on MT10, one thread, and the same without each
-    of its parts.
-    """
+    """Measure an update of the default recipe on MT10 with and without each part, one thread."""
     from benchmarks import updates as section
 
     return compare(section.ingredients(chosen.turns), [section.RECIPE])
 
 
 def operations(chosen: argparse.Namespace) -> Rows:
-    """One update by what it does, one thread: matrix products and all others, with and without
-    fused kernels.
-    """
+    """Split an update's time into matrix products and the rest, with and without fused kernels."""
     from benchmarks import operations as section
 
     return section.split(chosen.turns)
 
 
 def seeds(chosen: argparse.Namespace) -> Rows:
-    """Updates of five seeds side by side in one process, against the same seeds by themselves."""
+    """Measure updates of five seeds side by side in one process, and of the same seeds alone."""
     from benchmarks import seeds as section
 
     cores = len(os.sched_getaffinity(0))
@@ -174,9 +164,7 @@ def seeds(chosen: argparse.Namespace) -> Rows:
 
 
 def growth(chosen: argparse.Namespace) -> Rows:
-    """What an environment step costs as tasks, width and modules grow: collecting with all cores,
-    learning.
-    """
+    """Measure collecting and learning per env step as tasks, width and modules grow, all cores."""
     from benchmarks import stepping as collecting
     from benchmarks import updates as learning
 
@@ -192,18 +180,14 @@ def growth(chosen: argparse.Namespace) -> Rows:
 
 
 def checkpoints(chosen: argparse.Namespace) -> Rows:
-    """A whole checkpoint of MT10 with a million transitions in the replay: seconds to write and to
-    restore, size.
-    """
+    """Measure a whole checkpoint of MT10 with a million transitions: write, restore, size."""
     from benchmarks import saving
 
     return saving.measure("paper_mt10", 1_000_000, chosen.turns)
 
 
 def runs(chosen: argparse.Namespace) -> Rows:
-    """A whole run against collecting alone and learning alone, and the share of all cores' time
-    that it uses.
-    """
+    """Measure a whole run, collecting alone and learning alone, and the use of all cores."""
     from benchmarks import whole
 
     rows = []
@@ -227,7 +211,7 @@ def runs(chosen: argparse.Namespace) -> Rows:
 
 
 def startup(chosen: argparse.Namespace) -> Rows:
-    """Seconds from the command to the first round, goals cached, and of --help; memory of a run."""
+    """Measure the seconds to the first round (goals cached) and of --help, and a run's memory."""
     from benchmarks import whole
 
     rows = []
@@ -236,7 +220,7 @@ def startup(chosen: argparse.Namespace) -> Rows:
         "paper_mt50: command to first round": lambda: whole.startup("paper_mt50"),
         "--help": whole.help_seconds,
     }.items():
-        measure()  # goals, byte code
+        measure()  # fills the caches of goals and byte code
         rows.append(_seconds(name, measure, chosen.turns))
     for experiment in ("paper_mt10", "paper_mt50"):
         gib = whole.peak_memory(experiment, 60.0)
@@ -245,6 +229,7 @@ def startup(chosen: argparse.Namespace) -> Rows:
 
 
 def _seconds(name: str, measure: Callable[[], float], turns: int) -> dict[str, Any]:
+    """Return the row of a duration that is measured several times."""
     figure = Figure(name, "s", [measure() for _ in range(turns)])
     return {"what": name, "median": figure.median, "unit": "s", "each": figure.rates}
 
@@ -264,11 +249,11 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
 }
 
 
-# --- telling --------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def compare(figures: list[Figure], against: list[str]) -> Rows:
-    """Each figure with its ratios to some of the others."""
+    """Return a row per figure, with its ratios to the figures named in `against`."""
     by_name = {figure.name: figure for figure in figures}
     return [
         {"what": figure.name, "median": figure.median, "unit": figure.unit, "each": figure.rates}
@@ -278,7 +263,7 @@ def compare(figures: list[Figure], against: list[str]) -> Rows:
 
 
 def show(name: str, rows: Rows) -> None:
-    """A section's table: medians, and ratios with their least and most."""
+    """Print a section's table: medians, and ratios with minimum and maximum."""
     print(f"\n{name}: {(SECTIONS[name].__doc__ or '').strip()}")
     table = Table()
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "each"))
@@ -292,6 +277,7 @@ def show(name: str, rows: Rows) -> None:
 
 
 def _cell(value: Any) -> str:
+    """Format a cell."""
     if isinstance(value, tuple):
         return f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
     if isinstance(value, float):

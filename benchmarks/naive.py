@@ -1,9 +1,8 @@
-"""The yardstick of an update: soft modularization written module by module in plain PyTorch, and
-SAC around it.
+"""Naive reference for an update: soft modularization module by module in plain PyTorch, with SAC.
 
-The same networks and the same update as `softmod.agent.mtsac` in its sequential order, the way one
-would write them first: a Linear per module, a one-hot task in a flat batch, two critics one after
-the other, Adam as it comes.
+It has the same networks and the same update as `softmod.agent.mtsac` in its sequential order, in
+the most direct form: a Linear per module, a one-hot task in a flat batch, two critics one after
+the other, and unfused Adam.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn.functional import relu, softplus
 
 
 class NaiveSoftModular(nn.Module):
-    """The released form, `L` layers of `n` modules of width `d`."""
+    """The released form of soft modularization: `L` layers of `n` modules of width `d`."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class NaiveSoftModular(nn.Module):
         self.head = nn.Linear(width, out_dim)
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """`[rows, in]` and one-hot tasks `[rows, tasks]` to `[rows, out]`."""
+        """Map inputs `[row, in]` and one-hot tasks `[row, task]` to outputs `[row, out]`."""
         state = self.state(x)
         embedding = self.gate(state * self.task(task))
         first, *others = ([*layer] for layer in self.layers)  # type: ignore[misc]
@@ -70,17 +69,19 @@ class NaiveSoftModular(nn.Module):
         return self.head(relu(self._sum(outputs, weights)))
 
     def _weights(self, logits: Tensor) -> Tensor:
+        """Return routing probabilities `[row, target, source]`."""
         return logits.view(len(logits), self.modules_per_layer, -1).softmax(-1)
 
     @staticmethod
     def _sum(outputs: list[Tensor], weights: Tensor) -> Tensor:
+        """Sum the modules' outputs `[row, d]` with weights `[row, source]`."""
         return sum(
             (weights[:, j, None] * output for j, output in enumerate(outputs)), torch.zeros(())
         )
 
 
 class NaiveSAC:
-    """Actor, two critics, their targets, a temperature per task; `update` is one step of each."""
+    """SAC with two critics, their targets, and a temperature per task."""
 
     def __init__(self, obs: int, action: int, tasks: int, **network: int) -> None:
         self.actor = NaiveSoftModular(obs, 2 * action, tasks, **network)
@@ -100,7 +101,7 @@ class NaiveSAC:
     def update(
         self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor, task: Tensor
     ) -> None:
-        """One update on flat rows; `task` is one-hot."""
+        """Update critics, actor, temperatures and targets once, on flat rows; `task` is one-hot."""
         alpha = self.log_alpha.exp().detach()[task.argmax(-1)]
         with torch.no_grad():
             next_action, next_log_prob = self._act(next_obs, task)
@@ -126,6 +127,7 @@ class NaiveSAC:
                     moving.lerp_(source, 0.005)
 
     def _step(self, which: int, loss: Tensor, *clipped: Iterable[nn.Parameter]) -> None:
+        """Take a step of one optimizer, with gradients clipped to norm 1 per group."""
         self.optimizers[which].zero_grad()
         loss.backward()
         for parameters in clipped:
@@ -133,6 +135,7 @@ class NaiveSAC:
         self.optimizers[which].step()
 
     def _act(self, obs: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample actions `[row, action]` with their log probabilities `[row]`."""
         mean, log_std = self.actor(obs, task).chunk(2, -1)
         log_std = log_std.clamp(-20.0, 2.0)
         noise = torch.randn_like(mean)

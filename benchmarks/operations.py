@@ -1,6 +1,4 @@
-"""Where an update's time goes: matrix products, and everything else; with and without fused
-kernels.
-"""
+"""Time of an update in matrix products and in all other operations, with and without kernels."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from softmod.capture.cpu_graph import CpuGraph
 from softmod.capture.update_graph import Captured
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
-TRIES = (
-    20  # of which the best counts, operation by operation: what disturbs only ever makes it longer
-)
+TRIES = 20  # the shortest time of each operation counts, since disturbances only add time
 CASES: dict[str, tuple[str, list[str]]] = {
     "mt10": ("mt10", []),
     "mt10, fp32": ("mt10", ["fabric.precision=32-true"]),
@@ -28,7 +24,7 @@ KERNELS = ("off", "auto")
 
 
 def split(turns: int) -> list[dict[str, Any]]:
-    """Milliseconds of each case's programs on one thread, by turns with kernels off and on."""
+    """Measure the milliseconds of each case's programs on one thread, with kernels off and on."""
     torch.set_num_threads(1)
     rows = []
     for case, (experiment, overrides) in CASES.items():
@@ -36,27 +32,27 @@ def split(turns: int) -> list[dict[str, Any]]:
             how: captured(experiment, [*overrides, f"fabric.kernels={how}"]) for how in KERNELS
         }
         for program in graphs["off"]:
-            told: dict[str, list[tuple[float, float]]] = {how: [] for how in KERNELS}
+            times: dict[str, list[tuple[float, float]]] = {how: [] for how in KERNELS}
             for _ in range(turns):
                 for how in KERNELS:
-                    told[how].append(milliseconds(graphs[how][program]))
+                    times[how].append(milliseconds(graphs[how][program]))
             for how in KERNELS:
-                rest = [pair[1] for pair in told[how]]
+                rest = [pair[1] for pair in times[how]]
                 row: dict[str, Any] = {
                     "what": f"{case}: {program}, kernels {how}",
                     "operations": len(graphs[how][program].names),
-                    "products ms": median(pair[0] for pair in told[how]),
+                    "products ms": median(pair[0] for pair in times[how]),
                     "others ms": median(rest),
                 }
-                ratios = [mine / pair[1] for mine, pair in zip(rest, told["off"], strict=True)]
+                ratios = [mine / pair[1] for mine, pair in zip(rest, times["off"], strict=True)]
                 row["others, x off"] = (median(ratios), min(ratios), max(ratios))
-                row["all, x products"] = median(sum(pair) / pair[0] for pair in told[how])
+                row["all, x products"] = median(sum(pair) / pair[0] for pair in times[how])
                 rows.append(row)
     return rows
 
 
 def captured(experiment: str, overrides: list[str]) -> dict[str, CpuGraph]:
-    """The programs of an agent that made enough updates to have captured each."""
+    """Return the captured programs of an agent after enough updates to capture all."""
     agent, replay, _, cfg = built(experiment, overrides)
     torch.set_num_threads(1)
     agent.learn(replay, 3 * cfg.algorithm.policy_delay)
@@ -69,7 +65,7 @@ def captured(experiment: str, overrides: list[str]) -> dict[str, CpuGraph]:
 
 
 def milliseconds(graph: CpuGraph) -> tuple[float, float]:
-    """Of products, and of all other operations."""
+    """Return the milliseconds of matrix products and of all other operations."""
     best = [
         min(times) * 1e3 for times in zip(*(graph.seconds() for _ in range(TRIES)), strict=True)
     ]

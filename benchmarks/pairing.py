@@ -1,5 +1,6 @@
-"""Contenders take turns, so that a noisy machine treats them alike; what counts is the ratio within
-a turn.
+"""Paired measurements: contenders take turns, and their rates are compared within each turn.
+
+On a noisy machine this affects all contenders alike.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ Rate = Callable[[], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One contender's rates, a rate per turn."""
+    """Rates of a contender, one per turn."""
 
     name: str
     unit: str
@@ -22,10 +23,11 @@ class Figure:
 
     @property
     def median(self) -> float:
+        """Return the median rate."""
         return median(self.rates)
 
     def ratio(self, other: Figure) -> tuple[float, float, float]:
-        """This one's rate over another's, turn by turn: median, least, most."""
+        """Return the ratio to another figure's rates within a turn: median, minimum, maximum."""
         ratios = [mine / theirs for mine, theirs in zip(self.rates, other.rates, strict=True)]
         return median(ratios), min(ratios), max(ratios)
 
@@ -33,7 +35,7 @@ class Figure:
 def alternate(
     contenders: Mapping[str, Rate], unit: str, turns: int, notes: Mapping[str, str] | None = None
 ) -> list[Figure]:
-    """Measure each contender once per turn; the first turn warms up and does not count."""
+    """Measure each contender once per turn; the first turn is a warm-up and is dropped."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, measure in contenders.items():

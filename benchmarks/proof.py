@@ -1,13 +1,14 @@
-"""`python -m benchmarks.proof`: the fast environments against untouched Meta-World, bit for bit.
+"""`python -m benchmarks.proof`: compare the fast environments with Meta-World, bit for bit.
 
-Both are stepped side by side with the same actions, random ones and those of Meta-World's scripted
-policies. Compared are observations (float64, before our float32), rewards, everything in `info`,
-the flags, exceptions, and at an episode's end the physics.
+Both are stepped side by side with the same actions: random ones, and those of Meta-World's
+scripted policies. Compared are observations (float64, before the conversion to float32), rewards,
+`info`, flags, exceptions, and the physics at the end of an episode.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 import warnings
@@ -28,22 +29,23 @@ STEPS = 500
 
 
 class DifferenceError(SoftmodError):
-    """The two environments do not agree."""
+    """Raised when the two environments differ."""
 
 
 class Tally(NamedTuple):
-    """What was compared: steps, those of them with a success, and those that raised in both."""
+    """Counts of compared steps, of steps with success, and of steps that raised in both."""
 
     steps: int = 0
     successes: int = 0
     raised: int = 0
 
     def plus(self, other: Tally) -> Tally:
+        """Add two tallies."""
         return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class Pair:
-    """One task twice: Meta-World's own environment and ours."""
+    """Meta-World's environment and the fast one, of the same task."""
 
     def __init__(self, task: str) -> None:
         from softmod.envs.metaworld_fast import fast_class
@@ -53,18 +55,22 @@ class Pair:
         self.plain, self.fast = (_seeing(made) for made in (cls(), fast_class(cls)()))
 
     def goal(self, number: int) -> Goal:
-        """A goal from the task's whole distribution, a function of its number."""
+        """Draw a goal from the task's distribution, seeded by `number`."""
         return draw(self.plain, np.random.default_rng(number))
 
     @staticmethod
     def reset(env: Any, goal: Goal, reward: str) -> NDArray[np.float64]:
-        """Start an episode of one of the two; the observation `[39]`."""
+        """Start an episode of one of the two; return the observation `[39]`."""
         env._set_task_called, env._freeze_rand_vec, env._last_rand_vec = True, True, goal.copy()
         env.reward_function_version = reward
         return env.reset()[0].copy()
 
     def compare(self, goal: Goal, reward: str, policy: Policy, steps: int = STEPS) -> Tally:
-        """Play an episode in both; DifferenceError at the first field that differs by a bit."""
+        """Play an episode in both and compare every field of every step.
+
+        Raises:
+            DifferenceError: A field differs, by as little as a bit.
+        """
         where = f"{self.task}, reward {reward}"
         obs, ours = (self.reset(env, goal, reward) for env in (self.plain, self.fast))
         _check("observation", obs, ours, f"{where}, reset")
@@ -83,9 +89,9 @@ class Pair:
 
 
 def policy(kind: str, task: str, number: int) -> Policy:
-    """Random or scripted actions `[4]`; scripted ones exceed [-1, 1].
+    """Return a policy with random or scripted actions `[4]`; scripted ones can exceed [-1, 1].
 
-    Every second episode has them in float64.
+    Actions are float32 for even numbers and float64 for odd ones.
     """
     dtype = (np.float32, np.float64)[number % 2]
     if kind == "random":
@@ -99,13 +105,15 @@ def policy(kind: str, task: str, number: int) -> Policy:
 
 
 def prove(task: str, rewards: Sequence[str], goals: int, episodes: int, steps: int) -> Tally:
-    """Compare one task under all of these rewards, policies and goals, each goal with so many
-    episodes.
+    """Compare one task under these rewards, both policies and `goals` goals.
+
+    Each combination is played for `episodes` episodes of at most `steps` steps.
+
+    Raises:
+        DifferenceError: A field differs.
     """
     pair, tally = Pair(task), Tally()
-    for reward, kind, number in (
-        (r, k, n) for r in rewards for k in POLICIES for n in range(goals)
-    ):
+    for reward, kind, number in itertools.product(rewards, POLICIES, range(goals)):
         goal = pair.goal(number)
         for episode in range(episodes):
             tally = tally.plus(
@@ -115,25 +123,25 @@ def prove(task: str, rewards: Sequence[str], goals: int, episodes: int, steps: i
 
 
 def _seeing(env: Any) -> Any:
-    """The environment with its goal in the observation."""
+    """Add the goal to an environment's observation; return the environment."""
     env._partially_observable = False
     vars(env).pop("sawyer_observation_space", None)  # cached with the goal's bounds at 0
     return env
 
 
 def _outcome(env: Any, action: NDArray[Any]) -> dict[str, Any]:
-    """All that a step tells, by field."""
+    """Step an environment; return everything that it returns or raises, by field."""
     try:
         obs, reward, terminated, truncated, info = env.step(action)
     except Exception as error:
         return {"exception": f"{type(error).__name__}: {error}"}
-    told = {f"info['{key}']": value for key, value in info.items()}
+    details = {f"info['{key}']": value for key, value in info.items()}
     return {
         "observation": obs,
         "reward": reward,
         "terminated": terminated,
         "truncated": truncated,
-        **told,
+        **details,
     }
 
 
@@ -152,26 +160,29 @@ def _physics(env: Any) -> NDArray[np.float64]:
 
 
 def _check(field: str, theirs: Any, ours: Any, where: str) -> None:
-    """Equal bits, where a flag may be numpy's or Python's."""
+    """Compare two values bit by bit; a flag may be NumPy's or Python's.
+
+    Raises:
+        DifferenceError: They differ.
+    """
     if _bits(theirs) != _bits(ours):
-        places = (
-            f" at {np.flatnonzero(theirs != ours).tolist()}"
-            if isinstance(theirs, np.ndarray)
-            else ""
-        )
+        indices = ""
+        if isinstance(theirs, np.ndarray):
+            indices = f" at {np.flatnonzero(theirs != ours).tolist()}"
         raise DifferenceError(
-            f"{where}: {field} differs{places}: {theirs!r} in Meta-World, {ours!r} in ours"
+            f"{where}: {field} differs{indices}: {theirs!r} in Meta-World, {ours!r} in ours"
         )
 
 
 def _bits(value: Any) -> Any:
+    """Convert a value to its shape and bytes."""
     if isinstance(value, (str, type(None))):
         return value
     return np.shape(value), np.asarray(value, dtype=np.float64).tobytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """A line per task; 0, or 1 at the first difference, or 2 for an unknown task."""
+    """Print a line per task; return 0 if all are equal, 1 if not, 2 for an unknown task."""
     chosen = _parser().parse_args(arguments)
     print(f"{'task':<30}{'steps':>8}{'success':>9}{'raised':>8}{'seconds':>9}")
     try:
@@ -189,9 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _proofs(tasks: Sequence[str], chosen: argparse.Namespace) -> Iterator[tuple[str, Tally, float]]:
+    """Yield each task with its tally and the seconds that it took."""
     rewards = [chosen.reward] if chosen.reward else list(REWARDS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripted policies warn of actions outside [-1, 1]
+        warnings.simplefilter("ignore")  # Meta-World warns of actions outside [-1, 1]
         for task in tasks:
             start = time.monotonic()
             tally = prove(task, rewards, chosen.goals, chosen.episodes, chosen.steps)
@@ -199,6 +211,7 @@ def _proofs(tasks: Sequence[str], chosen: argparse.Namespace) -> Iterator[tuple[
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.proof", description=__doc__.split("\n\n")[0]
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint costs."""
+"""Time and size of checkpoints."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ ROUND = 1000  # steps
 
 
 def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any]]:
-    """Seconds of the loop's pause while it is written, of reading it back, and its size; the
-    episodes are a toy's.
+    """Measure the seconds that writing blocks the loop, the seconds to restore, and the size.
+
+    The episodes in the checkpoint are of the toy tasks.
     """
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu"]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
@@ -48,12 +49,12 @@ def measure(experiment: str, transitions: int, turns: int) -> list[dict[str, Any
         saver = Saver(Path(folder), agent, optimizers, replay, workers, {})
         for _ in range(turns):
             began = time.perf_counter()
-            place = saver.save(clock, log)
+            saved = saver.save(clock, log)
             write.append(time.perf_counter() - began)
             began = time.perf_counter()
-            saver.restore(place, checkpoint.verify(place), clock)
+            saver.restore(saved, checkpoint.verify(saved), clock)
             read.append(time.perf_counter() - began)
-            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
             clock.env_steps += 1
     return [
         {"what": "writing", "median": median(write), "unit": "s", "each": write},

@@ -1,4 +1,4 @@
-"""Seeds side by side in one process against the same seeds by themselves, on as many cores."""
+"""Updates of seeds side by side in one process, and of the same seeds alone, on equal cores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ AT_A_TIME = "{} at a time, one thread each"
 
 
 def measure(experiment: str, cores: int, turns: int) -> list[Figure]:
-    """Updates of all seeds per second: the seeds one after another, as many at a time as cores, and
-    side by side.
+    """Measure updates of all seeds per second, in three ways.
+
+    The seeds run one after another, one per core at a time, and side by side as a group.
     """
     made = [built(experiment, [f"seed={seed}"])[:2] for seed in range(SEEDS)]
     agents, replays = [agent for agent, _ in made], [replay for _, replay in made]
@@ -33,9 +34,8 @@ def measure(experiment: str, cores: int, turns: int) -> list[Figure]:
         for agent, replay in made:
             agent.learn(replay, UPDATES)
 
-    def at_a_time() -> (
-        None
-    ):  # threads that only repeat operations: PyTorch lets go of the interpreter in each
+    def at_a_time() -> None:
+        # Threads suffice: recorded updates run in PyTorch, which releases the interpreter lock.
         torch.set_num_threads(1)
         with ThreadPoolExecutor(cores) as pool:
             list(pool.map(lambda pair: pair[0].learn(pair[1], UPDATES), made))
@@ -55,6 +55,8 @@ def measure(experiment: str, cores: int, turns: int) -> list[Figure]:
 
 
 def _rate(way: Callable[[], None]) -> Callable[[], float]:
+    """Return a function that measures seed-updates per second of a way to make them."""
+
     def rate() -> float:
         began = time.perf_counter()
         way()

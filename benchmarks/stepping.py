@@ -1,6 +1,4 @@
-"""Environment steps per second: ours, Meta-World's own vector environments, EnvPool's, and physics
-alone.
-"""
+"""Environment steps per second: ours, Meta-World's vector environments, EnvPool, physics alone."""
 
 from __future__ import annotations
 
@@ -32,14 +30,14 @@ PHYSICS = "physics alone, {0} processes"
 GYM = "gym.make_vec, {0}"
 ENVPOOL = "EnvPool, {0} processes"
 FRAME_SKIP = 5
-Stepper = Callable[
-    [int], float
-]  # makes so many steps of every environment; seconds of them that do not count
+# steps every environment this many times; returns the seconds to subtract, such as those of resets
+Stepper = Callable[[int], float]
 
 
 def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figure]:
-    """Rates on one benchmark's tasks, one environment each; every contender lives through all
-    turns.
+    """Measure all contenders on a benchmark's tasks, with one environment per task.
+
+    All contenders exist during all turns.
     """
     tasks = SETS[benchmark]
     with ExitStack() as stack:
@@ -64,7 +62,7 @@ def measure(benchmark: str, cores: int, seconds: float, turns: int) -> list[Figu
 
 
 def growth(benchmarks: tuple[str, ...], cores: int, seconds: float, turns: int) -> list[Figure]:
-    """Rates of workers that act, on several sets of tasks."""
+    """Measure acting workers on several task sets."""
     with ExitStack() as stack:
         crews = {name: stack.enter_context(Acting(SETS[name], cores)) for name in benchmarks}
         return alternate(
@@ -75,7 +73,7 @@ def growth(benchmarks: tuple[str, ...], cores: int, seconds: float, turns: int) 
 
 
 def timed(steps: Stepper, environments: int, seconds: float, chunk: int = 10) -> float:
-    """Steps per second over all environments, for at least this long."""
+    """Return steps per second over all environments, measured for at least `seconds`."""
     done, began, aside = 0, time.perf_counter(), 0.0
     while time.perf_counter() - began < seconds:
         aside += steps(chunk)
@@ -97,6 +95,7 @@ class Acting:
         self.workers = Workers(Plan(suite, actor, 0), processes)
 
     def rate(self, seconds: float) -> float:
+        """Return env steps per second, measured for at least `seconds`."""
         done, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
             self.workers.start(self.weights, 50)
@@ -114,17 +113,17 @@ class Acting:
 
 
 class Crew:
-    """Processes that each step their share of the tasks when told to, all at the same time."""
+    """Processes that step their part of the tasks on request, all at the same time."""
 
     def __init__(
         self, make: Callable[[list[str]], Stepper], tasks: tuple[str, ...], processes: int
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.connections, self.members = [], []
-        for share in range(processes):
+        for worker in range(processes):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=serve, args=(make, list(tasks[share::processes]), theirs), daemon=True
+                target=serve, args=(make, list(tasks[worker::processes]), theirs), daemon=True
             )
             process.start()
             self.connections.append(mine)
@@ -133,16 +132,16 @@ class Crew:
             connection.recv()
 
     def rate(self, seconds: float) -> float:
+        """Return env steps per second, measured for at least `seconds`."""
         self._signal(signal.SIGCONT)
         for connection in self.connections:
             connection.send(seconds)
         total = float(sum(connection.recv() for connection in self.connections))
-        self._signal(
-            signal.SIGSTOP
-        )  # threads that wait by spinning would disturb the others' turns
+        self._signal(signal.SIGSTOP)  # threads that spin while waiting would disturb other turns
         return total
 
     def _signal(self, number: int) -> None:
+        """Send a signal to all processes."""
         for process in self.members:
             os.kill(process.pid or 0, number)
 
@@ -157,6 +156,7 @@ class Crew:
 
 
 def serve(make: Callable[[list[str]], Stepper], tasks: list[str], connection: Connection) -> None:
+    """Run a process of a crew: receive seconds, send the rate, until the pipe closes."""
     steps = make(tasks)
     connection.send("ready")
     while True:
@@ -168,20 +168,22 @@ def serve(make: Callable[[list[str]], Stepper], tasks: list[str], connection: Co
 
 
 def actions(count: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Random actions `[count, 4]` for ever, from a block made beforehand."""
+    """Yield random actions `[count, 4]` forever, from a block drawn beforehand."""
     block = np.random.default_rng(0).uniform(-1, 1, (500, count, 4)).astype(np.float32)
     while True:
         yield from block
 
 
 def ours(tasks: list[str]) -> Stepper:
+    """Return a stepper of our environments."""
     suite = MetaWorld(tasks)
     return step_slots(suite)
 
 
 def step_slots(suite: MetaWorld) -> Stepper:
-    """Our environments, reset at the horizon to the next goal; resets, mostly physics themselves,
-    do not count.
+    """Return a stepper of a suite's environments, reset to the next goal at the horizon.
+
+    The time of resets, which is mostly physics, does not count.
     """
     envs = [suite.make(index) for index in range(suite.spec.num_tasks)]
     draws, count = actions(len(envs)), 0
@@ -204,8 +206,9 @@ def step_slots(suite: MetaWorld) -> Stepper:
 
 
 def physics(tasks: list[str]) -> Stepper:
-    """What nothing can do without: MuJoCo's five substeps and its forward pass, the hand moved at
-    random.
+    """Return a stepper of the physics alone: MuJoCo's five substeps and its forward pass.
+
+    The hand moves at random. This is the lower bound of a step's time.
     """
     import mujoco
 
@@ -232,6 +235,7 @@ def physics(tasks: list[str]) -> Stepper:
 
 
 def vector(benchmark: str, strategy: str) -> Any:
+    """Make Meta-World's vector environment."""
     import gymnasium
     import metaworld  # noqa: F401  (registers its environments)
 
@@ -245,12 +249,14 @@ def vector(benchmark: str, strategy: str) -> Any:
 
 
 def step_vector(envs: Any, number: int) -> float:
+    """Step a vector environment with random actions; no time is subtracted."""
     for action in (envs.action_space.sample() for _ in range(number)):
         envs.step(action)
     return 0.0
 
 
 def has_envpool() -> bool:
+    """Return whether EnvPool is installed."""
     try:
         import envpool  # noqa: F401
     except ImportError:
@@ -259,8 +265,9 @@ def has_envpool() -> bool:
 
 
 def envpool(tasks: list[str]) -> Stepper:
-    """EnvPool's C++ port (pinned to Meta-World 3.0.0), a pool of one environment and one thread per
-    task.
+    """Return a stepper of EnvPool's C++ port, which is pinned to Meta-World 3.0.0.
+
+    Each task has a pool of one environment with one thread.
     """
     import envpool
 

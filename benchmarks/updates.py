@@ -1,6 +1,4 @@
-"""Updates per second: ours, the naive module-by-module form, and what a plain matrix product would
-allow.
-"""
+"""Updates per second: ours, the naive module-by-module form, and the bound of a matrix product."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ ONEDNN_PRODUCT = "the same by oneDNN"
 SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
-# seconds; as long as a run is measured, since a core is not equally fast from one second to the
-# next
-LONG = 10.0
+LONG = 10.0  # seconds; equal to the time a run is measured, since a core's speed varies over time
 WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("paper_mt10", [], True),
@@ -48,7 +44,7 @@ CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether t
 
 
 RECIPE = "the recipe"
-INSTEAD: dict[str, list[str]] = {  # what the recipe would be without each of its parts
+INSTEAD: dict[str, list[str]] = {  # overrides that remove or replace a part of the recipe
     RECIPE: [],
     "squared errors, minimum of twins": ["critic_head=squared"],
     "rewards as they come": ["algorithm.reward_scaling=none"],
@@ -75,11 +71,20 @@ INSTEAD: dict[str, list[str]] = {  # what the recipe would be without each of it
 def measure(
     experiment: str, overrides: list[str], turns: int, threads: int, naive: bool
 ) -> tuple[list[Figure], float]:
-    """Rates of one configuration's update, and its GFLOP; the product's rate is in updates of as
-    many FLOP.
+    """Measure an update of one configuration against the product's bound and the naive form.
 
-    Ours multiplies with the library that a run picks; the others with PyTorch's own choice, and
-    with oneDNN beside it where that is what a run picks.
+    Ours uses the library for matrix products that a run selects. The others use PyTorch's
+    default, and also oneDNN if a run selects that. The product's rate is in updates of equal FLOP.
+
+    Args:
+        experiment: Option of the group `experiment`.
+        overrides: Further overrides.
+        turns: Measurements per contender.
+        threads: PyTorch's threads.
+        naive: Measure the naive form too.
+
+    Returns:
+        The rates, and the GFLOP of an update.
     """
     torch.set_num_threads(threads)
     update, operations, spec, cfg = ours(experiment, overrides)
@@ -99,8 +104,9 @@ def measure(
 
 
 def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
-    """Rates of every model's published update on MT10 and its cost; those of 34 M parameters are
-    left out.
+    """Measure every model's published update on MT10, and count its cost.
+
+    Models with 34 M parameters and small ones are left out.
     """
     torch.set_num_threads(threads)
     fast_products()
@@ -118,9 +124,7 @@ def models(turns: int, threads: int) -> tuple[list[Figure], dict[str, Cost]]:
 
 
 def ingredients(turns: int) -> list[Figure]:
-    """Measure the recipe's update on MT10 with one thread, and the same without each of the
-    recipe's parts.
-    """
+    """Measure the recipe's update on MT10 with one thread, with and without each of its parts."""
     torch.set_num_threads(1)
     fast_products()
     rates: dict[str, Rate] = {}
@@ -131,9 +135,7 @@ def ingredients(turns: int) -> list[Figure]:
 
 
 def growth(turns: int, threads: int) -> list[Figure]:
-    """Environment steps per second that updates allow, as the soft-modular networks and the task
-    set grow.
-    """
+    """Measure the env steps per second that updates allow as networks and task set grow."""
     torch.set_num_threads(threads)
     wide = ["actor.module_width=512", "critic.module_width=512"]
     many = ["actor.num_modules=4", "critic.num_modules=4"]
@@ -152,20 +154,18 @@ def growth(turns: int, threads: int) -> list[Figure]:
 
 
 def env_steps_per_second(update: Callable[[], object], steps: float) -> float:
-    """With so many environment steps to an update."""
+    """Return the env steps per second that updates allow, with `steps` env steps per update."""
     return per_second(update) * steps
 
 
 def by(onednn: bool, measure: Callable[..., float], *arguments: Any) -> float:
-    """Measure with one of the two libraries of matrix products."""
+    """Measure with oneDNN or with PyTorch's default library for matrix products."""
     allow_onednn(onednn)
     return measure(*arguments)
 
 
 def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
-    """Calls per second, over at least this long; on an accelerator with the work that is still
-    under way.
-    """
+    """Return calls per second, measured for at least `seconds`; waits for work on CUDA."""
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         update()
@@ -178,9 +178,7 @@ def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
 
 
 def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Figure]:
-    """Rates of one configuration's update in each way to run it, on CUDA where that is
-    available.
-    """
+    """Measure an update in each way to run it, on CUDA if available."""
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     rates: dict[str, Rate] = {}
     for how in WAYS if compiled and which("g++") else WAYS[:2]:
@@ -189,13 +187,13 @@ def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Fi
             f"fabric.precision={precision}",
             f"fabric.compile={how}",
         ]
-        torch._dynamo.reset()  # it stops compiling a function that it has seen in too many forms
+        torch._dynamo.reset()  # Dynamo stops recompiling a function after too many variants
         rates[how] = partial(per_second, ours(experiment, line)[0])
     return alternate(rates, "updates/s", turns)
 
 
 def built(experiment: str, overrides: list[str]) -> tuple[MTSAC, Replay, EnvSpec, TrainConfig]:
-    """An agent, with a replay of a few random transitions, as an experiment has it."""
+    """Build the agent of an experiment, with a replay of a few random transitions."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
@@ -208,7 +206,7 @@ def built(experiment: str, overrides: list[str]) -> tuple[MTSAC, Replay, EnvSpec
 
 
 def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]:
-    """A call that makes one update, its floating point operations, and what it was made for."""
+    """Return a function that makes one update, its FLOP, the env spec and the configuration."""
     agent, replay, spec, cfg = built(experiment, overrides)
     draws = torch.Generator(agent.device).manual_seed(0)
 
@@ -223,28 +221,24 @@ def ours(experiment: str, overrides: list[str]) -> tuple[Any, int, EnvSpec, Any]
         agent.programs,
         {"whole": agent.update, "critics": agent.update_critics},
     )
-    agent.updates = 0  # the next one updates the policy too
+    agent.updates = 0  # the next update includes the policy
     with cost.Counter() as counter:
         update()
     agent.programs = chosen
-    for _ in range(
-        2 * cfg.algorithm.policy_delay
-    ):  # what is captured is compared in its second call
+    for _ in range(2 * cfg.algorithm.policy_delay):  # a captured program is verified at call two
         update()
     return update, counter.flop, spec, cfg
 
 
 def learning_rate(experiment: str) -> float:
-    """Env steps per second that updates alone would allow, with as many threads as
-    training takes.
-    """
+    """Measure the env steps per second that updates alone allow, with the threads of training."""
     update, _, spec, cfg = ours(experiment, [])
     torch.set_num_threads(choose(cfg, build(cfg.env, "env")).threads)
     return per_second(update, LONG) / cfg.run.update_ratio * spec.num_tasks
 
 
 def naively(cfg: Any, spec: EnvSpec) -> Any:
-    """A call that makes the same update module by module."""
+    """Return a function that makes the same update module by module."""
     net, rows = cfg.actor, cfg.run.batch_per_task
     sac = NaiveSAC(
         spec.obs_dim, spec.action_dim, spec.num_tasks, layers=net.num_layers,
@@ -259,9 +253,7 @@ def naively(cfg: Any, spec: EnvSpec) -> Any:
 
 
 def product(operations: int, size: int = 2048) -> float:
-    """The same number of operations in one large fp32 matrix product: updates per second that it
-    would allow.
-    """
+    """Measure one large fp32 matrix product; return the updates per second of equal FLOP."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
     return per_second(lambda: torch.mm(a, b, out=out)) * 2 * size**3 / operations

@@ -1,4 +1,4 @@
-"""Whole commands: a run's env steps per second against its two halves, start-up, memory."""
+"""Whole commands: env steps per second of a run and of its two halves, start-up, memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ NEVER = 1_000_000_000
 
 
 def rates(experiment: str, steps_per_task: int, turns: int) -> list[Figure]:
-    """Env steps per second of a run, of the same run without updates, and of its updates alone."""
-    idle = [
-        "run.warmup_per_task=90000",
-        "run.replay_per_task=100000",
-    ]  # a warm-up that does not end
+    """Measure the env steps per second of a run, of collecting alone, and of learning alone."""
+    # a warm-up that does not end within the run
+    idle = ["run.warmup_per_task=90000", "run.replay_per_task=100000"]
     rates: dict[str, Rate] = {
         RUN: partial(run_rate, experiment, steps_per_task),
         COLLECT: partial(run_rate, experiment, 4 * steps_per_task, *idle),
@@ -37,7 +35,7 @@ def rates(experiment: str, steps_per_task: int, turns: int) -> list[Figure]:
 
 
 def run_rate(experiment: str, steps_per_task: int, *more: str) -> float:
-    """The rate that a run's own journal tells, without its first report (start-up)."""
+    """Return the env steps per second in a run's journal, without the first reports (start-up)."""
     with tempfile.TemporaryDirectory() as folder:
         tasks = train(folder, experiment, steps_per_task, *more)
         (journal,) = Path(folder).glob("runs/*/*/journal.jsonl")
@@ -45,12 +43,13 @@ def run_rate(experiment: str, steps_per_task: int, *more: str) -> float:
     reports = [
         line["values"] for line in lines if "time/env_steps_per_second" in line.get("values", {})
     ]
-    told = [values["time/env_steps_per_second"] for values in reports[2:]]
-    assert told, f"{experiment}: {len(reports)} reports of {tasks} tasks"
-    return len(told) / sum(1.0 / rate for rate in told)
+    rates = [values["time/env_steps_per_second"] for values in reports[2:]]
+    assert rates, f"{experiment}: {len(reports)} reports of {tasks} tasks"
+    return len(rates) / sum(1.0 / rate for rate in rates)
 
 
 def train(folder: str, experiment: str, steps_per_task: int, *more: str) -> int:
+    """Train in a folder without evaluations and checkpoints; return the number of tasks."""
     from softmod.config.compose import compose
 
     tasks = len(compose([f"experiment={experiment}"]).env.tasks)
@@ -69,15 +68,17 @@ def train(folder: str, experiment: str, steps_per_task: int, *more: str) -> int:
 
 
 def learning_rate(experiment: str) -> float:
-    """Env steps per second that the updates alone would allow, in a process of its own, with
-    training's threads.
-    """
+    """Measure the env steps per second that updates alone allow, in a process of its own."""
     code = f"from benchmarks.updates import learning_rate; print(learning_rate({experiment!r}))"
     return float(command([sys.executable, "-c", code], os.getcwd()).splitlines()[-1])
 
 
 def command(line: list[str], folder: str) -> str:
-    """Run to the end; its standard output."""
+    """Run a command to its end; return its standard output.
+
+    Raises:
+        RuntimeError: The exit code is not 0.
+    """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         line, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -91,7 +92,7 @@ def command(line: list[str], folder: str) -> str:
 
 
 def startup(experiment: str) -> float:
-    """Seconds from the command to the end of the first round."""
+    """Measure the seconds from the command to the end of the first round."""
     began = time.perf_counter()
     with started(experiment, "run.log_every=1", "tracking=journal") as (process, folder):
         while not any("train/" in text or "time/" in text for text in journals(folder)):
@@ -101,13 +102,14 @@ def startup(experiment: str) -> float:
 
 
 def help_seconds() -> float:
+    """Measure the seconds of `--help`."""
     began = time.perf_counter()
     command([sys.executable, "-m", "softmod.train", "--help"], os.getcwd())
     return time.perf_counter() - began
 
 
 def peak_memory(experiment: str, seconds: float, *more: str) -> float:
-    """GiB held by a run's processes (shared pages counted once), the most of several looks."""
+    """Return the peak memory of a run's processes in GiB, sampled; shared pages count once."""
     with started(experiment, "tracking=journal", f"run.eval_every={NEVER}", *more) as (process, _):
         most, end = 0.0, time.perf_counter() + seconds
         while time.perf_counter() < end and process.poll() is None:
@@ -121,9 +123,7 @@ def peak_memory(experiment: str, seconds: float, *more: str) -> float:
 
 
 def busy(experiment: str, seconds: float) -> float:
-    """Measure the share of all cores' time that a run's processes use once updates are
-    under way.
-    """
+    """Measure the fraction of all cores' time that a run's processes use after start-up."""
     quiet = [
         f"run.eval_every={NEVER}",
         f"run.save_every={NEVER}",
@@ -134,9 +134,8 @@ def busy(experiment: str, seconds: float) -> float:
         process,
         folder,
     ):
-        while (
-            sum(text.count("time/env_steps_per_second") for text in journals(folder)) < 4
-        ):  # updates are captured
+        # updates are captured after a few reports
+        while sum(text.count("time/env_steps_per_second") for text in journals(folder)) < 4:
             assert process.poll() is None, "the run ended before it was measured"
             time.sleep(0.1)
         began, used = time.perf_counter(), cpu_seconds(process.pid)
@@ -146,18 +145,19 @@ def busy(experiment: str, seconds: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Add up the processor time that a process and its living descendants have used."""
+    """Add up the processor seconds that a process and its living descendants have used."""
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(member.cpu_times().user + member.cpu_times().system for member in family)
 
 
 def journals(folder: str) -> list[str]:
+    """Return the text of the journals of all runs in a folder."""
     return [path.read_text() for path in Path(folder).glob("runs/*/*/journal.jsonl")]
 
 
 @contextmanager
 def started(experiment: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A training process in a folder of its own, ended afterwards."""
+    """Start training in a temporary folder; yield process and folder, and end it afterwards."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "softmod.train", f"experiment={experiment}", *more]

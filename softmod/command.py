@@ -1,4 +1,4 @@
-"""What the commands share: failures in one line, exit codes, the identity of a sweep."""
+"""Parts shared by the commands: one-line failures, exit codes, the identity of a sweep."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Interface(ModuleType):
 
 
 def to_the_end(work: Callable[[], int]) -> int:
-    """Run the job or jobs, unless a signal asks to save and stop; return the exit code."""
+    """Run the jobs until they end or a signal stops them; return the exit code."""
     try:
         return work()
     except signals.StoppedError as stop:
         job = signals.requeue()
-        queued = f"; job {job} is queued again" if job else ""
+        queued = f"; job {job} is queued again" if job else ""  # by SLURM
         print(f"softmod: {stop}; {stop.how}{queued}", file=sys.stderr)
         return signals.STOPPED
     except Exception:
@@ -54,8 +54,17 @@ def to_the_end(work: Callable[[], int]) -> int:
 
 
 def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[str, str]:
-    """The same for the same question: what is fixed and what is varied, whatever the values gone
-    through.
+    """Return the identity of a sweep: equal for equal fixed overrides and equal swept keys.
+
+    The values of the swept keys do not matter, so that a sweep can be extended.
+
+    Args:
+        fixed: Overrides that all jobs share.
+        swept: Keys that vary.
+        *kind: Words that distinguish sweeps from searches.
+
+    Returns:
+        `id`, 16 hexadecimal digits, and `name`, for the parent run in MLflow.
     """
     lines = sorted(str(override.input_line) for override in fixed)
     digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
@@ -66,9 +75,9 @@ def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[
 
 
 def tell(error: Exception, overrides: str = "") -> int:
-    """One line on stderr; a traceback for what should not happen, or with SOFTMOD_TRACEBACK=1.
+    """Print an error in one line on stderr; return its exit code.
 
-    The exit code.
+    An unexpected error is printed with its traceback. SOFTMOD_TRACEBACK=1 adds it to all errors.
     """
     if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
         print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)

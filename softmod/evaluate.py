@@ -1,6 +1,4 @@
-"""`python -m softmod.evaluate checkpoint=...`: the success rates of a checkpoint, as a table and
-JSON; videos.
-"""
+"""`python -m softmod.evaluate checkpoint=...`: success rates of a checkpoint, and videos."""
 
 from __future__ import annotations
 
@@ -26,25 +24,25 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
   checkpoint=FOLDER    a checkpoint, or a run's folder (its newest checkpoint)
   goals=50             goals per task
   processes=null       worker processes; null: as many as the run had
-  video=false          an mp4 per task and a GIF of all tasks, beside the table
-  video_episodes=1     episodes in each of them
-  output=null          the folder of evaluation.json and videos; null: beside the checkpoints
+  video=false          true: also write an mp4 per task and a GIF of all tasks
+  video_episodes=1     episodes per video
+  output=null          folder for evaluation.json and videos; null: beside the checkpoints
   allow=[]             packages of your own that the checkpoint's tasks and networks come from"""
 
 
 def main() -> None:
-    """The command; exits with the codes of docs/exit_codes.md."""
+    """Run the command and exit with a code of docs/exit_codes.md."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Check the command line, evaluate; the exit code."""
+    """Check the command line and evaluate; return the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
     try:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
-            raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
+            raise ConfigError(f"{flags[0]}: unknown flag; see --help")
         if not any(argument.startswith("checkpoint=") for argument in arguments):
             raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
         evaluated(typed(compose(arguments, "evaluate")))
@@ -86,12 +84,12 @@ def evaluate(
 
 
 def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
-    """Evaluate as the run did, and write `evaluation.json`; return the scores.
+    """Evaluate a checkpoint as its run does, and write `evaluation.json`; return the scores.
 
     Raises:
-        CheckpointError: nothing valid at `cfg.checkpoint`.
-        ConfigError: its classes are not allowed, or the output cannot be written.
-        WorkerError: an environment failed, or nothing can be rendered here.
+        CheckpointError: There is no valid checkpoint at `cfg.checkpoint`.
+        ConfigError: Its classes are not allowed, or the output cannot be written.
+        WorkerError: An environment failed, or this machine cannot render.
     """
     from softmod.checkpoint import files as checkpoint
     from softmod.checkpoint.load import actor_of, find, suite_of
@@ -132,10 +130,10 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
 
 
 def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
-    """The folder to write to, made where it is missing.
+    """Create the output folder if it is missing; return its path.
 
     Raises:
-        ConfigError: it cannot be made, or, in a run's folder, leads out of it.
+        ConfigError: It cannot be created, or it is a link that leads out of the run's folder.
     """
     above = checkpoint.resolve().parent
     run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run

@@ -1,9 +1,8 @@
-"""`python -m softmod.replay_fault <bundle>`: the update that ended a run is made again, and what is
-wrong is named.
+"""`python -m softmod.replay_fault <bundle>`: repeat the update that ended a run.
 
-A bundle is what a run leaves when its updates stay non-finite: parameters, optimizers, the batch
-and the noise. Running statistics in it (normalised observations, scaled rewards) are those of the
-end of the round.
+It lists the tensors that are not finite. A run writes a bundle when its updates stay non-finite:
+parameters, optimizers, the batch and the noise. The running statistics in it (normalized
+observations, scaled rewards) are those of the end of the round.
 """
 
 from __future__ import annotations
@@ -28,14 +27,15 @@ from softmod.experiment.resources import fused, make_fabric
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return an exit code of docs/exit_codes.md."""
     parser = argparse.ArgumentParser(prog="python -m softmod.replay_fault", description=__doc__)
-    parser.add_argument("bundle", type=Path, help="the folder that the run named when it ended")
+    parser.add_argument("bundle", type=Path, help="the folder that the run printed when it ended")
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="of your own, as in allow=[...]",
+        help="a package of your own that the configuration may name",
     )
     given = parser.parse_args(arguments)
     try:
@@ -48,29 +48,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def repeat(folder: Path, allow: Sequence[str] = ()) -> list[str]:
-    """Make the update again; what is not finite in what it was given, and in what came of it.
+    """Repeat the update of a bundle and list inputs, parameters and results that are not finite.
+
+    Args:
+        folder: The bundle.
+        allow: Packages of the user that the configuration may name.
 
     Raises:
-        CheckpointError: this is no bundle, or it is damaged.
-        ConfigError: it is built of classes that are not allowed.
+        CheckpointError: The folder is not a bundle, or it is damaged.
+        ConfigError: The configuration names classes that are not allowed.
     """
-    facts = checkpoint.verify(folder)
-    if facts.get("kind") != KIND:
+    metadata = checkpoint.verify(folder)
+    if metadata.get("kind") != KIND:
         raise CheckpointError(
-            f"{folder}: not the bundle of a fault; a run names its own when it ends with code 6"
+            f"{folder}: not the bundle of a fault; a run that ends with code 6 prints its path"
         )
     with checkpoint.reading(folder):
-        return update_of(folder, facts, allow)
+        return update_of(folder, metadata, allow)
 
 
-def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list[str]:
-    """Repeat the update of a bundle and return what is not finite."""
-    cfg = from_saved(facts["config"], allow)
-    spec = spec_of(facts)
+def update_of(folder: Path, metadata: dict[str, Any], allow: Sequence[str]) -> list[str]:
+    """Repeat the update of a bundle and list what is not finite, given its metadata."""
+    cfg = from_saved(metadata["config"], allow)
+    spec = spec_of(metadata)
     cfg.fabric.compile = "eager"
     cfg.fabric.accelerator = "cpu"
     agent, optimizers = make_agent(
-        cfg, spec, *networks(cfg, spec), make_fabric(cfg, facts.get("precision")), fused(cfg, facts)
+        cfg,
+        spec,
+        *networks(cfg, spec),
+        make_fabric(cfg, metadata.get("precision")),
+        fused(cfg, metadata),
     )
     checkpoint.restore_arrays(
         dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network"
@@ -78,36 +86,30 @@ def update_of(folder: Path, facts: dict[str, Any], allow: Sequence[str]) -> list
     live = checkpoint.optimizer_arrays(optimizers)
     checkpoint.restore_arrays(live, checkpoint.arrays(folder, "optimizers"), "optimizers")
     given = checkpoint.arrays(folder, "given")
-    agent.updates = facts["update"] - 1
+    agent.updates = metadata["update"] - 1
     agent.draw()
     batch = Batch(*(given[name] for name in Batch._fields))
     metrics = agent.programs[agent.program(agent.updates)](
         batch, given["noise"], given["next_noise"]
     )
     finite = bool(metrics["finite"])
-    told = [
-        f"update {facts['update']:,} of seed {facts['seed']}:"
+    lines = [
+        f"update {metadata['update']:,} of seed {metadata['seed']}:"
         f" {'finite here' if finite else 'not finite, as it was'}"
     ]
-    told += [
-        broken
-        for name in Batch._fields
-        for broken in by_task(f"batch, {name}", given[name], spec.tasks)
-    ]
-    told += [
-        f"parameters, {name}"
-        for name, tensor in agent.state_dict().items()
-        if not tensor.isfinite().all()
-    ]
-    return told + [
-        f"result, {name}: {value.tolist()}"
-        for name, value in metrics.items()
-        if not value.isfinite().all()
-    ]
+    for name in Batch._fields:
+        lines += by_task(f"batch, {name}", given[name], spec.tasks)
+    for name, tensor in agent.state_dict().items():
+        if not tensor.isfinite().all():
+            lines.append(f"parameters, {name}")
+    for name, value in metrics.items():
+        if not value.isfinite().all():
+            lines.append(f"result, {name}: {value.tolist()}")
+    return lines
 
 
 def by_task(what: str, values: Tensor, tasks: tuple[str, ...]) -> list[str]:
-    """A line for each task with values `[task, batch, ...]` that are not finite."""
+    """Count the non-finite values `[task, batch, ...]` per task; return a line for each task."""
     broken = (~values.isfinite()).flatten(1).sum(1) if values.dim() > 1 else torch.zeros(len(tasks))
     return [
         f"{what}: {int(n)} not finite of {task}" for n, task in zip(broken, tasks, strict=True) if n

@@ -1,5 +1,6 @@
-"""`python -m softmod.search`: hyper-parameters by Optuna; each trial is a run as any, under one
-parent in MLflow.
+"""`python -m softmod.search`: hyperparameter search with Optuna.
+
+Each trial is an ordinary run. All trials have one parent run in MLflow.
 """
 
 from __future__ import annotations
@@ -27,25 +28,23 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 OWN = {"trials": "20", "storage": "sqlite:///optuna.db"}
-HEARTBEAT = (
-    60  # seconds; a trial whose process is silent for longer than two of them is taken for dead
-)
+HEARTBEAT = 60  # seconds; a trial without a heartbeat for twice as long counts as dead
 ATTEMPTS = 3  # at a trial whose process died
 USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna.db]
            KEY=SPACE ... [KEY=VALUE ...]
 
-  KEY=interval(A,B)             any number from A to B
-  KEY=tag(log,interval(A,B))    the same, on a logarithmic scale
-  KEY=int(interval(A,B))        whole numbers, both ends included
+  KEY=interval(A,B)             a number from A to B
+  KEY=tag(log,interval(A,B))    a number from A to B, on a logarithmic scale
+  KEY=int(interval(A,B))        a whole number from A to B
   KEY=range(A,B,STEP)           A, A+STEP, ... below B
-  KEY=A,B or choice(A,B)        one of these; groups too: model=soft_modular,mt_sac
-  KEY=VALUE                     what all trials share, as for python -m softmod.train
-  trials=20                     how many are to be finished in all
-  storage=sqlite:///optuna.db   where Optuna keeps the study
+  KEY=A,B or choice(A,B)        one of these; also for groups: model=soft_modular,mt_sac
+  KEY=VALUE                     fixed in all trials, as for python -m softmod.train
+  trials=20                     total number of finished trials
+  storage=sqlite:///optuna.db   database of the Optuna study
 
-Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on
-where it stopped, and several of them at once, on one storage, share the work.
-Needs Optuna: pip install optuna.
+Maximizes the mean success rate of a run's last evaluation with Optuna's TPE. The same command
+resumes a stopped search. Several processes with the same command and storage share the trials.
+Requires Optuna: pip install optuna.
 
   python -m softmod.search trials=30 env=quickstart \\
       "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
@@ -53,12 +52,17 @@ Needs Optuna: pip install optuna.
 
 
 def main() -> None:
-    """The command; exits with the codes of docs/exit_codes.md."""
+    """Run the command and exit with a code of docs/exit_codes.md."""
     sys.exit(run(sys.argv[1:], ends=True))
 
 
 def run(arguments: list[str], ends: bool = False) -> int:
-    """Check the command line, make the trials; the exit code."""
+    """Check the command line and run the trials; return the exit code.
+
+    Args:
+        arguments: Arguments of the command line.
+        ends: True if the process ends afterwards.
+    """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
@@ -68,7 +72,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
             return to_the_end(search.make)
     except KeyboardInterrupt:
         print(
-            "softmod: interrupted; the same command goes on with the trial under way",
+            "softmod: interrupted; run the same command again to resume the current trial",
             file=sys.stderr,
         )
         return 130
@@ -77,13 +81,13 @@ def run(arguments: list[str], ends: bool = False) -> int:
 
 
 def read(arguments: list[str]) -> Search:
-    """Read what a command line asks for, tried at the ends of every range.
+    """Parse a command line, and check a configuration at both ends of every range.
 
     Raises:
-        ConfigError: what is wrong, in one line.
+        ConfigError: The command line or one of these configurations is invalid.
     """
     if flags := [argument for argument in arguments if argument.startswith("-")]:
-        raise ConfigError(f"{flags[0]}: unknown flag; --help lists what there is")
+        raise ConfigError(f"{flags[0]}: unknown flag; see --help")
     own = dict(OWN)
     rest = []
     for argument in arguments:
@@ -99,8 +103,8 @@ def read(arguments: list[str]) -> Search:
     space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
     if not space:
         raise ConfigError(
-            "no space given: nothing to search; --help shows how, as in"
-            " algorithm.discount=interval(0.9,1)"
+            "no search space given; add one, for example algorithm.discount=interval(0.9,1)"
+            " (--help lists the forms)"
         )
     search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]),
                     own["storage"], study_identity(fixed, space))  # fmt: skip
@@ -122,16 +126,15 @@ def study_identity(fixed: list[Override], space: Mapping[str, BaseDistribution])
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Optuna's word for a space in Hydra's.
+    """Convert a sweep in Hydra's grammar to an Optuna distribution.
 
     Raises:
-        ConfigError: Optuna is not installed, or the space is empty or of a kind that cannot be
-            drawn from.
+        ConfigError: Optuna is not installed, or the space is empty or of an unsupported kind.
     """
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError as error:
-        raise ConfigError("a search needs Optuna: pip install optuna") from error
+        raise ConfigError("a search requires Optuna: pip install optuna") from error
     space: Any = override.value()
     try:
         if isinstance(space, IntervalSweep):
@@ -154,19 +157,19 @@ def distribution(override: Override) -> BaseDistribution:
             steps = range(space.start, space.stop, space.step)  # type: ignore[arg-type]
             return IntDistribution(steps[0], steps[-1], step=space.step)
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    except Exception as error:  # Hydra and Optuna have many
+    except Exception as error:  # Hydra and Optuna raise many types
         raise ConfigError(
-            f"{override.input_line}: no space to search ({error}); --help shows the forms"
+            f"{override.input_line}: not a search space ({error}); --help lists the forms"
         ) from error
 
 
 def ends(space: Any) -> list[Any]:
-    """The values at which a mistake would show."""
+    """List the values at which an invalid space would fail: its ends, or all choices."""
     return list(space.choices) if hasattr(space, "choices") else [space.low, space.high]
 
 
 def draw(trial: Trial, key: str, space: Any) -> Any:
-    """A value for a trial."""
+    """Draw a value for a trial."""
     if hasattr(space, "choices"):
         return trial.suggest_categorical(key, space.choices)
     if isinstance(space.low, int):
@@ -176,26 +179,26 @@ def draw(trial: Trial, key: str, space: Any) -> Any:
 
 @dataclass
 class Search:
-    """A study: what its trials share, what they differ in, how many there are to be."""
+    """A study: the overrides of all trials, the search space, and the number of trials."""
 
     lines: list[str]
     space: dict[str, BaseDistribution]
     trials: int
     storage: str
     sweep: dict[str, str]
-    codes: list[int] = field(default_factory=list)  # of the trials that failed
+    codes: list[int] = field(default_factory=list)  # exit codes of failed trials
 
     def compose(self, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
         """Return a trial's configuration and its overrides.
 
         Raises:
-            ConfigError: something is wrong with it.
+            ConfigError: The configuration is invalid.
         """
         overrides = [*self.lines, *(f"{key}={value}" for key, value in values.items())]
         return typed(compose(overrides)), overrides
 
     def make(self) -> int:
-        """Make what is missing of the trials; the code of the first failure among them, or 0."""
+        """Run the missing trials and print the best; return the first failure's code, or 0."""
         from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
 
@@ -217,28 +220,24 @@ class Search:
         return self.codes[0] if self.codes else 0
 
     def one(self, trial: Trial) -> float:
-        """The mean success of a trial's last evaluation, and over its seeds; MLflow has its runs
-        like any other.
-        """
+        """Run a trial and return its mean success rate in the last evaluation, over all seeds."""
         try:
             signals.check()
             trial.study.sampler = sampler(trial)
             cfg, overrides = self.compose(
                 {key: draw(trial, key, one) for key, one in self.space.items()}
             )
-            print(f"trial {trial.number}: {told(trial.params)}", flush=True)
+            print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
             return self.success(cfg, overrides)
         except SoftmodError as error:
-            self.codes.append(tell(error, told(trial.params)))
+            self.codes.append(tell(error, shown(trial.params)))
             raise
-        except (
-            BaseException
-        ):  # told to stop: these values come first next time, and their run goes on
+        except BaseException:  # stopped: the next search resumes the run with these values
             trial.study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else {})
             raise
 
     def success(self, cfg: Any, overrides: list[str]) -> float:
-        """Train, with several seeds side by side if there are some; the mean success."""
+        """Train one seed, or several side by side; return the mean success rate."""
         from softmod.experiment.run import run_experiment, run_seeds
 
         if cfg.seeds is None:
@@ -250,19 +249,19 @@ class Search:
         return fmean(result.success_rate for result in results.values())
 
     def give_up(self, study: Study, _: FrozenTrial) -> None:
-        """Not every trial can fail."""
+        """Stop the study when more trials failed than were asked for."""
         if len(self.codes) > self.trials:
             study.stop()
 
     def study(self) -> Study:
-        """The study, new or as it was left; trials whose process died are tried again.
+        """Create or load the study; trials whose process died are repeated.
 
         Raises:
-            ConfigError: the storage cannot be used.
+            ConfigError: The storage cannot be used.
         """
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told by this program
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # this module reports failed trials
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
         try:
             again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=ATTEMPTS)
@@ -276,7 +275,7 @@ class Search:
                 load_if_exists=True,
             )
             study.set_user_attr("question", json.dumps([self.lines, sorted(self.space)]))
-        except Exception as error:  # of the database, which has its own
+        except Exception as error:  # databases raise exceptions of their own
             raise ConfigError(
                 f"storage={self.storage}: cannot be used ({' '.join(str(error).split())})"[:300]
             ) from error
@@ -284,11 +283,10 @@ class Search:
 
 
 def sampler(trial: Trial) -> TPESampler:
-    """Of a trial's own stream: a search draws the same again, also when it was stopped; several at
-    once draw apart.
+    """Return a sampler seeded by the trial's number, not counting repeated trials.
 
-    A trial that is made again has its values or its stream; it takes no number from those that
-    follow.
+    A stopped search draws the same values as an undisturbed one, and parallel processes draw
+    different values. A repeated trial keeps its values or its seed.
     """
     from optuna.samplers import TPESampler
 
@@ -297,7 +295,8 @@ def sampler(trial: Trial) -> TPESampler:
     return TPESampler(seed=trial.number - again, constant_liar=True)
 
 
-def told(values: Mapping[str, Any]) -> str:
+def shown(values: Mapping[str, Any]) -> str:
+    """Write values as overrides, numbers with four digits."""
     return " ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in values.items()

@@ -1,13 +1,12 @@
-"""`python -m softmod.state <checkpoint or run folder>`: the hash of a run's state, component by
-component.
+"""`python -m softmod.state <checkpoint or run folder>`: hashes of a run's state, by component.
 
-`pack <checkpoint or run folder> <output folder>` writes the state as a few small files that travel,
-`unpack <folder>` makes a run's folder of them again, with the same hash, from which the run's
-command goes on.
+`pack <checkpoint or run folder> <output folder>` writes the state as a few small files.
+`unpack <folder>` restores a run's folder from them, with the same hash; the run's command resumes
+from it.
 
-Two runs with equal hashes are in the same state to the bit. What depends on the wall clock is left
-out. Equality is promised for the same type of machine, the same versions, and the numbers of
-processes and threads that a run keeps.
+Two runs with equal hashes have bit-identical states. Values that depend on the wall clock are
+excluded. Equality is guaranteed for the same machine type, the same package versions, and the
+same numbers of processes and threads.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, lines
 
 RAW = argparse.RawDescriptionHelpFormatter
-COMPONENTS = {  # of the agent's arrays, by how their names begin
+COMPONENTS = {  # component -> name prefixes of the agent's arrays
     "networks": ("actor.", "critic."),
     "targets": ("target_critic.",),
     "average": ("averaged_actor.",),
@@ -41,6 +40,7 @@ COMPONENTS = {  # of the agent's arrays, by how their names begin
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return an exit code of docs/exit_codes.md."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["pack"]:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             prog="python -m softmod.state", description=__doc__, formatter_class=RAW
         )
         parser.add_argument(
-            "path", type=Path, help="a checkpoint, or a run's folder for its newest one"
+            "path", type=Path, help="a checkpoint, or a run's folder (its newest checkpoint)"
         )
         _print(find(parser.parse_args(words).path, whole=True)[0])
     except SoftmodError as error:
@@ -61,15 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pack(words: list[str]) -> int:
+    """Run `pack`; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m softmod.state pack", description="Write a run as a few small files."
     )
     parser.add_argument(
-        "path", type=Path, help="a checkpoint, or a run's folder for its newest one"
+        "path", type=Path, help="a checkpoint, or a run's folder (its newest checkpoint)"
     )
-    parser.add_argument("output", type=Path, help="a folder, empty or not there yet")
+    parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument(
-        "--part", type=int, default=16, metavar="MiB", help="size of a part at most (16)"
+        "--part", type=int, default=16, metavar="MiB", help="largest size of a file (16)"
     )
     chosen = parser.parse_args(words)
     if chosen.part < 1:
@@ -81,12 +82,14 @@ def _pack(words: list[str]) -> int:
 
 
 def _unpack(words: list[str]) -> int:
+    """Run `unpack`; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m softmod.state unpack", description="Make a run's folder of packed files."
+        prog="python -m softmod.state unpack",
+        description="Restore a run's folder from packed files.",
     )
-    parser.add_argument("packed", type=Path, help="the folder that pack has written")
+    parser.add_argument("packed", type=Path, help="the folder that pack wrote")
     parser.add_argument(
-        "runs", type=Path, nargs="?", default=Path("runs"), help="where runs are kept (runs)"
+        "runs", type=Path, nargs="?", default=Path("runs"), help="parent folder of all runs (runs)"
     )
     chosen = parser.parse_args(words)
     _print(unpack(chosen.packed, chosen.runs))
@@ -94,6 +97,7 @@ def _unpack(words: list[str]) -> int:
 
 
 def _print(folder: Path) -> None:
+    """Print the hashes of a checkpoint."""
     hashes = state_hash(folder)
     print(folder)
     for name, hashed in hashes.items():
@@ -101,22 +105,25 @@ def _print(folder: Path) -> None:
 
 
 def state_hash(folder: Path) -> dict[str, str]:
-    """The hash of every component of a whole checkpoint, and of all of them as "state".
+    """Hash every component of a whole checkpoint, and all of them together as "state".
+
+    Returns:
+        SHA-256 by component, in hexadecimal digits.
 
     Raises:
-        CheckpointError: it is damaged, or holds weights only.
+        CheckpointError: The checkpoint is damaged or holds weights only.
     """
-    facts = checkpoint.verify(folder)
+    metadata = checkpoint.verify(folder)
     with checkpoint.reading(folder):
-        if facts["kind"] != "whole":
+        if metadata["kind"] != "whole":
             raise CheckpointError(
                 f"{folder}: holds weights only; the state of a run is in a step_... checkpoint"
             )
-        return components(folder, facts)
+        return components(folder, metadata)
 
 
-def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
-    """The hashes of a whole checkpoint's components, and of all of them."""
+def components(folder: Path, metadata: dict[str, Any]) -> dict[str, str]:
+    """Hash the components of a whole checkpoint, given its metadata."""
     agent = checkpoint.arrays(folder, "agent")
     hashes = {
         name: of_arrays({key: value for key, value in agent.items() if key.startswith(begin)})
@@ -124,21 +131,20 @@ def components(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     }
     for group in ("optimizers", "episodes"):
         hashes[group] = of_arrays(checkpoint.arrays(folder, group))
-    copies = int(
-        facts["config"]["workers"]["copies"]
-    )  # rows of states before those that can be drawn
-    capacity = int(facts["config"]["run"]["replay_per_task"]) + copies
-    hashes["replay"] = of_replay(folder, int(facts["counters"]["written"]), capacity)
+    # the replay keeps one row per environment before the oldest transition that can be drawn
+    copies = int(metadata["config"]["workers"]["copies"])
+    capacity = int(metadata["config"]["run"]["replay_per_task"]) + copies
+    hashes["replay"] = of_replay(folder, int(metadata["counters"]["written"]), capacity)
     hashes["begun"] = of_arrays(checkpoint.arrays(folder, "policy"))
-    hashes["counters"] = of_json(counters(facts))
+    hashes["counters"] = of_json(counters(metadata))
     hashes["metrics"] = of_json(
-        sorted(metrics(folder.resolve().parent.parent, facts["clock"]["env_steps"]), key=str)
+        sorted(metrics(folder.resolve().parent.parent, metadata["clock"]["env_steps"]), key=str)
     )
     return hashes | {"state": of_json(hashes)}
 
 
 def of_arrays(arrays: checkpoint.Arrays) -> str:
-    """Of names, types, shapes and bytes."""
+    """Hash names, types, shapes and bytes of arrays."""
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         total.update(f"{name} {array.dtype} {list(array.shape)}".encode())
@@ -147,8 +153,14 @@ def of_arrays(arrays: checkpoint.Arrays) -> str:
 
 
 def of_replay(folder: Path, written: int, capacity: int) -> str:
-    """Hash the rows of each task in the order of their writing, and their episodes, whatever pieces
-    they lie in.
+    """Hash each task's rows in writing order, and their episodes.
+
+    The hash does not depend on how the rows are split into files.
+
+    Args:
+        folder: A checkpoint folder.
+        written: Rows written per task since the start of the run.
+        capacity: Rows per task that the replay holds.
     """
     total = hashlib.sha256(f"{written}".encode())
     run = folder.resolve().parent.parent
@@ -169,20 +181,21 @@ def of_replay(folder: Path, written: int, capacity: int) -> str:
     return total.hexdigest()
 
 
-def counters(facts: dict[str, Any]) -> dict[str, Any]:
-    """All counters, among them the addresses of the random streams: updates and, per environment,
-    episodes.
-    """
-    clock = {name: value for name, value in facts["clock"].items() if name != "seconds"}
+def counters(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Collect all counters. They include the positions of the random streams."""
+    clock = {name: value for name, value in metadata["clock"].items() if name != "seconds"}
     return {
         "clock": clock,
-        "seed": facts["seed"],
-        **{name: facts[name] for name in ("counters", "begun", "log")},
+        "seed": metadata["seed"],
+        **{name: metadata[name] for name in ("counters", "begun", "log")},
     }
 
 
 def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:
-    """Every metric of the journal up to a step, but those that depend on the wall clock."""
+    """Yield name, env step and value of each metric in the journal up to a step.
+
+    Metrics that depend on the wall clock are left out.
+    """
     journal = run / JOURNAL
     for line, _ in lines(journal) if journal.is_file() else ():
         if line["kind"] == "metrics" and line["step"] <= env_steps:
@@ -192,6 +205,7 @@ def metrics(run: Path, env_steps: int) -> Iterator[tuple[str, int, float]]:
 
 
 def of_json(value: Any) -> str:
+    """Hash a value's JSON text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""`python -m softmod.train`: compose, check, and let Hydra run the job or the jobs.
+"""`python -m softmod.train`: compose and check a configuration, and run its jobs with Hydra.
 
 In Python: `softmod.train(["env=mt10", "seed=3"])`. Heavy imports come after the command line was
 checked.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from softmod.experiment.callbacks import Callback
     from softmod.spec import Result
 
-FLAGS = {  # of Hydra, and the value that each of them takes
+FLAGS = {  # flags of Hydra, with a description of their value
     "--multirun": "", "-m": "", "--run": "", "-r": "", "--resolve": "", "--hydra-help": "",
     "--shell-completion": "", "-sc": "", "--info": "", "-i": "",
     "--cfg": "job, hydra or all", "-c": "job, hydra or all",
@@ -50,20 +50,20 @@ FLAGS = {  # of Hydra, and the value that each of them takes
 REFUSED = {  # flags of Hydra that make no sense here, and why
     "--config-path": "softmod's conf/ is always used; --config-dir adds a folder of your own",
     "-cp": "softmod's conf/ is always used; --config-dir adds a folder of your own",
-    "--experimental-rerun": "a stopped run goes on with the same command",
+    "--experimental-rerun": "the same command resumes a stopped run",
 }
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-SHOWS = {"--cfg", "-c", "--info", "-i"}  # what these overrides make, and nothing runs
+SHOWS = {"--cfg", "-c", "--info", "-i"}  # print the configuration and run nothing
 HELPS = {"--hydra-help", "--shell-completion", "-sc"}
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 
-Sweep = dict[str, str]  # its id and its name
+Sweep = dict[str, str]  # with the keys id and name
 
 
 @dataclass
 class Command:
-    """A command line: Hydra's flags with their values, the overrides, what they are applied to."""
+    """A command line: Hydra's flags with their values, overrides, and the primary configuration."""
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Command:
     config_name: str = "train"
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """Compose the configuration with these overrides, and Hydra's own part of it."""
+        """Compose the configuration with these overrides, including Hydra's own part."""
         return compose(overrides, self.config_name, self.config_dir, hydra=True)
 
 
@@ -116,11 +116,11 @@ def train(
 
 
 def main() -> None:
-    """Run the command; exit with the codes of docs/exit_codes.md."""
+    """Run the command and exit with a code of docs/exit_codes.md."""
     try:
         code = run(sys.argv[1:], ends=True)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
@@ -130,8 +130,8 @@ def run(arguments: list[str], ends: bool = False) -> int:
     """Check a command line and run its jobs; return the exit code.
 
     Args:
-        arguments: of the command line.
-        ends: whether the process ends afterwards.
+        arguments: Arguments of the command line.
+        ends: True if the process ends afterwards.
     """
     if {"-h", "--help"} & set(arguments):
         from softmod.config import help
@@ -155,7 +155,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
             return to_the_end(partial(launch, command, multirun, sweep))
     except KeyboardInterrupt:
         print(
-            "softmod: interrupted; the same command goes on from the last checkpoint",
+            "softmod: interrupted; run the same command again to resume from the last checkpoint",
             file=sys.stderr,
         )
         return 130
@@ -164,10 +164,10 @@ def run(arguments: list[str], ends: bool = False) -> int:
 
 
 def split(arguments: list[str]) -> Command:
-    """Read a command line, its parts in any order.
+    """Parse a command line; flags and overrides may come in any order.
 
     Raises:
-        ConfigError: a flag is unknown, or lacks its value.
+        ConfigError: A flag is unknown or lacks its value.
     """
     command = Command()
     rest = list(arguments)
@@ -180,9 +180,7 @@ def split(arguments: list[str]) -> Command:
         if flag in REFUSED:
             raise ConfigError(f"{flag}: {REFUSED[flag]}")
         if flag not in FLAGS:
-            raise ConfigError(
-                f"{argument}: unknown flag{near(flag, FLAGS)}; --help lists what there is"
-            )
+            raise ConfigError(f"{argument}: unknown flag{near(flag, FLAGS)}; see --help")
         if flag in ("--info", "-i"):
             value = value or (rest.pop(0) if rest and rest[0] in INFO else "all")
         elif FLAGS[flag]:
@@ -198,10 +196,10 @@ def split(arguments: list[str]) -> Command:
 
 
 def _take(command: Command, flag: str, value: str) -> None:
-    """Note a flag and its value.
+    """Add a flag and its value to the command.
 
     Raises:
-        ConfigError: it is none of the values that it may have.
+        ConfigError: The value is not allowed.
     """
     allowed = {"--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO}.get(flag)
     if allowed and value not in allowed:
@@ -223,10 +221,10 @@ def check(command: Command) -> tuple[bool, Sweep | None]:
     """Check every job of a command line before any starts.
 
     Returns:
-        Whether Hydra runs several jobs, and the sweep that the runs belong to.
+        True if Hydra runs several jobs, and the sweep of the runs, if any.
 
     Raises:
-        ConfigError: what is wrong, in one line.
+        ConfigError: A job is invalid.
     """
     parsed = parse(command.overrides)
     for override in parsed:
@@ -240,7 +238,7 @@ def check(command: Command) -> tuple[bool, Sweep | None]:
     one_seed = [str(o.input_line) for o in parsed if o.get_key_element() == "seed"]
     several = composed.get("seeds") is not None
     if one_seed and several:
-        raise ConfigError(f"{one_seed[-1]}: together with seeds=; seed is one, seeds are several")
+        raise ConfigError(f"{one_seed[-1]}: cannot be combined with seeds=; leave one of them out")
     asked = [o for o in fixed if o.get_key_element() != "seeds"]
     seeds = ["seed"] if several else []
     if not is_multirun(command, composed):
@@ -259,28 +257,29 @@ def check(command: Command) -> tuple[bool, Sweep | None]:
 
 
 def is_multirun(command: Command, composed: DictConfig) -> bool:
-    """Return whether there are several jobs: by the flag, or by `hydra.mode`."""
+    """Return whether there are several jobs, by the flag or by `hydra.mode`."""
     mode = str(composed.hydra.mode).endswith("MULTIRUN")
     return mode or bool({"-m", "--multirun"} & set(command.flags))
 
 
 def checked(composed: DictConfig, name: str) -> None:
-    """
+    """Check the configuration of one job.
+
     Raises:
-        ConfigError: something is wrong with a job.
+        ConfigError: It is invalid.
     """
     if not isinstance(typed(without_hydra(composed)), TrainConfig):
         raise ConfigError(
-            f"--config-name={name}: is no configuration of a run; it has to begin with"
+            f"--config-name={name}: not a configuration of a run; begin it with"
             " defaults: [train, _self_]"
         )
 
 
 def _values(override: Override) -> list[str]:
-    """Return the values that a sweep goes through.
+    """List the values of a swept key.
 
     Raises:
-        ConfigError: they cannot be known beforehand, as with glob(*) and interval(0,1).
+        ConfigError: They are not known beforehand, as with glob(*) and interval(0,1).
     """
     try:
         return list(override.sweep_string_iterator())
@@ -291,7 +290,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
-    """Return the values that a sweep file goes through."""
+    """Return the swept keys of a sweep file with their values."""
     params = composed.hydra.sweeper.get("params") or {}
     parsed = parse([f"{key}={value}" for key, value in params.items()])
     return {
@@ -301,11 +300,11 @@ def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
 
 
 def show(command: Command) -> int:
-    """Let Hydra show a configuration, its search path, or its help."""
+    """Print a configuration, the search path or Hydra's help with Hydra; return 0."""
     import hydra
 
     register()
-    logging.raiseExceptions = False  # where the reader has seen enough, as `head` does
+    logging.raiseExceptions = False  # in case the reader closes the pipe, as `head` does
     flags = command.flags
     if "job" in flags and "--resolve" not in flags:
         flags = [*flags, "--resolve"]  # numbers instead of interpolations
@@ -316,12 +315,12 @@ def show(command: Command) -> int:
 
 
 def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
-    """Let Hydra run the job or the jobs; return the code of the first that failed, or 0.
+    """Run the jobs with Hydra; return the exit code of the first that failed, or 0.
 
     Raises:
-        ConfigError: Hydra cannot: a launcher or a callback is not there, a folder is not writable.
+        ConfigError: A launcher or a callback does not exist, or a folder is not writable.
     """
-    failed: list[int] = []  # in this process; some sweepers return nothing
+    failed: list[int] = []  # exit codes of jobs in this process; some sweepers return nothing
     task = partial(job, sweep=sweep, main=os.getpid(), failed=failed)
     name = command.config_name
     overrides = command.overrides
@@ -337,7 +336,7 @@ def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
 
 
 def codes(returned: Any) -> Iterator[int]:
-    """Yield the exit codes of jobs, in whatever lists a sweeper returns them."""
+    """Yield the exit codes of jobs from the nested lists that a sweeper returns."""
     if isinstance(returned, JobReturn):
         yield int(returned.return_value)
     elif isinstance(returned, list | tuple):
@@ -346,18 +345,18 @@ def codes(returned: Any) -> Iterator[int]:
 
 
 def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int]) -> int:
-    """Run one job; report its failure, which does not end a sweep, and return its code.
+    """Run one job and return its exit code; a failure is reported and does not end a sweep.
 
     Args:
-        composed: its configuration.
-        sweep: that it belongs to.
-        main: the process that was called; launchers run jobs in others too.
-        failed: takes the code of a failure, where this is that process.
+        composed: Configuration of the job.
+        sweep: Sweep that it belongs to, if any.
+        main: Process id of the command. Launchers run jobs in other processes too.
+        failed: Output list of exit codes, filled in the process of the command.
     """
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    if hydra.verbose:  # of which loggers, Hydra has set
+    if hydra.verbose:  # Hydra has set the levels already
         logging.basicConfig(format="%(name)s: %(message)s")
     strike_out_passwords(hydra)
     overrides = list(hydra.overrides.task)
@@ -374,7 +373,7 @@ def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int])
 
 
 def one_job(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> int:
-    """Run the run, or the seeds side by side, of one job; return the code of the first failure."""
+    """Run one seed, or several side by side; return the exit code of the first failure, or 0."""
     failed: list[int] = []
     try:
         cfg = typed(composed)
@@ -396,7 +395,7 @@ def one_job(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> 
 
 
 def strike_out_passwords(hydra: HydraConf) -> None:
-    """Strike out passwords in the files that Hydra has written, if it has."""
+    """Strike out passwords in the files that Hydra wrote, if any."""
     files = [Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")]
     if hydra.output_subdir is not None:
         files += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")

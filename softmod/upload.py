@@ -1,7 +1,7 @@
-"""`python -m softmod.upload <run folder>`: send to MLflow what it does not have yet of a run.
+"""`python -m softmod.upload <run folder>`: send the missing part of a run's journal to MLflow.
 
-Training runs the same with `--follow` beside itself. Exit codes: 0 all is sent, 1 not yet, 2 there
-is no run.
+Training starts it with `--follow` as a process of its own. Exit codes: 0 everything is sent, 1 not
+everything is sent, 2 there is no run.
 """
 
 from __future__ import annotations
@@ -27,40 +27,43 @@ from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 from softmod.tracking.uploader import Sender
 
-POLL = 0.5  # seconds
-# before another try
+POLL = 0.5  # seconds between uploads
+# seconds before a retry
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 10.0
-ORPHAN_SECONDS = 1.5  # for the last words, after training was killed
+ORPHAN_SECONDS = 1.5  # for the remaining lines after training was killed
 TURN_SECONDS = 5.0  # for another uploader of the same run to end
 LOCK = ".uploading"
 
 
 class Parent:
-    """The training process, seen through the pipe that is this one's stdin."""
+    """The training process, watched through the pipe on stdin."""
 
     def __init__(self) -> None:
         self.gone = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """When the pipe ends, so does this process: soon, or within the seconds that were wished
-        for.
+        """Wait until the pipe closes, then end this process.
+
+        The pipe carries the seconds that the uploader may still take. It is empty if training was
+        killed.
         """
-        said = sys.stdin.buffer.read()
-        seconds = float(said) if said else ORPHAN_SECONDS
+        sent = sys.stdin.buffer.read()
+        seconds = float(sent) if sent else ORPHAN_SECONDS
         self.gone.set()
         time.sleep(seconds)
         os._exit(1)
 
 
 class Redacting:
-    """A stream without passwords: what libraries print of an address ends in a log."""
+    """Stream that strikes out passwords, since libraries print addresses into the log."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        """Write redacted text; return the number of characters given."""
         self.stream.write(redacted(text))
         self.stream.flush()
         return len(text)
@@ -70,16 +73,14 @@ class Redacting:
 
 
 def follow(folder: Path) -> None:
-    """Upload while training goes on, and once more when it ended."""
+    """Upload while training runs, and once more after it ended."""
     for number in (signal.SIGINT, *signals.STOPS):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # sent to the whole job; the end of stdin is what counts
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole job; only stdin ends this process
     os.nice(5)
     parent = Parent()
     sender = None
     delay = FIRST_DELAY
-    said = ""
+    last = ""
     with turn(folder, patience=float("inf")):
         while True:
             ending = parent.gone.is_set()
@@ -95,25 +96,26 @@ def follow(folder: Path) -> None:
             except ConfigError:
                 raise
             except Exception as error:
-                said = complain(error, said)
+                last = complain(error, last)
                 time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
                 delay = min(2.0 * delay, LONGEST_DELAY)
 
 
-def complain(error: Exception, said: str) -> str:
-    """One line about what went wrong, unless the last one said the same."""
+def complain(error: Exception, last: str) -> str:
+    """Print an error in one line, unless it equals the last line; return the line."""
     line = one_line(error)
-    if line != said:
+    if line != last:
         print(time.strftime("%F %T"), line, "(trying again)", flush=True)
     return line
 
 
 def one_line(error: Exception) -> str:
+    """Return an exception as one redacted line of at most 500 characters."""
     return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
 
 
 def once(folder: Path) -> None:
-    """Upload what is missing and tell how much it was."""
+    """Upload what is missing and print how much it was."""
     logging.disable(logging.WARNING)
     with turn(folder, patience=TURN_SECONDS):
         sender = Sender(folder)
@@ -127,7 +129,16 @@ def once(folder: Path) -> None:
 
 @contextmanager
 def turn(folder: Path, patience: float) -> Iterator[None]:
-    """Only one process uploads a run."""
+    """Hold the lock that lets one process at a time upload a run.
+
+    Args:
+        folder: The run's folder.
+        patience: Seconds to wait for the lock.
+
+    Raises:
+        ConfigError: The folder has no journal.
+        TimeoutError: Another process holds the lock.
+    """
     if not (folder / JOURNAL).is_file():
         raise ConfigError(f"{folder}: holds no journal of a run")
     refuse_links(folder)
@@ -141,12 +152,13 @@ def turn(folder: Path, patience: float) -> Iterator[None]:
 
 
 def main() -> int:
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m softmod.upload", description="Send a run's journal to MLflow."
     )
     parser.add_argument("folder", type=Path, help="the run's folder, with journal.jsonl")
     parser.add_argument(
-        "--follow", action="store_true", help="go on until stdin ends; for the training process"
+        "--follow", action="store_true", help="upload until stdin closes; used by training"
     )
     arguments = parser.parse_args()
     prepare_environment()

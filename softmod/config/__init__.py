@@ -1,1 +1,1 @@
-"""From a command line to a checked, typed configuration; nothing heavy is imported."""
+"""Compose and check a typed configuration from a command line, without heavy imports."""

@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration, without importing anything heavy."""
+"""Compose and check the configuration of a command line, without heavy imports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from softmod.config import renamed, resolvers, schema, trust
+from softmod.config import renamed, resolvers, schema, synonyms, trust
 from softmod.config.earlier import completed
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
@@ -34,7 +34,7 @@ from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
 
 def register() -> None:
-    """Register the schemas with Hydra, the resolvers with OmegaConf."""
+    """Register the schemas with Hydra and the resolvers with OmegaConf."""
     resolvers.register()
     store = ConfigStore.instance()
     store.store(name="train_schema", node=schema.TrainConfig)
@@ -50,10 +50,11 @@ def register() -> None:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """The overrides as Hydra reads them.
+    """Parse overrides with Hydra's grammar.
 
     Raises:
-        ConfigError: one is not of the form key=value, or adds or deletes a key.
+        ConfigError: An override is not of the form key=value, adds or deletes a key, or uses a
+            name that was replaced.
     """
     parsed = [read(text) for text in overrides]
     renamed.check(parsed)
@@ -65,7 +66,8 @@ def parse(overrides: list[str]) -> list[Override]:
             and not text.lstrip("+~").startswith("hydra")
         ):
             raise ConfigError(
-                f"{text}: keys are changed by key=value, none can be added or deleted"
+                f"{text}: keys cannot be added or deleted; write key=value to change one"
+                f"{synonyms.hint(override.key_or_group, keys((), 'train'))}"
             )
         group = override.key_or_group
         if group in GROUPS and not override.is_sweep_override() and override.value() is None:
@@ -74,10 +76,10 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 def read(text: str) -> Override:
-    """An override as Hydra reads it.
+    """Parse one override with Hydra's grammar.
 
     Raises:
-        ConfigError: it is not of the form key=value.
+        ConfigError: It is not of the form key=value.
     """
     parser = OverridesParser.create()
     try:
@@ -106,7 +108,7 @@ def shell_quoted(key: str, value: str) -> str:
 
 @contextmanager
 def hydra_of(config_dir: str | None = None) -> Iterator[Hydra]:
-    """Set up Hydra on `conf/`, and on a folder of the user's own beside it."""
+    """Set up Hydra with `conf/` and, if given, a folder of the user on its search path."""
     register()
     version.setbase("1.3")
     path = create_config_search_path(str(conf_folder()))
@@ -126,16 +128,17 @@ def hydra_of(config_dir: str | None = None) -> Iterator[Hydra]:
 def compose(
     overrides: list[str], name: str = "train", config_dir: str | None = None, hydra: bool = False
 ) -> DictConfig:
-    """Compose a configuration; with `hydra`, Hydra's own part of it too.
+    """Compose a configuration.
 
     Args:
-        overrides: as on a command line.
-        name: of the configuration that the others are chosen in.
-        config_dir: a folder of the user's own beside `conf/`.
-        hydra: whether the key `hydra` is wanted.
+        overrides: Overrides as on a command line.
+        name: Name of the primary configuration.
+        config_dir: Folder of the user, searched before `conf/`.
+        hydra: Keep Hydra's own part, the key `hydra`.
 
     Raises:
-        ConfigError: with key, value, what is allowed and the nearest valid name, in one line.
+        ConfigError: An override or a file is invalid. The message is one line with the key, the
+            value, the allowed values and the nearest valid name.
     """
     register()
     parse(overrides)
@@ -147,12 +150,12 @@ def compose(
         raise ConfigError(explain(error, overrides, keys, name)) from error
     except (YAMLError, RecursionError, OSError) as error:
         raise ConfigError(
-            f"a file of the configuration is unreadable: {' '.join(str(error).split())}"[:300]
+            f"a configuration file cannot be read: {' '.join(str(error).split())}"[:300]
         ) from error
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """Return a copy without Hydra's own part."""
+    """Return a copy without the key `hydra`."""
     copied = deepcopy(composed)
     with read_write(copied), open_dict(copied):
         del copied["hydra"]
@@ -160,12 +163,13 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def typed(config: DictConfig) -> Any:
-    """Return the dataclasses that a composed configuration stands for, checked.
+    """Convert a composed configuration to dataclasses and check them.
 
     Raises:
-        ConfigError: a type, a range, a choice or a rule across fields is broken.
+        ConfigError: A value has the wrong type, is out of range, is not one of the choices, or
+            breaks a rule across fields.
     """
-    resolvers.register()  # a launcher's process has composed nothing itself
+    resolvers.register()  # a process started by a launcher has not composed anything yet
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -181,12 +185,12 @@ def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainC
     """Return the configuration of a saved run.
 
     Args:
-        values: as they were saved.
-        allow: packages of the user's own that it may name classes of.
+        values: Saved values, nested.
+        allow: Packages of the user whose classes the configuration may name.
 
     Raises:
-        CheckpointError: it is none of a run.
-        ConfigError: it names a class that is not allowed.
+        CheckpointError: The values are not a run's configuration.
+        ConfigError: The configuration names a class that is not allowed.
     """
     known = completed(values)
     trust.check(known, allow)
@@ -194,12 +198,12 @@ def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainC
         merged = OmegaConf.merge(OmegaConf.structured(schema.TrainConfig), known)
         cfg: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise CheckpointError(f"no configuration of a run ({one_line(error)})") from error
+        raise CheckpointError(f"not a run's configuration ({one_line(error)})") from error
     return cfg
 
 
 @cache
 def keys(overrides: tuple[str, ...], config_name: str) -> tuple[str, ...]:
-    """Every key of a configuration, dotted."""
+    """Return all keys of a configuration, dotted."""
     composed = compose(list(overrides), config_name)
     return tuple(flat(OmegaConf.to_container(composed, resolve=False)))  # type: ignore[arg-type]

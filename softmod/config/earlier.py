@@ -1,4 +1,4 @@
-"""Keys that saved configurations of earlier versions lack, and the values that they stood for."""
+"""Keys missing from configurations saved by earlier versions, and their values then."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ ADDED: dict[str, Any] = {
     "algorithm.own": {},
     "fabric.kernels": "auto",
 }
-NORM = {"softmod.networks.residual.Residual": "layer"}  # of networks, before it was an option
+# normalization of each network class before `norm` was a key; "none" for all others
+NORM = {"softmod.networks.residual.Residual": "layer"}
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved configuration, or some parts of it, with what this version expects.
+    """Add the keys that this version expects to a saved configuration or to parts of one.
 
-    A key that is no longer there is left out.
+    Keys that were removed since are dropped.
     """
     whole = {name: value for name, value in config.items() if name != "allow"}
     for key, value in ADDED.items():

@@ -1,4 +1,4 @@
-"""The configuration's groups, and the options of each: the files of `conf/`."""
+"""Configuration groups and their options, which are the files of `conf/`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ GROUPS = (
 
 
 def conf_folder() -> Path:
-    """`conf/` beside the package in a checkout, inside it in a wheel."""
+    """Return the path of `conf/`: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, from the files of `conf/`."""
+    """List the options of a group, from the files of `conf/`."""
     return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))

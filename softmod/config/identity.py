@@ -1,4 +1,4 @@
-"""Which runs can be compared: a hash of everything that changes results; and where a run lives."""
+"""Identity of a configuration: a hash of all values that affect results; and a run's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_RESULTS = {
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted keys."""
+    """Flatten nested values to dotted keys."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -32,28 +32,33 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_values(cfg: schema.TrainConfig) -> dict[str, Any]:
+    """Convert a configuration to nested mappings of plain values."""
     return dataclasses.asdict(cfg)
 
 
 def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
-    """Everything that changes results, except the seed."""
+    """Return the values that affect results, without the seed."""
     values = as_values(cfg)
     for part, names in NOT_RESULTS.items():
         node = values[part] if part else values
         for name in names:
             node.pop(name)
     if not values["algorithm"]["own"]:
-        del values["algorithm"]["own"]  # so that identities are those from before it was a key
+        del values["algorithm"]["own"]  # keeps the identities from before this key existed
     return values
 
 
 def identity(cfg: schema.TrainConfig) -> str:
-    """A hash of everything that changes results, except the seed: two runs with one identity can be
-    compared.
+    """Hash all values that affect results, without the seed.
+
+    Runs with equal identities are seeds of one configuration.
+
+    Returns:
+        Eight hexadecimal digits.
     """
     return hashlib.sha256(json.dumps(of_results(cfg), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_folder(cfg: schema.TrainConfig) -> Path:
-    """`runs/<name>-<identity>/seed_<seed>`"""
+    """Return the path of a run's folder, `runs/<name>-<identity>/seed_<seed>`."""
     return Path(cfg.run.folder) / f"{cfg.name}-{identity(cfg)}" / f"seed_{cfg.seed}"

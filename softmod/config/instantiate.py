@@ -12,17 +12,17 @@ from softmod.errors import ConfigError, near
 
 
 def target_of(node: Any) -> str:
-    """Return the path of the class that a node names; empty where it names none."""
+    """Return the dotted path in a node's `_target_`, or an empty string if there is none."""
     if isinstance(node, Mapping):
         return str(node.get("_target_", ""))
     return str(getattr(node, "_target_", ""))
 
 
 def resolve_target(path: str, key: str, kind: type = object) -> type:
-    """Return the class that `<key>._target_` names.
+    """Import the class that `<key>._target_` names.
 
     Raises:
-        ConfigError: it is not there, is no class, or none of this kind.
+        ConfigError: It does not exist, is not a class, or is not a subclass of `kind`.
     """
     module, _, name = path.rpartition(".")
     line = f"{key}._target_={path}"
@@ -39,16 +39,17 @@ def resolve_target(path: str, key: str, kind: type = object) -> type:
 
 
 def classes(module: Any) -> list[str]:
-    """Return the names of the classes in a module."""
+    """List the names of the classes in a module."""
     if not inspect.ismodule(module):
         return []
     return [name for name, value in vars(module).items() if isinstance(value, type)]
 
 
 def check_options(target: type, values: Mapping[str, Any], key: str) -> None:
-    """
+    """Check that a class accepts these options.
+
     Raises:
-        ConfigError: the class does not take one of the options.
+        ConfigError: The class does not accept one of them.
     """
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -60,16 +61,16 @@ def check_options(target: type, values: Mapping[str, Any], key: str) -> None:
 
 
 def build(node: Any, key: str, kind: type = object, **extra: Any) -> Any:
-    """Build an object of the class that `node._target_` names, from the node's other fields and
-    `extra`.
+    """Instantiate the class that `node._target_` names with the node's other fields and `extra`.
 
     Args:
-        node: a dataclass or a mapping.
-        key: of the node in the configuration, for messages.
-        kind: what the class has to be derived from.
+        node: A dataclass or a mapping.
+        key: Key of the node in the configuration, for messages.
+        kind: Required base class.
+        **extra: Further arguments of the class.
 
     Raises:
-        ConfigError: the class is not there or none of this kind, or it refuses the fields.
+        ConfigError: The class does not exist, is not a subclass of `kind`, or rejects the fields.
     """
     if isinstance(node, Mapping):
         values = dict(node)
@@ -88,12 +89,13 @@ def build(node: Any, key: str, kind: type = object, **extra: Any) -> Any:
     except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"{line}: {error}") from error
     except (ArithmeticError, RuntimeError, MemoryError) as error:
-        # Of numbers beyond what memory or PyTorch can hold.
+        # numbers too large for memory or for PyTorch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{line}: cannot be built ({reason}){_largest(values, key)}") from error
 
 
 def _largest(values: Mapping[str, Any], key: str) -> str:
+    """Name the largest whole number among the values, for messages."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int)}
     if not numbers:
         return ""

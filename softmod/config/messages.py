@@ -1,4 +1,4 @@
-"""Mistakes in one line: key, value, what is allowed, the nearest valid name."""
+"""One-line messages for invalid overrides: key, value, allowed values, nearest valid name."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from softmod.config import renamed
+from softmod.config import renamed, synonyms
 from softmod.config.groups import GROUPS, options
 from softmod.errors import ConfigError, listed, near
 
-Keys = Callable[[tuple[str, ...], str], tuple[str, ...]]  # of overrides and a configuration's name
+# maps overrides and the name of a configuration to its keys, dotted
+Keys = Callable[[tuple[str, ...], str], tuple[str, ...]]
 
 
 def explain(error: BaseException, overrides: list[str], keys: Keys, name: str = "train") -> str:
-    """Return key, value, what is allowed and the nearest valid name, in one line.
+    """Explain an error of Hydra or OmegaConf in one line.
 
     Args:
-        error: what Hydra or OmegaConf raised.
-        overrides: of the command line.
-        keys: composes a configuration of this name with some overrides; its keys, dotted.
-        name: of the configuration.
+        error: Exception raised by Hydra or OmegaConf.
+        overrides: Overrides of the command line.
+        keys: Function that lists the keys of a configuration composed with given overrides.
+        name: Name of the primary configuration.
+
+    Returns:
+        The key, its value, the allowed values and the nearest valid name.
     """
     cause: BaseException = error
     while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
         cause = cause.__cause__
     line, *more = (str(cause).strip() or type(cause).__name__).splitlines()
     line += f" {more[0]}" if more and line.endswith(":") else ""
-    if f"{ConfigError.__name__} raised while" in line:  # by a resolver of ours: complete as it is
+    if f"{ConfigError.__name__} raised while" in line:  # our resolvers' messages are complete
         return plainly(line)
     text = plainly(line)
-    about = str(getattr(cause, "full_key", None) or "")
-    for override in reversed(overrides):  # of two for the same key, the last one counts
+    full_key = str(getattr(cause, "full_key", None) or "")
+    for override in reversed(overrides):  # the last override of a key wins
         others = [other for other in overrides if other != override]
-        if found := explain_override(override, others, f"{error}\n", about, text, keys, name):
+        if found := explain_override(override, others, f"{error}\n", full_key, text, keys, name):
             return found
-    return (f"{about}: {text}" if about and about not in text else text) + renamed.hint(
-        f"{error}\n"
-    )
+    if full_key and full_key not in text:
+        text = f"{full_key}: {text}"
+    return text + renamed.hint(f"{error}\n")
 
 
 WANTED = {
@@ -57,7 +61,7 @@ MOUNTED = {
 
 
 def plainly(text: str) -> str:
-    """Rephrase OmegaConf's message about a value of the wrong type for the command line."""
+    """Rephrase OmegaConf's message about a value of the wrong type."""
     if "is not a ListConfig" in text:
         return "must be a list, as in [a,b]"
     if "raised while resolving interpolation: " in text:
@@ -72,12 +76,25 @@ def explain_override(
     override: str,
     overrides: list[str],
     message: str,
-    about: str,
+    full_key: str,
     text: str,
     keys: Keys,
     config_name: str,
 ) -> str | None:
-    """A line about this override, if the error is about it; `overrides` are the others."""
+    """Explain an error if this override caused it.
+
+    Args:
+        override: The override in question.
+        overrides: All other overrides.
+        message: The whole message of Hydra.
+        full_key: Key that the error names, or an empty string.
+        text: The cause, rephrased.
+        keys: Function that lists the keys of a configuration.
+        config_name: Name of the primary configuration.
+
+    Returns:
+        The explanation, or None if the override did not cause the error.
+    """
     key, _, value = override.partition("=")
     group = key.split("@")[0]
     missing = re.escape(f"{group}/{value.strip('[]')}")
@@ -87,45 +104,44 @@ def explain_override(
             f"{override}: {group} has no option {value}; it has"
             f" {listed(names, value)}{near(value, names)}"
         )
-    unknown = ("is not in struct" in text or "not in '" in text) and not text.startswith(
-        "In '"
-    )  # a file
+    in_a_file = text.startswith("In '")
+    unknown = ("is not in struct" in text or "not in '" in text) and not in_a_file
     if f"Could not override '{key}'" in message or (
-        unknown and (about == "" or key.startswith(about))
+        unknown and (full_key == "" or key.startswith(full_key))
     ):
         nearest = nearest_key(key, overrides, keys, config_name)
         return f"{override}: there is no key or group {key}{nearest}"
-    if about == key:
+    if full_key == key:
         return f"{override}: {text}"
     return None
 
 
 def nearest_key(key: str, overrides: list[str], keys: Keys, config_name: str) -> str:
-    """Suggest the key that was meant, or else list the keys beside it."""
+    """Suggest the key that was meant, or list the keys of the same group."""
     if key in MOUNTED:
         return f"; did you mean {' or '.join(MOUNTED[key])}?"
+    known = keys_of_groups(overrides, keys, config_name)
+    if hint := synonyms.hint(key, known):
+        return hint
     if "@" in key or "." not in key:
-        words = {name.split(".")[0] for name in keys((), config_name)}
+        words = {name.split(".")[0] for name in known}
         if config_name == "train":
             words |= {*GROUPS, "network@actor", "network@critic"}
         return near(key, sorted(word for word in words if ("@" in word) == ("@" in key)))
-    try:
-        known = keys(tuple(overrides), config_name)
-    except ConfigError:  # more than one override is wrong
-        known = keys_of_groups(overrides, keys, config_name)
     parent, _, name = key.rpartition(".")
     names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
     if close := near(name, names):
         return close.replace("did you mean ", f"did you mean {parent}.")
-    return (
-        f"; {parent} has {', '.join(n for n in names if n != '_target_')}"
-        if names
-        else near(key, known)
-    )
+    if names:
+        return f"; {parent} has {', '.join(name for name in names if name != '_target_')}"
+    return near(key, known)
 
 
 def keys_of_groups(overrides: list[str], keys: Keys, config_name: str) -> tuple[str, ...]:
-    """The keys that there are by the groups among the overrides, as far as these are valid."""
+    """List the keys of the configuration that the groups among the overrides select.
+
+    If a choice is invalid, list the keys of the default configuration.
+    """
     chosen = tuple(
         override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS
     )

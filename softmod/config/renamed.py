@@ -1,4 +1,4 @@
-"""Names of groups and options that were replaced, and what to type instead."""
+"""Names of groups and options that were replaced, with their replacements."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hydra.errors import HydraException
 
 from softmod.errors import ConfigError
 
-ALLOW = "what is typed or in a configuration of your own is trusted; leave allow out"
+ALLOW = "overrides and configuration files of your own are trusted; leave allow out"
 Words = dict[str, str]  # group (or key) -> option (or value), as typed
 
-MODELS = {  # of what used to be methods and experiments, where the name is another one now
+MODELS = {  # former methods and experiments whose name changed -> their overrides now
     "soft": "model=soft_modular",
     "soft_deep": "model=soft_modular_deep",
     "soft_paper": "model=soft_modular_paper",
@@ -24,7 +24,7 @@ MODELS = {  # of what used to be methods and experiments, where the name is anot
     "care_mt50": "model=care",
     "moore_mt50": "model=moore",
 }
-EXPERIMENTS = (  # each existed as mt10_... and mt50_...
+EXPERIMENTS = (  # each had the prefixes mt10_ and mt50_
     "soft", "soft_deep", "soft_paper", "soft_wide", "single_task", "mt_sac", "mt_mh_sac",
     "mt_mh_sac_wide",
     "mixed_experts", "hard_routing", "care", "paco", "moore", "film", "pcgrad",
@@ -46,14 +46,14 @@ OPTIONS = {
     "sweep=methods": "sweep=models",
     "sweep=small_methods": "sweep=small_models",
 }
-EXTRA = {"optimizer=adam_fast": ("lr", "5e-4")}  # a key of the place where the option is mounted
+EXTRA = {"optimizer=adam_fast": ("lr", "5e-4")}  # a key to set where the option is mounted
 
 
 def check(overrides: Sequence[Override]) -> None:
-    """Refuse names that were replaced.
+    """Reject names that were replaced.
 
     Raises:
-        ConfigError: there are some; the line has what to type instead.
+        ConfigError: An override uses one. The message has the replacement.
     """
     old = [override for override in overrides if _is_old(override)]
     if not old:
@@ -64,20 +64,22 @@ def check(overrides: Sequence[Override]) -> None:
         words, product = _swept([_successor(override, value) for value in _values(override)])
         if not product:
             each = ", ".join(_line(_successor(override, value)) for value in _values(override))
-            raise ConfigError(f"{_said(old)} {each} (one command each)")
-        if override.key_or_group == "experiment":  # what it implies yields to what was typed
+            raise ConfigError(f"{_prefix(old)} {each} (one command each)")
+        if override.key_or_group == "experiment":  # typed overrides win over implied ones
             words = {
                 key: value
                 for key, value in words.items()
                 if key == "experiment" or not {key, "model"} & typed
             }
         new |= words
-    raise ConfigError(f"{_said(old)} {_line(new)}")
+    raise ConfigError(f"{_prefix(old)} {_line(new)}")
 
 
 def hint(message: str) -> str:
-    """Return what a message of Hydra's means if it is about a name that was replaced in a file of
-    the user's own.
+    """Suggest the replacement if Hydra's message is about an old name in a file of the user.
+
+    Returns:
+        The hint, or an empty string.
     """
     found = re.search(r"'([a-z]+)/([a-z0-9_]+)'", message)
     if found and (new := OPTIONS.get(f"{found[1]}={found[2]}")):
@@ -88,27 +90,29 @@ def hint(message: str) -> str:
 
 
 def _is_old(override: Override) -> bool:
+    """Return whether an override uses a name that was replaced."""
     key = override.key_or_group
     return key == "method" or any(f"{key}={value}" in OPTIONS for value in _values(override))
 
 
 def _typed_key(override: Override) -> str:
+    """Return the key of an override, with `model` for `method`."""
     key = override.get_key_element().lstrip("+~")
     return "model" if key == "method" else key
 
 
 def _values(override: Override) -> list[str]:
-    """The options that an override goes through; one, if it is no sweep."""
+    """List the options of an override: several for a sweep, else one."""
     if not override.is_sweep_override():
         return [str(override.value())]
     try:
         return list(override.sweep_string_iterator())
-    except HydraException:  # whose values cannot be known, as with glob(*)
+    except HydraException:  # the values are unknown, as with glob(*)
         return [str(override.input_line).partition("=")[2]]
 
 
 def _successor(override: Override, value: str) -> Words:
-    """Return what to type instead of one option; the option itself, if it is not replaced."""
+    """Return the replacement of one option, or the option itself if it was not replaced."""
     group = override.key_or_group
     old = f"{group}={value}"
     if group == "method" and override.value() is None:  # as in ~method
@@ -127,7 +131,11 @@ def _successor(override: Override, value: str) -> Words:
 
 
 def _swept(choices: list[Words]) -> tuple[Words, bool]:
-    """One line for several choices, and whether its combinations are these choices."""
+    """Merge several choices into one sweep.
+
+    Returns:
+        The sweep, and whether its combinations are exactly these choices.
+    """
     lists: dict[str, list[str]] = {}
     for words in choices:
         for key, value in words.items():
@@ -142,10 +150,12 @@ def _swept(choices: list[Words]) -> tuple[Words, bool]:
     return {key: ",".join(values) for key, values in lists.items()}, same
 
 
-def _said(old: Iterable[Override]) -> str:
+def _prefix(old: Iterable[Override]) -> str:
+    """Return the beginning of the message, which repeats the old overrides."""
     line = " ".join(str(override.input_line) for override in old)
     return f"{line}: method is now model:" if "method" in line else f"{line} is now"
 
 
 def _line(words: Words) -> str:
+    """Write words as overrides."""
     return " ".join(f"{key}={value}" for key, value in words.items())

@@ -1,5 +1,6 @@
-"""Values in `conf/` that depend on the task set: `${per_task:...}`, `${from_tasks:...}`,
-`${within_horizon:...}`.
+"""OmegaConf resolvers for values in `conf/` that depend on the task set.
+
+These are `${per_task:...}`, `${from_tasks:...}` and `${within_horizon:...}`.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from softmod.errors import ConfigError
 
 
 def register() -> None:
-    """Register the resolvers with OmegaConf, which keeps them for the process; repeated calls are
-    harmless.
-    """
+    """Register the resolvers with OmegaConf for this process; repeated calls are safe."""
     OmegaConf.register_new_resolver("per_task", per_task, replace=True)
     OmegaConf.register_new_resolver("from_tasks", from_tasks, replace=True)
     OmegaConf.register_new_resolver("within_horizon", within_horizon, replace=True)
 
 
 def per_task(*given: Any, _root_: DictConfig) -> int:
-    """Return `${per_task:steps}`: the steps of one task times the number of tasks.
+    """Resolve `${per_task:steps}`: steps per task times the number of tasks.
 
     Raises:
-        ValueError: the argument is not a whole number.
-        ConfigError: there are no tasks to count.
+        ValueError: The argument is not a whole number.
+        ConfigError: The task set is empty.
     """
     if len(given) != 1 or not _whole(given[0]):
         raise ValueError(
@@ -35,27 +34,26 @@ def per_task(*given: Any, _root_: DictConfig) -> int:
 
 
 def from_tasks(*given: Any, _root_: DictConfig) -> Any:
-    """Return `${from_tasks:number,there,below}`: one value from this number of tasks on, the other
-    below it.
+    """Resolve `${from_tasks:number,many,few}`: `many` for at least `number` tasks, else `few`.
 
     Raises:
-        ValueError: there are not three arguments, or the first is not a whole number.
-        ConfigError: there are no tasks to count.
+        ValueError: There are not three arguments, or the first is not a whole number.
+        ConfigError: The task set is empty.
     """
     if len(given) != 3 or not _whole(given[0]):
         raise ValueError(
-            f"${{from_tasks:{_shown(given)}}}: takes a number of tasks, the value from there on,"
-            " and the value below"
+            f"${{from_tasks:{_shown(given)}}}: takes a number of tasks, the value for at least as"
+            " many, and the value for fewer"
         )
-    number, there, below = given
-    return there if _count(_root_) >= number else below
+    number, many, few = given
+    return many if _count(_root_) >= number else few
 
 
 def within_horizon(*given: Any, _root_: DictConfig) -> int:
-    """Return `${within_horizon:steps}`: so many steps, or `env.horizon` where that is less.
+    """Resolve `${within_horizon:steps}`: the smaller of `steps` and `env.horizon`.
 
     Raises:
-        ValueError: the argument is not a whole number.
+        ValueError: The argument is not a whole number.
     """
     if len(given) != 1 or not _whole(given[0]):
         raise ValueError(f"${{within_horizon:{_shown(given)}}}: takes one whole number of steps")
@@ -64,10 +62,12 @@ def within_horizon(*given: Any, _root_: DictConfig) -> int:
 
 
 def _whole(value: Any) -> bool:
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _shown(given: tuple[Any, ...]) -> str:
+    """Write the arguments of a resolver as typed."""
     return ",".join(str(value) for value in given)
 
 
@@ -75,7 +75,7 @@ def _count(root: DictConfig) -> int:
     """Count the tasks of the configuration.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: There are none.
     """
     tasks = OmegaConf.select(root, "env.tasks")
     if not isinstance(tasks, ListConfig) or not tasks:

@@ -1,8 +1,7 @@
-"""The shape of a configuration: one dataclass per group, its types, ranges and choices.
+"""Schema of a configuration: one dataclass per group with types, ranges and choices.
 
-All values are in `conf/`, none in here.
-
-Imports nothing heavy, so that a command line is checked before torch is loaded.
+All values are in `conf/`. The comments at the fields are shown by `--help`. This module has no
+heavy imports, so that a command line is checked before torch is loaded.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ MOST = 1024  # processes or threads
 
 
 def number(low: float | None = None, high: float | None = None, open_low: bool = False) -> Any:
-    """Declare a number within [low, high]; `open_low` leaves `low` itself out."""
+    """Declare a number within [low, high]; `open_low` excludes `low`."""
     return field(default=MISSING, metadata={"low": low, "high": high, "open_low": open_low})
 
 
 def choice(*allowed: str) -> Any:
-    """Declare one of a few words."""
+    """Declare a string that must be one of a few words."""
     return field(default=MISSING, metadata={"choices": allowed})
 
 
@@ -30,42 +29,44 @@ PATH = {"path": True}  # metadata of a path, of several, or null; `~` is the use
 
 @dataclass
 class EnvConfig:
-    """Choose tasks, with their goals, reward and horizon."""
+    """Task set with its goals, reward and horizon."""
 
     _target_: str = MISSING
-    name: str = MISSING  # names the task set in runs and in MLflow
-    tasks: list[str] = MISSING
+    name: str = MISSING  # name of the task set in run folders and in MLflow
+    tasks: list[str] = MISSING  # task names
+    # benchmark: Meta-World's 50 per task; fixed: the first of them; random: new every episode
     goals: str = choice("benchmark", "fixed", "random")
-    goal_seed: int = number(low=0)
-    reward: str = choice("v1", "v2")
-    horizon: int = number(low=1, high=500)
-    # of training episodes; null: as in evaluation
+    goal_seed: int = number(low=0)  # seed of the goals
+    reward: str = choice("v1", "v2")  # version of Meta-World's reward functions
+    horizon: int = number(low=1, high=500)  # steps of an evaluation episode
+    # steps of a training episode; null: as in evaluation
     train_horizon: int | None = number(low=1, high=500)
-    fast: bool = MISSING  # our hot paths, equal to the bit
+    fast: bool = MISSING  # optimized stepping, bit-identical to Meta-World
 
 
 @dataclass
 class SoftModularConfig:
     """Soft modularization (Yang et al. 2020) and hard routing (Rosenbaum et al. 2018).
 
-    The numbers are those of docs/paper_and_code.md.
+    Numbers in parentheses are differences in docs/paper_and_code.md.
     """
 
     _target_: str = MISSING
-    num_layers: int = number(low=2)  # L
-    num_modules: int = number(low=1)  # n
-    module_width: int = number(low=1)  # d
-    embedding_width: int = number(low=1)  # D
-    state_in_routing: bool = MISSING  # the router reads state and task, or the task alone
-    gating_layers: int = number(low=0)  # of the gating MLP; 0 is the printed form (difference 1)
-    gating_width: int = number(low=1)  # of the gating MLP (difference 1)
-    embedding_relu: bool = MISSING  # before it enters the modules (difference 2)
-    routing_reads: str = choice("all", "last")  # earlier routing that the next layer reads (3)
-    relu: str = choice("after_sum", "before_sum")  # of the modules (difference 4)
-    head: str = choice("routed", "sum")  # routed and shared, or the last modules summed (5)
-    routing_feeds: str = choice("probabilities", "logits")  # to the next routing layer (7)
-    init: str = choice("released", "torch")  # start values (difference 11)
-    norm: str = choice("none", "layer")  # normalise hidden layers before their ReLU
+    num_layers: int = number(low=2)  # layers of modules (L in the paper)
+    num_modules: int = number(low=1)  # modules per layer (n)
+    module_width: int = number(low=1)  # units of a module (d)
+    embedding_width: int = number(low=1)  # units of the state and task embeddings (D)
+    state_in_routing: bool = MISSING  # route by state and task; false: by task only
+    gating_layers: int = number(low=0)  # layers of the gating MLP; 0 as in the paper (1)
+    gating_width: int = number(low=1)  # units of a gating layer (1)
+    embedding_relu: bool = MISSING  # apply ReLU to the state embedding (2)
+    routing_reads: str = choice("all", "last")  # earlier routing layers that the next one reads (3)
+    relu: str = choice("after_sum", "before_sum")  # apply ReLU after or before the weighted sum (4)
+    # routed: shared head on a weighted sum; sum: sum of the last modules' outputs (5)
+    head: str = choice("routed", "sum")
+    routing_feeds: str = choice("probabilities", "logits")  # input of the next routing layer (7)
+    init: str = choice("released", "torch")  # weight initialization (11)
+    norm: str = choice("none", "layer")  # normalization of hidden layers before ReLU
 
 
 @dataclass
@@ -73,61 +74,61 @@ class MLPConfig:
     """One network for all tasks (MT-SAC), a head per task (MT-MH-SAC), or a network per task."""
 
     _target_: str = MISSING
-    num_layers: int = number(low=1)
-    width: int = number(low=1)
-    init: str = choice("released", "torch")
-    norm: str = choice("none", "layer")  # normalise hidden layers before their ReLU
+    num_layers: int = number(low=1)  # hidden layers
+    width: int = number(low=1)  # units of a hidden layer
+    init: str = choice("released", "torch")  # weight initialization (11)
+    norm: str = choice("none", "layer")  # normalization of hidden layers before ReLU
 
 
 @dataclass
 class MixedExpertsConfig(MLPConfig):
-    """Whole networks, and a gate that mixes their outputs (Mix-Expert)."""
+    """Expert networks whose outputs are mixed by a gate (Mix-Expert)."""
 
-    num_experts: int = number(low=1)
-    gate_layers: int = number(low=1)
-    gate_width: int = number(low=1)
+    num_experts: int = number(low=1)  # expert networks
+    gate_layers: int = number(low=1)  # hidden layers of the gate
+    gate_width: int = number(low=1)  # units of a gate layer
 
 
 @dataclass
 class CAREConfig(MLPConfig):
-    """A context that attends to encoders of the state (Sodhani et al. 2021)."""
+    """Mixture of state encoders, weighted by attention over the task (Sodhani et al. 2021)."""
 
-    num_experts: int = number(low=1)
-    encoder_layers: int = number(low=0)
-    encoder_width: int = number(low=1)
+    num_experts: int = number(low=1)  # state encoders
+    encoder_layers: int = number(low=0)  # hidden layers of an encoder
+    encoder_width: int = number(low=1)  # units of an encoder layer
 
 
 @dataclass
 class PaCoConfig(MLPConfig):
-    """Weights composed from shared parameter sets, by a vector per task (Sun et al. 2022)."""
+    """Weights composed from shared parameter sets by a vector per task (Sun et al. 2022)."""
 
-    num_sets: int = number(low=1)
+    num_sets: int = number(low=1)  # shared parameter sets
 
 
 @dataclass
 class MOOREConfig(MLPConfig):
-    """A task's mixture of orthogonal experts (Hendawy et al. 2024)."""
+    """Mixture of orthogonal experts, weighted per task (Hendawy et al. 2024)."""
 
-    num_experts: int = number(low=1)  # at most width
+    num_experts: int = number(low=1)  # orthogonal experts; at most width
 
 
 @dataclass
 class FiLMConfig(MLPConfig):
-    """The task scales and shifts every hidden layer (Perez et al. 2018)."""
+    """MLP whose hidden layers are scaled and shifted per task (Perez et al. 2018)."""
 
-    embedding_width: int = number(low=1)
+    embedding_width: int = number(low=1)  # units of the task embedding
 
 
 @dataclass
 class ResidualConfig:
-    """Residual blocks with layer normalisation, a learned task embedding (Nauman et al. 2025)."""
+    """Residual blocks with layer normalization and a task embedding (Nauman et al. 2025)."""
 
     _target_: str = MISSING
-    num_blocks: int = number(low=0)
-    width: int = number(low=1)
-    embedding_width: int = number(low=1)
-    head_gain: float = number(low=0.0)
-    norm: str = choice("none", "layer")  # normalise hidden layers and what a block adds
+    num_blocks: int = number(low=0)  # residual blocks
+    width: int = number(low=1)  # units of a block
+    embedding_width: int = number(low=1)  # units of the task embedding
+    head_gain: float = number(low=0.0)  # scale of the head's initial weights
+    norm: str = choice("none", "layer")  # normalization of hidden layers and block outputs
 
 
 NETWORKS = {
@@ -154,9 +155,9 @@ class CategoricalConfig:
     """Value head: a distribution over fixed values, by cross-entropy (Bellemare et al. 2017)."""
 
     _target_: str = MISSING
-    atoms: int = number(low=2)
-    low: float = number()
-    high: float = number()
+    atoms: int = number(low=2)  # values of the distribution, evenly spaced
+    low: float = number()  # lowest return covered, after reward scaling
+    high: float = number()  # highest return covered, after reward scaling
 
 
 VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
@@ -164,63 +165,62 @@ VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
 
 @dataclass
 class PolicyConfig:
-    """Choose how the actor's network becomes a policy."""
+    """Policy head, observation normalization and exploration noise."""
 
-    log_std: str = choice("clamp", "tanh")  # 14: clamped to [-20, 2], or squashed into (-10, 2)
-    normalize_obs: bool = MISSING  # actor and critics read observations of mean 0 and deviation 1
-    # pink: correlated over the steps of an episode
-    exploration_noise: str = choice("white", "pink")
+    log_std: str = choice("clamp", "tanh")  # clamp to [-20, 2], or squash into (-10, 2) (14)
+    normalize_obs: bool = MISSING  # standardize observations for actor and critics
+    exploration_noise: str = choice("white", "pink")  # pink: correlated over an episode's steps
 
 
 @dataclass
 class AlgorithmConfig:
-    """Multi-task SAC: what a single update does."""
+    """Multi-task SAC: one update."""
 
     _target_: str = MISSING
-    discount: float = number(low=0.0, high=1.0)
+    discount: float = number(low=0.0, high=1.0)  # discount factor per step (gamma)
+    # fraction by which the target critics move to the critics per update (tau)
     target_smoothing: float = number(low=0.0, high=1.0, open_low=True)
-    initial_temperature: float = number(low=0.0, open_low=True)
-    target_entropy_per_action: float = number()  # times the action's size: -4 on Meta-World
-    # 6; unsolved: by distance from success
+    initial_temperature: float = number(low=0.0, open_low=True)  # entropy coefficient at the start
+    target_entropy_per_action: float = number()  # target entropy, nats per action dimension
+    # weights of the tasks' losses; unsolved: by distance from success (6)
     task_weights: str = choice("released", "paper", "none", "unsolved")
-    update_order: str = choice("sequential", "released")  # 12
-    clip_norm: float = number(low=0.0)  # 8; 0 is off
-    # what becomes of the tasks' conflicting gradients
-    gradient_surgery: str = choice("none", "pcgrad")
-    n_step: int = number(low=1)  # steps of a transition, within its episode
-    # return: divided by the size of each task's returns
+    update_order: str = choice("sequential", "released")  # order of actor and critic updates (12)
+    clip_norm: float = number(low=0.0)  # largest gradient norm; 0: no clipping (8)
+    gradient_surgery: str = choice("none", "pcgrad")  # handling of conflicting task gradients
+    n_step: int = number(low=1)  # steps of a return before bootstrapping
+    # return: divide rewards by the scale of each task's returns
     reward_scaling: str = choice("none", "return")
-    # spread: the policy's values, by their spread in each task
+    # spread: divide the critic values in the policy loss by their spread in each task
     value_scaling: str = choice("none", "spread")
-    policy_delay: int = number(low=1)  # updates of the critics for each one of the policy
-    # share of each update in the policy that acts; 0 is off
+    policy_delay: int = number(low=1)  # critic updates per policy update
+    # fraction by which the acting policy moves to the trained one per update; 0: no averaging
     policy_averaging: float = number(low=0.0, high=1.0)
-    # options of a class of your own; it takes them by their names
+    # keyword options of an algorithm class of your own
     own: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class AdamConfig:
-    """Adam, fused."""
+    """Adam (Kingma and Ba 2015)."""
 
     _target_: str = MISSING
-    lr: float = number(low=0.0, open_low=True)
-    betas: list[float] = MISSING
-    eps: float = number(low=0.0)
-    fused: bool = MISSING
+    lr: float = number(low=0.0, open_low=True)  # learning rate
+    betas: list[float] = MISSING  # decay rates of the first and second moments
+    eps: float = number(low=0.0)  # added to the denominator
+    fused: bool = MISSING  # one fused kernel; required by captured updates
 
 
 @dataclass
 class AdamWConfig(AdamConfig):
-    """Adam with decoupled weight decay, fused."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
-    lr: float = number(low=0.0, open_low=True)
-    weight_decay: float = number(low=0.0)
+    lr: float = number(low=0.0, open_low=True)  # learning rate
+    weight_decay: float = number(low=0.0)  # decoupled weight decay
 
 
 @dataclass
 class OptimizersConfig:
-    """One optimizer option, mounted three times."""
+    """Optimizers of actor, critics and temperatures: one option, mounted three times."""
 
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
@@ -229,80 +229,83 @@ class OptimizersConfig:
 
 @dataclass
 class RunConfig:
-    """Set lengths, sizes and cadences. Steps and cadences count environment steps."""
+    """Lengths, sizes and intervals of a run, in environment steps."""
 
-    steps_per_task: int = number(low=1)
-    warmup_per_task: int = number(low=0)  # steps before the first update
-    warmup_policy: str = choice("untrained", "uniform")  # who acts in them (13), or uniform actions
-    batch_per_task: int = number(low=1)
-    replay_per_task: int = number(low=1)
-    update_ratio: float = number(low=0.0, open_low=True)  # updates per step of every task
-    # K: steps of every task between two hand-overs; divides the horizon
+    steps_per_task: int = number(low=1)  # env steps of each task
+    warmup_per_task: int = number(low=0)  # env steps of each task before the first update
+    # actions of the warm-up: the untrained policy's or uniform ones (13)
+    warmup_policy: str = choice("untrained", "uniform")
+    batch_per_task: int = number(low=1)  # transitions of each task in a batch
+    replay_per_task: int = number(low=1)  # transitions of each task in the replay
+    update_ratio: float = number(low=0.0, open_low=True)  # updates per env step of each task
+    # env steps of each task in a round; must divide the training horizon
     round_steps: int = number(low=1)
-    eval_every: int = number(low=1)  # env steps over all tasks
-    eval_goals: int = number(low=1, high=50)  # goals per task in evaluations on the way
-    final_eval_goals: int = number(low=1, high=50)  # and in the last one
-    save_every: int = number(low=1)
-    log_every: int = number(low=1)
-    # of training; ends the run by the clock
+    eval_every: int = number(low=1)  # env steps of all tasks between evaluations
+    eval_goals: int = number(low=1, high=50)  # goals per task in an evaluation during training
+    final_eval_goals: int = number(low=1, high=50)  # goals per task in the final evaluation
+    save_every: int = number(low=1)  # env steps of all tasks between checkpoints
+    log_every: int = number(low=1)  # env steps of all tasks between reports of metrics
+    # minutes of training after which the run ends; null: no limit
     max_minutes: float | None = number(low=0.0, open_low=True)
-    # mean success in two evaluations running; ends the run
+    # mean success rate that ends the run when two evaluations in a row reach it; null: off
     stop_at: float | None = number(low=0.0, high=1.0)
+    # auto: resume if there is a checkpoint; must: only resume; never: start in a new folder
     resume: str = choice("auto", "must", "never")
-    folder: str = field(default=MISSING, metadata=PATH)  # that runs are kept in
+    folder: str = field(default=MISSING, metadata=PATH)  # parent folder of all runs
 
 
 @dataclass
 class WorkersConfig:
-    """Choose who steps the environments. 0 processes: the learner's own (inline)."""
+    """Processes that step the environments."""
 
-    processes: int | None = number(low=0, high=MOST)  # null: chosen from the cores at hand
-    copies: int = number(low=1)
-    # seconds for a round, or for ten goals of an evaluation
+    # worker processes; 0: the learner steps the environments; null: chosen from the cores
+    processes: int | None = number(low=0, high=MOST)
+    copies: int = number(low=1)  # environments per task
+    # seconds allowed for a round, or for ten goals of an evaluation
     timeout: float = number(low=0.0, open_low=True)
 
 
 @dataclass
 class FabricConfig:
-    """Choose where the learner computes."""
+    """Device, precision and compilation of the learner."""
 
+    # device of the learner; auto: cuda if available
     accelerator: str = choice("auto", "cpu", "cuda")
-    # tf32: of matrix products, on CUDA
+    # numeric precision; tf32 needs CUDA; auto: bf16-mixed on a CPU that multiplies bfloat16
     precision: str = choice("auto", "32-true", "tf32", "bf16-mixed")
-    # fused operations on a CPU; auto: where a C compiler is found
-    kernels: str = choice("auto", "off")
-    # auto: captured, if the optimizers can be
+    kernels: str = choice("auto", "off")  # fused CPU kernels; auto: if a C compiler is found
+    # execution of an update; auto: captured if the optimizers support it
     compile: str = choice("auto", "eager", "compiled", "captured")
-    # on CUDA: only operations that repeat to the bit; on a CPU all do
-    deterministic: bool = MISSING
-    threads: int | None = number(low=1, high=MOST)  # null: chosen from the cores at hand
+    deterministic: bool = MISSING  # use only deterministic operations on CUDA; a CPU always does
+    # CPU threads of the learner; null: chosen from the cores
+    threads: int | None = number(low=1, high=MOST)
 
 
 @dataclass
 class TrackingConfig:
-    """Choose where metrics go: always to the run's journal, from there to MLflow."""
+    """Destination of metrics: always the run's journal, optionally MLflow."""
 
-    mlflow: bool = MISSING
-    uri: str | None = MISSING  # null: an sqlite file in the working folder
-    experiment: str | None = MISSING  # null: the task set's name
-    system_metrics: bool = MISSING
-    drain_seconds: float = number(low=0.0)
+    mlflow: bool = MISSING  # upload the journal to MLflow
+    uri: str | None = MISSING  # MLflow store; null: an SQLite file in the working folder
+    experiment: str | None = MISSING  # MLflow experiment; null: name of the task set
+    system_metrics: bool = MISSING  # log processor and memory use
+    drain_seconds: float = number(low=0.0)  # seconds allowed for the last upload at the end
 
 
 @dataclass
 class TrainConfig:
-    """Everything that `python -m softmod.train` takes."""
+    """Configuration of `python -m softmod.train`."""
 
-    name: str = MISSING
-    model: str = MISSING
-    seed: int = number(low=0)
-    seeds: list[int] | None = MISSING  # several, side by side in one process, instead of `seed`
+    name: str = MISSING  # name of the run's folder
+    model: str = MISSING  # name of the model, set by its option
+    seed: int = number(low=0)  # random seed
+    seeds: list[int] | None = MISSING  # several seeds in one process, instead of `seed`
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic_head: Any = field(default_factory=dict)
-    # of the model; read by algorithm=mtsac
+    # the model's published task weights, used by algorithm=mtsac
     published_task_weights: str = choice("none", "released", "paper")
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizersConfig = field(default_factory=OptimizersConfig)
@@ -315,34 +318,34 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Everything that `python -m softmod.evaluate` takes."""
+    """Configuration of `python -m softmod.evaluate`."""
 
-    checkpoint: str = field(
-        default=MISSING, metadata=PATH
-    )  # a checkpoint folder, or a run's folder (its newest checkpoint)
-    goals: int = number(low=1, high=50)
-    processes: int | None = number(low=0, high=MOST)  # null: as many as the run had
-    video: bool = MISSING
-    video_episodes: int = number(low=1, high=50)  # per task
-    output: str | None = field(default=MISSING, metadata=PATH)  # null: beside the checkpoint
+    # a checkpoint, or a run's folder (its newest checkpoint)
+    checkpoint: str = field(default=MISSING, metadata=PATH)
+    goals: int = number(low=1, high=50)  # goals per task
+    # worker processes; null: as many as the run had
+    processes: int | None = number(low=0, high=MOST)
+    video: bool = MISSING  # write a video per task
+    video_episodes: int = number(low=1, high=50)  # episodes per video
+    # output folder; null: beside the checkpoints
+    output: str | None = field(default=MISSING, metadata=PATH)
     allow: list[str] = MISSING  # packages of your own that a _target_ may name
 
 
 @dataclass
 class ReportConfig:
-    """Everything that `python -m softmod.report` takes."""
+    """Configuration of `python -m softmod.report`."""
 
-    parent: str | None = MISSING  # a sweep's parent in MLflow: its id or name; typed as sweep=
-    runs: list[str] = field(default=MISSING, metadata=PATH)  # or folders with runs
-    results: list[str] = field(default=MISSING, metadata=PATH)  # or folders with saved results
-    # or a checkpoint, or a run's folder: how its policy uses its modules
+    parent: str | None = MISSING  # id or name of a sweep's parent run in MLflow; typed as sweep=
+    runs: list[str] = field(default=MISSING, metadata=PATH)  # folders with runs
+    results: list[str] = field(default=MISSING, metadata=PATH)  # folders with saved results
+    # a checkpoint or a run's folder, for a report on its routing
     checkpoint: str | None = field(default=MISSING, metadata=PATH)
-    save: str | None = field(
-        default=MISSING, metadata=PATH
-    )  # with runs: save them as results in this folder too
-    uri: str | None = MISSING  # the MLflow store; null: as for training
-    output: str = MISSING
-    level: float = number(low=0.0, high=1.0)  # of success, whose environment steps are told
-    episodes: int = number(low=1, high=50)  # of each task, to see how modules are used
-    video: bool = MISSING  # of a rollout of each task, with its routes moving beside it
-    allow: list[str] = MISSING  # packages of your own that tasks and networks come from
+    # with runs: folder in which to save them as results
+    save: str | None = field(default=MISSING, metadata=PATH)
+    uri: str | None = MISSING  # MLflow store; null: as for training
+    output: str = field(default=MISSING, metadata=PATH)  # output folder
+    level: float = number(low=0.0, high=1.0)  # mean success rate for the steps-to-reach column
+    episodes: int = number(low=1, high=50)  # episodes per task, with checkpoint
+    video: bool = MISSING  # with checkpoint: a video per task with the routing graph
+    allow: list[str] = MISSING  # packages of your own that a _target_ may name

@@ -1,6 +1,6 @@
-"""Which classes a saved configuration may name. Nothing that comes out of a checkpoint is trusted.
+"""Classes that a saved configuration may name. Nothing read from a checkpoint is trusted.
 
-What is typed on a command line, or kept in a configuration folder of one's own, is trusted.
+Overrides on a command line and files in the user's configuration folder are trusted.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ from typing import Any
 from softmod.config.instantiate import resolve_target
 from softmod.errors import ConfigError
 
-PARTS = {  # where the classes of each part are: others could do harm when they are built
+PARTS = {  # packages of each part's classes; instantiating any other class could run harmful code
     "env": "softmod.envs", "actor": "softmod.networks", "critic": "softmod.networks",
     "critic_head": "softmod.agent", "algorithm": "softmod.agent", "optimizer": "torch.optim",
 }  # fmt: skip
 
 
 def check(config: Mapping[str, Any], allow: Iterable[str]) -> None:
-    """Check every class that a saved configuration names, by what the name resolves to.
+    """Check every class that a saved configuration names, after resolving the name.
 
-    A saved configuration has no interpolations: they are resolved before it is saved, and one that
-    is there could run code when it is resolved.
+    Interpolations are resolved before a configuration is saved. One in a saved configuration
+    could run code when it is resolved, so it is rejected.
 
     Args:
-        config: of a run, or some parts of it.
-        allow: packages of the user's own that may be named too.
+        config: Configuration of a run, or parts of it.
+        allow: Packages of the user that are allowed too.
 
     Raises:
-        ConfigError: a class is in none of these packages, or not there, or a value is an
+        ConfigError: A class does not exist or is outside these packages, or a value is an
             interpolation.
     """
     for key, value in leaves(config):
         if isinstance(value, str) and "${" in value:
-            raise ConfigError(f"{key}={value:.100}: a saved configuration has no interpolations")
+            raise ConfigError(
+                f"{key}={value:.100}: no interpolations are allowed in a saved configuration"
+            )
     for key, path in targets(config):
         packages = (*([PARTS[key.split(".")[0]]] if key.split(".")[0] in PARTS else []), *allow)
         within(key, path, packages)
@@ -42,16 +44,17 @@ def check(config: Mapping[str, Any], allow: Iterable[str]) -> None:
 
 
 def foreign(config: Mapping[str, Any]) -> list[str]:
-    """Return the packages that have to be allowed when this configuration is read again."""
+    """List the packages that have to be allowed to load this configuration again."""
     known = tuple(PARTS.values())
     roots = {path.split(".")[0] for _, path in targets(config) if not lies_in(path, known)}
     return sorted(roots)
 
 
 def within(key: str, path: str, packages: tuple[str, ...]) -> None:
-    """
+    """Check that a class is in one of the packages.
+
     Raises:
-        ConfigError: the path is in none of the packages.
+        ConfigError: It is in none of them.
     """
     if not lies_in(path, packages):
         raise ConfigError(
@@ -61,11 +64,12 @@ def within(key: str, path: str, packages: tuple[str, ...]) -> None:
 
 
 def lies_in(path: str, packages: Iterable[str]) -> bool:
+    """Return whether a dotted path is in one of the packages."""
     return any(path == package or path.startswith(f"{package}.") for package in packages)
 
 
 def targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every `_target_`, and the key of what it stands in."""
+    """Yield the key of every node with a `_target_`, and the `_target_`."""
     for key, value in leaves(config):
         part, _, name = key.rpartition(".")
         if name == "_target_":
@@ -73,8 +77,9 @@ def targets(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of nested mappings and lists, and its key; keys of mappings as values too,
-    where they are no plain words.
+    """Yield the dotted key and the value of every leaf of nested mappings and lists.
+
+    Mapping keys that contain an interpolation are yielded as values too.
     """
     if isinstance(node, list | tuple):
         node = dict(enumerate(node))

@@ -1,4 +1,4 @@
-"""What values a configuration may have: ranges and choices of its fields, and rules across them."""
+"""Checks of a configuration's values: ranges, choices, and rules across fields."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from softmod.errors import ConfigError, near
 
 
 def check_fields(node: Any, key: str) -> None:
-    """Ranges and choices of a dataclass and of those within it."""
+    """Check ranges and choices of a dataclass and of nested ones.
+
+    Raises:
+        ConfigError: A value is missing, out of range or not one of the choices.
+    """
     if not dataclasses.is_dataclass(node):
         return
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         name = f"{key}.{field.name}".lstrip(".")
         if value == "???":
-            own = "an option of your own begins with defaults: [<one of softmod's>, _self_]"
+            own = "begin an option file of your own with defaults: [<option of softmod>, _self_]"
             raise ConfigError(f"{name}: no value given; {own}")
         check_fields(value, name)
         check_choice(name, value, field.metadata.get("choices"))
@@ -49,6 +53,11 @@ def expanded(value: Any) -> Any:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
+    """Check that a value is one of its choices, if it has any.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if choices is not None and value not in choices:
         raise ConfigError(
             f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}"
@@ -58,6 +67,11 @@ def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
 def check_range(
     name: str, value: float, low: float | None, high: float | None, open_low: bool
 ) -> None:
+    """Check that a number is finite and within [low, high]; `open_low` excludes `low`.
+
+    Raises:
+        ConfigError: It is not.
+    """
     too_low = low is not None and (value < low or (open_low and value == low))
     if too_low or (high is not None and value > high) or not math.isfinite(value):
         above = "finite" if low is None else f"above {low:g}" if open_low else f"at least {low:g}"
@@ -67,7 +81,11 @@ def check_range(
 
 
 def check_rules(cfg: schema.TrainConfig) -> None:
-    """Check what has to hold across fields."""
+    """Check the rules across fields.
+
+    Raises:
+        ConfigError: A rule is broken.
+    """
     check_env(cfg)
     check_seeds(cfg)
     run = cfg.run
@@ -112,17 +130,18 @@ def check_rules(cfg: schema.TrainConfig) -> None:
 
 
 def check_seeds(cfg: schema.TrainConfig) -> None:
+    """Check that `seeds`, if given, are distinct and not negative."""
     if cfg.seeds is None:
         return
     line = f"seeds=[{','.join(map(str, cfg.seeds))}]"
     if not cfg.seeds or min(cfg.seeds) < 0 or len(set(cfg.seeds)) < len(cfg.seeds):
         raise ConfigError(
-            f"{line:.150}: must be different numbers of at least 0, as in seeds=[0,1,2]"
+            f"{line:.150}: must be distinct numbers of at least 0, as in seeds=[0,1,2]"
         )
 
 
 def plain(name: str) -> bool:
-    """Return whether a folder can have this name anywhere."""
+    """Return whether a name is a valid folder name on any file system."""
     return (
         0 < len(name.encode(errors="replace")) <= 200
         and name.isprintable()
@@ -131,6 +150,7 @@ def plain(name: str) -> bool:
 
 
 def check_env(cfg: schema.TrainConfig) -> None:
+    """Check the task set: its name, its tasks and their reward version."""
     from softmod.envs.tasks import MT50, TOY_TASKS, check_tasks
 
     known = {"softmod.envs.metaworld.MetaWorld": MT50, "softmod.envs.toy.Toy": TOY_TASKS}.get(
@@ -145,10 +165,11 @@ def check_env(cfg: schema.TrainConfig) -> None:
     if known is not None:
         check_tasks(cfg.env.tasks, known)
     if known is TOY_TASKS and cfg.env.reward != "v2":
-        raise ConfigError(f"env.reward={cfg.env.reward}: the toy tasks have only v2")
+        raise ConfigError(f"env.reward={cfg.env.reward}: must be v2 for the toy tasks")
 
 
 def check_targets(cfg: schema.TrainConfig) -> None:
+    """Check that every `_target_` is the dotted path of a class."""
     nodes = {
         "env": cfg.env,
         "actor": cfg.actor,

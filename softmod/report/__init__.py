@@ -1,3 +1,1 @@
-"""`python -m softmod.report`: what runs say together, with intervals, beside the
-published figures.
-"""
+"""`python -m softmod.report`: comparison of many runs, with intervals and published figures."""

@@ -1,6 +1,4 @@
-"""What a model costs, counted and not timed: parameters, and floating point operations of one
-update.
-"""
+"""Cost of a model: parameters, and floating-point operations of one update, both counted."""
 
 from __future__ import annotations
 
@@ -26,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class Cost(NamedTuple):
-    """Of a model and its algorithm on a task set."""
+    """Cost of a model and its algorithm on a task set."""
 
     actor: int  # parameters
-    critics: int  # parameters, both critics, without targets
-    gflop: float  # of one update, forward and backward, products alone
+    critics: int  # parameters of both critics, without targets
+    gflop: float  # of one update, forward and backward, matrix products only
 
 
 def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
-    """The cost of a run's updates; None, and a word, where its networks cannot be built here."""
+    """Return the cost of a run, or None with a warning if its networks cannot be built."""
     try:
         cfg = from_saved(nested(run.config), allow)
         suite: TaskSuite = build(cfg.env, "env")
@@ -45,7 +43,7 @@ def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
 
 
 def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
-    """Count by making one update on made-up data."""
+    """Count the cost by running one update on random data, on the CPU."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
     agent, _ = make_agent(
@@ -64,11 +62,10 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating point operations by PyTorch's formulas (products; what is done to single
-    numbers is left out).
+    """Counter of floating-point operations, by PyTorch's formulas for matrix products.
 
-    PyTorch's own `FlopCounterMode` also follows modules, and refuses `torch.autograd.grad` of their
-    parameters.
+    Elementwise operations are not counted. PyTorch's `FlopCounterMode` also tracks modules, and
+    fails on `torch.autograd.grad` of their parameters.
     """
 
     def __init__(self) -> None:
@@ -83,7 +80,7 @@ class Counter(TorchDispatchMode):
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as mappings within mappings."""
+    """Convert dotted keys to nested mappings."""
     made: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split(".")

@@ -1,6 +1,6 @@
-"""The figures of a report.
+"""Figures of a report.
 
-A model has the same colour in all of them, told apart with any colour vision.
+A model has the same color in all of them. The palette is safe for color-blind readers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from softmod.report.tables import Table
 from softmod.system.drawing import Axes, EngFormatter, Figure, FigureCanvasAgg, drawn
 from softmod.tracking.figures import PALETTE, STYLES
 
-MODELS = (  # a row has a line style, a column a colour: relatives share it
+MODELS = (  # a row shares a line style, a column a color; related models have the same color
     "soft_modular", "soft_modular_small", "mt_sac", "mt_mh_sac", "hard_routing", "single_task",
     "mixed_experts",
     "soft_modular_wide", "soft_modular_deep", "mt_sac_small", "mt_mh_sac_small",
@@ -35,18 +35,20 @@ LOOKS = [
     for color in PALETTE
 ]
 POINTS = 200  # of a curve
-ACROSS = 3  # panels of a figure, side by side
-WIDE = 34  # characters of a line of a label
-# inches that a letter and a line of a label take, at most
+ACROSS = 3  # panels side by side in a figure
+WIDE = 34  # characters per line of a label
+# largest size of a letter and of a line of a label, in inches
 LETTER = 0.083
 LINE = 0.18
 
-Look = tuple[str, str, str]  # colour, line style, marker
+Look = tuple[str, str, str]  # color, line style, marker
 
 
 def looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """Each label's look: a known model's own; where two share a model, a free one, if there is in a
-    free colour.
+    """Assign a look to each label.
+
+    A shipped model has a fixed look. Other groups, and further groups of the same model, get a
+    free look, preferably in an unused color.
     """
     names = {group.label: group.model if group.model in MODELS else None for group in groups}
     made: dict[str, Look] = {}
@@ -62,12 +64,12 @@ def looks(groups: Sequence[Group]) -> dict[str, Look]:
 
 
 def folded(label: str) -> str:
-    """A long label in several lines."""
+    """Break a long label into several lines."""
     return "\n".join(textwrap.wrap(label, WIDE, break_on_hyphens=False))
 
 
 def room(labels: Sequence[str]) -> float:
-    """Inches that a legend of these labels takes from top to bottom, its title included."""
+    """Return the height in inches of a legend with these labels and a title."""
     return 0.7 + sum(0.07 + 0.15 * (folded(label).count("\n") + 1) for label in labels)
 
 
@@ -75,6 +77,7 @@ def room(labels: Sequence[str]) -> float:
 
 
 def sheet(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
+    """Create a figure with one pair of axes; sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -83,6 +86,7 @@ def sheet(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
 
 
 def save(figure: Figure, path: Path) -> Path:
+    """Write a figure; return its path."""
     figure.savefig(path)
     return path
 
@@ -92,23 +96,19 @@ def save(figure: Figure, path: Path) -> Path:
 
 @drawn
 def intervals(comparison: Comparison, path: Path) -> Path:
-    """IQM over seeds of the task mean, one line per group, with its interval and the
-    seeds as dots.
-    """
+    """Draw the IQM over seeds of the task mean per group, with 95 % intervals and seeds as dots."""
     groups = comparison.groups
     names = [folded(group.label) for group in groups]
     figure, axes = sheet(height=1.2 + max(0.45, 0.1 + LINE * most_lines(names)) * len(groups))
     colors = looks(groups)
-    for place, group in enumerate(reversed(groups)):
+    for row, group in enumerate(reversed(groups)):
         estimate = interval(iqm, by_seed(group.scores()))
         color = colors[group.label][0]
-        axes.plot(
-            [estimate.low, estimate.high], [place, place], color=color, linewidth=7, alpha=0.35
-        )
-        axes.plot([estimate.value] * 2, [place - 0.28, place + 0.28], color=color, linewidth=2.5)
+        axes.plot([estimate.low, estimate.high], [row, row], color=color, linewidth=7, alpha=0.35)
+        axes.plot([estimate.value] * 2, [row - 0.28, row + 0.28], color=color, linewidth=2.5)
         axes.plot(
             by_seed(group.scores())[:, 0],
-            [place] * len(group.runs),
+            [row] * len(group.runs),
             "o",
             color=color,
             markersize=3.5,
@@ -122,7 +122,7 @@ def intervals(comparison: Comparison, path: Path) -> Path:
 
 @drawn
 def heat_map(comparison: Comparison, path: Path) -> Path:
-    """Success per group and task, mean over seeds."""
+    """Draw the success rate per group and task, mean over seeds."""
     values = np.stack([group.scores().mean(0) for group in comparison.groups])
     rows = [group.label for group in comparison.groups]
     columns = [name_of(task) for task in comparison.tasks]
@@ -140,7 +140,7 @@ def heat_map(comparison: Comparison, path: Path) -> Path:
 
 @drawn
 def task_sets(table: Table, path: Path) -> Path:
-    """Success per task as the set of tasks changes (tables.task_sets)."""
+    """Draw the success rate per task across task sets (`tables.task_sets`)."""
     values = np.array(
         [[np.nan if cell is None else cell for cell in row[2:]] for row in table.rows], float
     )
@@ -162,11 +162,11 @@ def task_sets(table: Table, path: Path) -> Path:
 
 @drawn
 def improvement_matrix(comparison: Comparison, path: Path) -> Path:
-    """The probability that the row's group does better than the column's."""
+    """Draw the probability that the row's group is better than the column's."""
     groups = comparison.groups
     values = np.array([[improvement(a.scores(), b.scores()).value for b in groups] for a in groups])
     names = [group.label for group in groups]
-    title = "probability that the row\ndoes better than the column"
+    title = "probability that the row\nis better than the column"
     return matrix(values, names, names, title, path, low=0.0, high=1.0, map_name="PuOr")
 
 
@@ -180,7 +180,18 @@ def matrix(
     high: float,
     map_name: str,
 ) -> Path:
-    """A matrix in colours, with its numbers where they can be read."""
+    """Draw a matrix in colors, with its numbers if it has at most 300 cells.
+
+    Args:
+        values: `[row, column]`; NaN cells stay empty.
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        title: Title of the figure.
+        path: File to write.
+        low: Value at the lower end of the color map.
+        high: Value at the upper end.
+        map_name: Color map of Matplotlib.
+    """
     rows = [folded(row) for row in rows]
     columns = [folded(column) for column in columns]
     cell_width = max(0.55, 0.1 + 1.5 * LINE * most_lines(columns))
@@ -209,15 +220,17 @@ def matrix(
 
 
 def longest(labels: Sequence[str]) -> int:
-    """Letters of the longest line."""
+    """Return the number of letters in the longest line."""
     return max(len(line) for label in labels for line in label.split("\n"))
 
 
 def most_lines(labels: Sequence[str]) -> int:
+    """Return the largest number of lines in a label."""
     return max(label.count("\n") + 1 for label in labels)
 
 
 def name_of(task: str) -> str:
+    """Return a task's name without its version."""
     return task.removesuffix("-v3")
 
 
@@ -226,14 +239,15 @@ def name_of(task: str) -> str:
 
 @drawn
 def learning_curves(comparison: Comparison, path: Path, over_time: bool = False) -> Path:
-    """Mean success over environment steps or over time of training: IQM over seeds, 95 % bootstrap
-    bands.
+    """Draw mean success over environment steps or over training time.
+
+    Lines are the IQM over seeds, with 95 % bootstrap bands.
     """
-    longest = max(
-        (run.curve_over_time()[-1:] or [(0.0, 0.0)])[0][0]
-        for g in comparison.groups
-        for run in g.runs
-    )
+    longest = 0.0  # seconds
+    for group in comparison.groups:
+        for run in group.runs:
+            if curve := run.curve_over_time():
+                longest = max(longest, curve[-1][0])
     unit = "hours"
     scale = 1 / 3600
     if longest < 2 * 3600:
@@ -254,17 +268,26 @@ def metric_curves(
     path: Path,
     mark: float | None = None,
 ) -> Path | None:
-    """Metrics over environment steps, a panel for each (`names`: metric -> its title), a line per
-    group.
+    """Draw metrics over environment steps, with a panel per metric and a line per group.
 
-    What is logged is of one batch and noisy: it is drawn thin, and its running mean over a tenth of
-    the run on top. None where no run has them, or all are zero.
+    Logged values are of one batch and noisy. They are drawn thin, with their running mean over a
+    tenth of the run on top.
+
+    Args:
+        comparison: Groups to draw.
+        names: Function that maps a group to its metrics and their titles.
+        label: Label of the vertical axis.
+        path: File to write.
+        mark: Height of a horizontal line.
+
+    Returns:
+        The path, or None if no run has the metrics or all values are zero.
     """
     drawn: dict[str, list[tuple[Group, NDArray[np.float64], NDArray[np.float64]]]] = {}
     for group in comparison.groups:
         for metric, title in names(group).items():
             grid, values = on_a_grid([run.curve(metric) for run in group.runs])
-            if len(grid) and values.any():  # routes that are hard have no entropy
+            if len(grid) and values.any():  # hard routing has zero entropy
                 drawn.setdefault(title, []).append((group, grid, values.mean(0)))
     if not drawn:
         return None
@@ -293,7 +316,7 @@ def metric_curves(
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(drawn) :]:
         panel.set_visible(False)
-    for panel in panels[max(0, len(drawn) - columns) : len(drawn)]:  # nothing is drawn below them
+    for panel in panels[max(0, len(drawn) - columns) : len(drawn)]:  # lowest panel of each column
         panel.tick_params(labelbottom=True)
     figure.supxlabel("environment steps, all tasks", fontsize="medium")
     figure.supylabel(label, fontsize="medium")
@@ -307,7 +330,7 @@ def metric_curves(
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the points within a tenth of the curve around each, fewer at its ends."""
+    """Average each point over a window of a tenth of the curve; NaN values are skipped."""
     if len(values) < 2:
         return values
     window = np.ones(len(values) // 10 // 2 * 2 + 1)
@@ -326,7 +349,15 @@ def bands(
     path: Path,
     scale: float,
 ) -> Path:
-    """A line and a band for each group, where all of its seeds have values."""
+    """Draw a line and a band for each group, over the range that all of its seeds cover.
+
+    Args:
+        groups: Groups to draw.
+        curves: Function that maps a group to a curve per seed.
+        x_label: Label of the horizontal axis.
+        path: File to write.
+        scale: Factor from a curve's abscissa to the unit of the axis.
+    """
     figure, axes = sheet(height=max(4.5, room([f"{group.label} (0)" for group in groups])))
     colors = looks(groups)
     for group in groups:
@@ -355,20 +386,23 @@ def bands(
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small",
-                  title="IQM over seeds;\nmethod (seeds)",
+                  title="IQM over seeds;\nmodel (seeds)",
                   title_fontsize="small", alignment="left")  # fmt: skip
     return save(figure, path)
 
 
 def resampled_seeds(values: NDArray[np.float64], resamples: int = 300) -> NDArray[np.float64]:
-    """Whole curves `[seed, point]` drawn anew with replacement: `[resample, seed, point]`."""
+    """Resample whole curves `[seed, point]` with replacement: `[resample, seed, point]`."""
     rows = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
     return values[rows]
 
 
 def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Curves on common points, `[point]` and `[seed, point]`, between the last beginning and the
-    first end.
+    """Interpolate curves on common points, from the latest start to the earliest end.
+
+    Returns:
+        The abscissa `[point]` and the values `[seed, point]`; both are empty if the curves do not
+        overlap.
     """
     arrays = [np.array(curve) for curve in curves if curve]
     if not arrays:
@@ -386,7 +420,11 @@ def on_a_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.
 
 @drawn
 def capacity(comparison: Comparison, parameters: dict[str, int], path: Path) -> Path | None:
-    """Parameters of actor and critics against success; None where sizes hardly differ."""
+    """Draw success against the parameters of actor and critics.
+
+    Returns:
+        The path, or None if the largest model has less than 1.5 times the smallest one's size.
+    """
     if not parameters or max(parameters.values()) < 1.5 * min(parameters.values()):
         return None
     figure, axes = sheet(height=max(4.5, room(list(parameters))))

@@ -1,8 +1,7 @@
-"""Statistics of few seeds: interquartile means, stratified bootstrap intervals, probabilities of
-improvement.
+"""Statistics for few seeds: interquartile means, bootstrap intervals, probability of improvement.
 
-As recommended by Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical
-Precipice* (NeurIPS 2021).
+They follow Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*
+(NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]  # [seed, task], or [seed] of task means
-Statistic = Callable[[Scores], Scores]  # of [..., seed, task]; reduces the last two axes
+Statistic = Callable[[Scores], Scores]  # maps [..., seed, task] to [...]
 
 RESAMPLES = 2_000
 LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate, and the bounds of its confidence interval; NaN where a single seed tells nothing
-    of its spread.
-    """
+    """An estimate with the bounds of its confidence interval, which are NaN for a single seed."""
 
     value: float
     low: float
@@ -32,8 +29,9 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: Scores) -> Scores:
-    """The mean of the middle half of all values in the last two axes; at each end a quarter,
-    rounded down, is cut.
+    """Return the interquartile mean over the last two axes: `[..., seed, task]` to `[...]`.
+
+    A quarter of the values, rounded down, is cut at each end.
     """
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
@@ -42,22 +40,29 @@ def iqm(scores: Scores) -> Scores:
 
 
 def mean(scores: Scores) -> Scores:
+    """Return the mean over the last two axes: `[..., seed, task]` to `[...]`."""
     average: Scores = scores.mean((-2, -1))
     return average
 
 
 def by_seed(scores: Scores) -> Scores:
-    """Each seed's mean over tasks, as a single column: `[seed, task]` to `[seed, 1]`."""
+    """Average each seed over tasks: `[seed, task]` to `[seed, 1]`."""
     return np.asarray(scores, np.float64).mean(-1, keepdims=True)
 
 
 def interval(
     statistic: Statistic, scores: Scores, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """A statistic of `[seed, task]` with its stratified bootstrap percentile interval.
+    """Compute a statistic of `[seed, task]` with its 95 % stratified bootstrap interval.
 
-    Each task's seeds are drawn anew, with replacement and independently of the other tasks' (the
-    strata).
+    The tasks are the strata: each task's seeds are resampled with replacement, independently of
+    the other tasks. The bounds are percentiles; they are NaN for a single seed.
+
+    Args:
+        statistic: Function of `[..., seed, task]`.
+        scores: Success rates `[seed, task]`.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap samples.
     """
     scores = np.asarray(scores, np.float64)
     if len(scores) == 1:
@@ -67,9 +72,7 @@ def interval(
 
 
 def resampled(scores: Scores, rng: np.random.Generator, resamples: int) -> Scores:
-    """`[resample, seed, task]`: for each task, as many of its values as there are seeds, with
-    replacement.
-    """
+    """Resample each task's seeds with replacement: `[seed, task]` to `[resample, seed, task]`."""
     seeds, tasks = scores.shape
     rows = rng.integers(0, seeds, (resamples, seeds, tasks))
     return scores[rows, np.arange(tasks)]
@@ -78,11 +81,15 @@ def resampled(scores: Scores, rng: np.random.Generator, resamples: int) -> Score
 def improvement(
     ours: Scores, theirs: Scores, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The probability that a run of ours beats one of theirs on a task, a mean over tasks; a tie
-    counts half.
+    """Compute the probability that a run of ours beats one of theirs on a task, mean over tasks.
 
-    `ours` and `theirs` are `[seed, task]` with the same tasks; numbers of seeds may differ. A
-    single seed on either side leaves no interval.
+    A tie counts half. The bounds are NaN if either side has a single seed.
+
+    Args:
+        ours: Success rates `[seed, task]`.
+        theirs: Success rates `[seed, task]` on the same tasks; the number of seeds may differ.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap samples.
     """
     ours = np.asarray(ours, np.float64)
     theirs = np.asarray(theirs, np.float64)
@@ -94,21 +101,23 @@ def improvement(
 
 
 def _better(ours: Scores, theirs: Scores) -> Scores:
+    """Compare all pairs of seeds `[..., seed, task]`; a tie counts half."""
     a = ours[..., :, None, :]
     b = theirs[..., None, :, :]
-    share: Scores = ((a > b) + 0.5 * (a == b)).mean((-3, -2, -1))
-    return share
+    fraction: Scores = ((a > b) + 0.5 * (a == b)).mean((-3, -2, -1))
+    return fraction
 
 
 def _bounds(drawn: Scores) -> tuple[float, float]:
+    """Return the percentiles that bound the interval."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def steps_to_reach(steps: NDArray[np.int64], success: Scores, level: float) -> float:
-    """The first step at which a curve is at `level` or above; NaN where it never is.
+    """Return the first env step at which a curve reaches `level`, or NaN if it never does.
 
-    Between evaluations: linear.
+    The curve is interpolated linearly between evaluations.
     """
     for index, (step, value) in enumerate(zip(steps, success, strict=True)):
         if value >= level:

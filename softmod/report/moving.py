@@ -1,4 +1,4 @@
-"""Videos of rollouts with the routing graph of each moment beside the robot."""
+"""Videos of rollouts with the routing graph of each step beside the robot."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from softmod.report.video import EVERY, FRAMES_PER_SECOND, watched
 from softmod.system.drawing import Figure, FigureCanvasAgg, drawn
 from softmod.tracking.figures import PALETTE, Image
 
-INCHES = 4.8  # of the graph, at 100 dots
+INCHES = 4.8  # side of the graph, at 100 dots per inch
 
 
 def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]:
-    """`routes_<task>.mp4` for each task, one rollout; the paths, as they are written.
+    """Write `routes_<task>.mp4` with one rollout of each task; yield the paths.
 
     Raises:
-        WorkerError: the video extra is not installed, or nothing can be rendered here.
+        WorkerError: The video extra is not installed, or this machine cannot render.
     """
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise WorkerError('video=true needs imageio: pip install "imageio[ffmpeg]"') from error
+        raise WorkerError('video=true requires imageio: pip install "imageio[ffmpeg]"') from error
     for index, task in enumerate(policy.tasks):
         path = folder / f"routes_{task}.mp4"
         frames = np.stack(list(play(policy, index, goal)))
@@ -37,8 +37,9 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
 
 
 def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
-    """Yield an episode's frames, robot and graph side by side, until a moment after it is over or
-    the horizon.
+    """Yield an episode's frames `[height, width, 3]`, robot and graph side by side.
+
+    The episode ends `AFTER_SUCCESS` steps after success, or at the horizon.
     """
     suite = policy.suite
     color = PALETTE[task % len(PALETTE)]
@@ -56,7 +57,7 @@ def play(policy: TrainedPolicy, task: int, goal: int) -> Iterator[Image]:
 
 @drawn
 def graph(layers: list[Layer], task: str, color: str) -> Image:
-    """The graph of one moment, `[height, width, 3]`."""
+    """Draw the routing graph of one step, `[height, width, 3]`."""
     figure = Figure(figsize=(INCHES, INCHES), dpi=100)
     canvas = FigureCanvasAgg(figure)
     draw_graph(figure.add_axes((0.02, 0.02, 0.96, 0.88)), layers, color)
@@ -66,7 +67,7 @@ def graph(layers: list[Layer], task: str, color: str) -> Image:
 
 
 def beside(left: Image, right: Image) -> Image:
-    """Two pictures in one, the lower one padded with white below."""
+    """Place two images side by side; the lower one is padded with white."""
     height = max(len(left), len(right))
     padded = [
         np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)), constant_values=255)

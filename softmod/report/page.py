@@ -1,6 +1,4 @@
-"""The page of a report: tables, figures and what must be said about them, as one HTML file beside
-its pictures.
-"""
+"""HTML page of a report: tables, figures and notes, with the pictures beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ LONG = 30  # rows beyond which a table is folded
 
 
 class Page:
-    """Text, tables and pictures in the order in which they are added; `page.html` lays them out."""
+    """Text, tables and pictures in the order of their addition; the layout is `page.html`."""
 
     def __init__(self, title: str, folder: Path) -> None:
         self.folder = folder
@@ -24,27 +22,29 @@ class Page:
         self._parts: list[tuple[str, Any, str]] = []  # kind, content, text
 
     def heading(self, text: str) -> None:
+        """Add a heading."""
         self._parts.append(("heading", None, text))
 
     def text(self, text: str) -> None:
+        """Add a paragraph."""
         self._parts.append(("text", None, text))
 
     def note(self, text: str) -> None:
-        """Add what a reader must not miss."""
+        """Add a highlighted paragraph."""
         self._parts.append(("note", None, text))
 
     def table(self, table: Table) -> None:
-        """Add a table, and links to its files; a long one is folded."""
+        """Write a table's files and add it with links to them; a long table is folded."""
         table.write(self.folder)
         self._parts.append(("table", table, ""))
 
     def picture(self, path: Path | None, text: str) -> None:
-        """Add a picture of the page's folder; nothing where there is none."""
+        """Add a picture from the page's folder; do nothing if `path` is None."""
         if path is not None:
             self._parts.append(("picture", path.name, text))
 
     def link(self, path: Path, text: str) -> None:
-        """Add a link to another page below this one."""
+        """Add a link to a file below the page's folder."""
         self._parts.append(("link", path.relative_to(self.folder).as_posix(), text))
 
     def write(self) -> Path:
@@ -60,50 +60,45 @@ class Page:
 
 
 def protocol_line(comparison: Comparison) -> str:
-    """Return a sentence on what all runs of a comparison have in common."""
+    """Return a sentence with the protocol that all runs of a comparison share."""
     words = []
     for key, name in PROTOCOL.items():
         value = comparison.protocol[key]
-        shown = ", ".join(value) if isinstance(value, tuple) and len(value) <= 10 else value
-        shown = f"{len(value)} of them" if isinstance(value, tuple) and len(value) > 10 else shown
-        words.append(f"{name}: {shown}")
+        if isinstance(value, tuple):
+            value = ", ".join(value) if len(value) <= 10 else f"{len(value)} of them"
+        words.append(f"{name}: {value}")
     return "; ".join(words) + "."
 
 
 def budget_line(comparison: Comparison) -> str:
-    """Return a sentence on how long the runs trained."""
+    """Return a sentence with the environment steps of the runs."""
     steps = {
         int(run.curve()[-1][0]) for group in comparison.groups for run in group.runs if run.curve()
     }
     if len(steps) == 1:
-        return f"Every run trained {steps.pop():,} environment steps."
+        return f"Every run trained for {steps.pop():,} environment steps."
     return (
-        f"Runs trained between {min(steps):,} and {max(steps):,} environment steps: not an equal"
-        " budget in steps."
+        f"Runs trained for {min(steps):,} to {max(steps):,} environment steps: their budgets are"
+        " not equal."
     )
 
 
 def unequal_line(group: Group) -> str | None:
-    """Say that a model's seeds did not train equally long; None where they did, to a twentieth."""
+    """Return a note if the env steps of a model's seeds differ by more than 5 %, else None."""
     steps = sorted(int(run.curve()[-1][0]) for run in group.runs if run.curve())
     if not steps or steps[-1] <= 1.05 * steps[0]:
         return None
-    return (
-        f"{group.label}: its seeds trained between {steps[0]:,} and {steps[-1]:,} environment"
-        " steps."
-    )
+    return f"{group.label}: its seeds trained for {steps[0]:,} to {steps[-1]:,} environment steps."
 
 
 def machines_line(comparison: Comparison) -> str | None:
-    """Say that the runs were not made alike, so that their times do not compare; None where
-    they were.
-    """
-    places = [run.where for group in comparison.groups for run in group.runs]
-    told = []
-    for key in sorted({key for place in places for key in place}):
-        values = sorted({place.get(key, "not told") for place in places})
+    """Return a note if the runs' machines or settings make their times incomparable, else None."""
+    machines = [run.machine for group in comparison.groups for run in group.runs]
+    differences = []
+    for key in sorted({key for machine in machines for key in machine}):
+        values = sorted({machine.get(key, "not recorded") for machine in machines})
         if len(values) > 1:
-            told.append(f"{key} ({', '.join(values)})")
-    return (
-        f"Times and rates do not compare: the runs differ in {'; '.join(told)}." if told else None
-    )
+            differences.append(f"{key} ({', '.join(values)})")
+    if not differences:
+        return None
+    return f"Times and rates are not comparable: the runs differ in {'; '.join(differences)}."

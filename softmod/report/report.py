@@ -1,11 +1,10 @@
-"""From runs to a page: what is compared, with what, and in which order it is told."""
+"""Writing of a report: selection of runs, comparisons, and the order of the page."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -31,10 +30,14 @@ MOST_LAYERS = 8
 
 
 def report(cfg: ReportConfig, output: Path) -> Path:
-    """Write the report of a sweep or of run folders; the page.
+    """Write the report of a sweep, of run folders, of results or of a checkpoint.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        ConfigError: no such sweep or folder, no finished run, or the output cannot be written.
+        ConfigError: There is no such sweep or folder, no run has finished, or the output cannot be
+            written.
     """
     parent = None
     began = time.time()
@@ -59,20 +62,18 @@ def report(cfg: ReportConfig, output: Path) -> Path:
 
         client = MlflowClient(uri)
         for path in sorted(output.rglob("*")):
-            if (
-                path.is_file() and path.stat().st_mtime >= began - 1
-            ):  # not what another report left there
+            if path.is_file() and path.stat().st_mtime >= began - 1:  # skip older reports
                 below = path.parent.relative_to(output).as_posix()
                 client.log_artifact(parent, str(path), f"report/{below}".removesuffix("/."))
     return page
 
 
 def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
-    """Write the page on how a checkpoint's policy uses its modules; return its path.
+    """Write the page on a checkpoint's routing; return its path.
 
     Raises:
-        CheckpointError: nothing valid there.
-        ConfigError: its network does not route, its classes are not allowed, or the output cannot
+        CheckpointError: There is no valid checkpoint at `path`.
+        ConfigError: The network does not route, its classes are not allowed, or the output cannot
             be written.
     """
     from softmod.checkpoint.load import load
@@ -96,10 +97,10 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         if len(rollouts) > 1:
             page.picture(
                 routing.similarity_figure(rollouts, output / "similarity.png"),
-                "What tasks have in common",
+                "Similarity of the tasks' routing",
             )
         page.picture(
-            routing.task_map(rollouts, output / "map.png"), "Routing of states, coloured by task"
+            routing.task_map(rollouts, output / "map.png"), "Routing of states, colored by task"
         )
         if cfg.video:
             from softmod.report.moving import videos
@@ -112,54 +113,47 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
 def write(
     cfg: ReportConfig, found: Sequence[Comparison], runs: Sequence[Run], output: Path
 ) -> Path:
-    """All comparisons, one after the other, and the published figures."""
+    """Write the page with all comparisons and the published results; return its path."""
     page = Page(f"softmod report: {cfg.parent or ', '.join(cfg.runs or cfg.results)}", output)
     if len(found) > 1:
         page.note(
             f"These {len(runs)} runs have {len(found)} protocols (tasks, goals, reward, horizon,"
-            " evaluation). Success under different protocols is not comparable: each has a section"
-            " of its own, nothing is mixed."
+            " evaluation). Success rates under different protocols are not comparable, so each"
+            " protocol has a section of its own."
         )
     for number, comparison in enumerate(found, 1):
         folder = output if len(found) == 1 else output / f"protocol_{number}"
         folder.mkdir(exist_ok=True)
         part = page if len(found) == 1 else Page(f"{page.title}, protocol {number}", folder)
-        tell(part, comparison, cfg)
+        add_comparison(part, comparison, cfg)
         if part is not page:
             page.heading(f"Protocol {number}")
             page.text(protocol_line(comparison))
             page.link(part.write(), f"{len(comparison.groups)} models")
     if len(found) > 1 and only_tasks_differ(found):
-        page.heading("Tasks, set by set")
+        page.heading("Success across task sets")
         table = tables.task_sets(found)
         page.table(table)
         page.picture(figures.task_sets(table, output / "task_sets.png"), table.caption)
-    page.heading("Published figures")
+    page.heading("Published results")
     page.note(
-        "Measured by others, under other protocols: to be stood beside, not compared with to the"
-        " point."
+        "Measured by others under other protocols: for orientation, not for a direct comparison."
     )
     page.table(tables.published(yaml.safe_load(PUBLISHED.read_text())))
     return page.write()
 
 
 def only_tasks_differ(found: Sequence[Comparison]) -> bool:
-    """Return whether protocols are the same but for their tasks: then a task can be followed from
-    set to set.
-    """
-    return (
-        len(
-            {
-                frozenset((k, v) for k, v in one.protocol.items() if k != "env.tasks")
-                for one in found
-            }
-        )
-        == 1
-    )
+    """Return whether the protocols differ only in their tasks, so that task sets are comparable."""
+    without_tasks = set()
+    for comparison in found:
+        protocol = comparison.protocol.items()
+        without_tasks.add(frozenset((key, value) for key, value in protocol if key != "env.tasks"))
+    return len(without_tasks) == 1
 
 
-def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
-    """One comparison: success, learning, tasks, cost, routing, interference."""
+def add_comparison(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
+    """Add a comparison to a page: success, learning curves, cost, routing and interference."""
     folder = page.folder
     costs = _costs(comparison, cfg.allow)
     page.heading("Protocol")
@@ -183,28 +177,24 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     page.table(tables.per_seed(comparison))
     tables.readme(comparison).write(folder)
     if len(comparison.groups) > 1:
-        page.heading("Who does better")
+        page.heading("Probability of improvement")
         page.table(tables.improvements(comparison))
         page.picture(
             figures.improvement_matrix(comparison, folder / "improvement.png"),
             "Probability of improvement",
         )
     page.heading("Learning")
-    if unlike := machines_line(comparison):
-        page.note(unlike)
-    on_the_way, last = (comparison.protocol[key] for key in GOALS)
-    on_how_many = (
-        ""
-        if on_the_way == last
-        else f"; {on_the_way} goals per task in an evaluation, {last} in the last one"
-    )
+    if machines := machines_line(comparison):
+        page.note(machines)
+    during, final = (comparison.protocol[key] for key in GOALS)
+    goals = "" if during == final else f"; {during} goals per task in training, {final} at the end"
     for over_time, name in ((False, "curves"), (True, "curves_over_time")):
         path = figures.learning_curves(comparison, folder / f"{name}.png", over_time)
         over = "training time" if over_time else "environment steps"
         page.picture(
             path,
             f"Success over {over}: IQM over seeds of the task mean, with 95 % bootstrap"
-            f" bands{on_how_many}",
+            f" bands{goals}",
         )
     page.heading("Efficiency and cost")
     page.table(tables.efficiency(comparison, cfg.level, lambda group: costs.get(group.label)))
@@ -212,11 +202,11 @@ def tell(page: Page, comparison: Comparison, cfg: ReportConfig) -> None:
     page.picture(
         figures.capacity(comparison, sizes, folder / "capacity.png"), "Success against parameters"
     )
-    inside(page, comparison)
+    add_internals(page, comparison)
 
 
-def inside(page: Page, comparison: Comparison) -> None:
-    """Show what goes on within the networks over training, where runs have told it."""
+def add_internals(page: Page, comparison: Comparison) -> None:
+    """Add routing entropy and gradient agreement over training, if the runs logged them."""
     entropy = {routing_entropy(layer): f"layer {layer}" for layer in range(1, MOST_LAYERS + 1)}
     label = "entropy of routing, nats"
     entropies = figures.metric_curves(
@@ -227,21 +217,24 @@ def inside(page: Page, comparison: Comparison) -> None:
         comparison, _cosines, label, page.folder / "interference.png", mark=0.0
     )
     if entropies or cosines:
-        page.heading("Inside")
+        page.heading("Routing and gradients")
     page.picture(
         entropies, "Entropy of the routing probabilities, mean over states, tasks and seeds"
     )
     page.picture(
-        cosines, "How the tasks' gradients agree, mean over seeds: below zero they conflict"
+        cosines, "Cosine between the tasks' gradients, mean over seeds; below zero they conflict"
     )
 
 
 def _cosines(group: Group) -> dict[str, str]:
+    """Return the metrics of gradient agreement with their titles."""
     return {f"gradients/mean_cosine/{network}": network for network in ("actor", "critic")}
 
 
 def _costs(comparison: Comparison, allow: Sequence[str]) -> dict[str, cost.Cost]:
-    counted: dict[str, Any] = {
-        group.label: cost.of_run(group.runs[0], allow) for group in comparison.groups
-    }
-    return {label: one for label, one in counted.items() if one}
+    """Return the cost of each group whose networks can be built."""
+    costs = {}
+    for group in comparison.groups:
+        if counted := cost.of_run(group.runs[0], allow):
+            costs[group.label] = counted
+    return costs

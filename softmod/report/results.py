@@ -1,8 +1,7 @@
-"""Finished runs as data of a repository: `results/<name>/seed_<n>.json`, enough for every table and
-figure of a report.
+"""Results of finished runs, small enough to be committed: `results/<name>/seed_<n>.json`.
 
-A file holds the command, the commit, the machine, the versions, the whole configuration, the curves
-and the last evaluation; weights and the replay stay in the run's folder.
+A file holds the command, the commit, the machine, the versions, the configuration, the curves and
+the last evaluation. All tables and figures of a report can be made from it.
 """
 
 from __future__ import annotations
@@ -24,31 +23,27 @@ from softmod.tracking.names import (
 
 FORMAT = 1
 RATES = (TRAINING_SECONDS, ENV_STEPS_PER_SECOND, UPDATES_PER_SECOND)
-KEPT = (
-    SUCCESS_MEAN.rpartition("/")[0],
-    "train/success_rate",
-    *RATES,
-)  # how the names of kept curves begin
-DIGITS = 7  # significant ones of a curve's values
+KEPT = (SUCCESS_MEAN.rpartition("/")[0], "train/success_rate", *RATES)  # prefixes of saved curves
+DIGITS = 7  # significant digits of a curve's values
 
 
 def save(runs: Iterable[Run], folder: Path) -> list[Path]:
-    """Write a file for each finished run, named by its seed; return their paths.
+    """Write a file for each finished run, named by its seed; return the paths.
 
     Raises:
-        ConfigError: a run is not finished, or two have the same seed.
-        SaveError: the disk refused.
+        ConfigError: A run is not finished, or two runs have the same seed.
+        SaveError: A file cannot be written.
     """
     chosen = list(runs)
     unfinished = [run.source for run in chosen if run.status != FINISHED]
     if unfinished:
         raise ConfigError(
-            f"save={folder}: {unfinished[0]} is not finished; results are of finished runs"
+            f"save={folder}: {unfinished[0]} is not finished; only finished runs can be saved"
         )
     seeds = [run.seed for run in chosen]
     if twice := {seed for seed in seeds if seeds.count(seed) > 1}:
         raise ConfigError(
-            f"save={folder}: two runs with seed {min(twice)}; results/<name> holds one run for each"
+            f"save={folder}: two runs with seed {min(twice)}; a folder of results holds one run per"
             " seed"
         )
     written = []
@@ -56,13 +51,13 @@ def save(runs: Iterable[Run], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for run in chosen:
             path = folder / f"seed_{run.seed}.json"
-            path.write_text(json.dumps(facts(run), indent=1) + "\n")
+            path.write_text(json.dumps(as_values(run), indent=1) + "\n")
             written.append(path)
     return written
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """Return what is kept of a run."""
+def as_values(run: Run) -> dict[str, Any]:
+    """Convert a run to the content of its file."""
     last = max(run.values[SUCCESS_MEAN])
     kinds = ("machine.", "version.", "softmod.")
     tags = {key: value for key, value in sorted(run.tags.items()) if key.startswith(kinds)}
@@ -88,30 +83,31 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def load(folders: Sequence[str]) -> list[Run]:
-    """Read the results in these folders, or below them.
+    """Read the results in these folders and below them.
 
     Raises:
-        ConfigError: there are none, or a file is damaged.
+        ConfigError: There are none, or a file is damaged.
     """
     runs = []
     for folder in folders:
         paths = sorted(Path(folder).rglob("seed_*.json"))
         if not paths:
-            raise ConfigError(f"results={folder}: no seed_<n>.json there")
+            raise ConfigError(f"results={folder}: there is no seed_<n>.json in it")
         runs += [_run(path) for path in paths]
     return runs
 
 
 def _run(path: Path) -> Run:
+    """Read a run from its file."""
     try:
         with checkpoint.reading(path):
-            told = json.loads(path.read_text())
-            if told["format"] != FORMAT:
-                raise ConfigError(f"{path}: format {told['format']}, this version reads {FORMAT}")
+            saved = json.loads(path.read_text())
+            if saved["format"] != FORMAT:
+                raise ConfigError(f"{path}: format {saved['format']}, this version reads {FORMAT}")
             values = {
                 name: {int(step): float(value) for step, value in curve}
-                for name, curve in told["curves"].items()
+                for name, curve in saved["curves"].items()
             }
-            return Run(str(path), FINISHED, renamed(told["config"]), values, told["tags"])
+            return Run(str(path), FINISHED, renamed(saved["config"]), values, saved["tags"])
     except CheckpointError as error:
         raise ConfigError(str(error)) from error

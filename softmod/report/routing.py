@@ -1,6 +1,4 @@
-"""How the modules are used: a policy's routing probabilities over rollouts, as graphs, similarities
-and a map.
-"""
+"""Routing of a policy over rollouts: graphs, similarities of tasks, and a map of states."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from softmod.tracking.figures import PALETTE
 
 Layer = NDArray[np.float64]  # [target, source], or [step, target, source]
 
-STATES = 200  # of each task, at most, on the map
+STATES = 200  # of each task on the map, at most
 MARKERS = "osD^vP*X<>"
 
 
 @dataclass
 class Rollouts:
-    """The routing of some episodes of one task."""
+    """Routing probabilities over some episodes of one task."""
 
     task: str
     layers: list[Layer]  # [step, target, source] per routing layer
@@ -33,16 +31,19 @@ class Rollouts:
     episodes: int
 
     def vectors(self) -> NDArray[np.float64]:
-        """All probabilities side by side, `[step, number]`."""
+        """Concatenate all probabilities of each step: `[step, connection]`."""
         return np.concatenate([layer.reshape(len(layer), -1) for layer in self.layers], 1)
 
     def means(self) -> list[Layer]:
+        """Average over steps: `[target, source]` per routing layer."""
         return [layer.mean(0) for layer in self.layers]
 
 
 def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
-    """Some episodes of each task with the deterministic policy, on its first goals; empty if it
-    does not route.
+    """Play episodes of each task on its first goals, with the deterministic policy.
+
+    Returns:
+        Rollouts per task, or an empty list if the network does not route.
     """
     made = []
     for index, task in enumerate(policy.tasks):
@@ -63,8 +64,9 @@ def roll_out(policy: TrainedPolicy, episodes: int = 5) -> list[Rollouts]:
 
 @drawn
 def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
-    """The routing graph of every task: modules as dots, connections as wide as they are probable on
-    average.
+    """Draw the routing graph of each task.
+
+    Modules are dots. The width of a connection is its mean probability.
     """
     columns = min(5, len(rollouts))
     rows = -(-len(rollouts) // columns)
@@ -72,10 +74,9 @@ def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
         figsize=(max(4.0, 2.9 * columns), 2.7 * rows + 0.5), dpi=150, layout="constrained"
     )
     FigureCanvasAgg(figure)
-    for place, (axes, one) in enumerate(
-        zip(figure.subplots(rows, columns, squeeze=False).flat, rollouts, strict=False)
-    ):
-        draw_graph(axes, one.means(), PALETTE[place % len(PALETTE)])
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for task, (axes, one) in enumerate(zip(panels, rollouts, strict=False)):
+        draw_graph(axes, one.means(), PALETTE[task % len(PALETTE)])
         axes.set_title(
             f"{name_of(one.task)} ({one.successes} of {one.episodes} solved)", fontsize=9
         )
@@ -90,12 +91,16 @@ def graphs(rollouts: Sequence[Rollouts], path: Path) -> Path:
 
 
 def draw_graph(axes: Axes, layers: Sequence[Layer], color: str) -> None:
-    """One graph: edges from source to target by probability, per layer; the number stands at those
-    above uniform.
+    """Draw a routing graph, with numbers at the connections well above uniform probability.
+
+    Args:
+        axes: Axes to draw in.
+        layers: Probabilities `[target, source]` per routing layer.
+        color: Color of the connections.
     """
     counts = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
-    places = [_column(x, count) for x, count in enumerate(counts)]
-    for (sources, targets), layer in zip(pairwise(places), layers, strict=True):
+    modules = [_column(x, count) for x, count in enumerate(counts)]
+    for (sources, targets), layer in zip(pairwise(modules), layers, strict=True):
         for target, source in np.ndindex(*layer.shape):
             probability = float(layer[target, source])
             (x0, y0), (x1, y1) = sources[source], targets[target]
@@ -110,7 +115,7 @@ def draw_graph(axes: Axes, layers: Sequence[Layer], color: str) -> None:
                     fontsize=6,
                     zorder=3,
                 )
-    for column in places:
+    for column in modules:
         axes.plot(
             *zip(*column, strict=True),
             "o",
@@ -125,6 +130,7 @@ def draw_graph(axes: Axes, layers: Sequence[Layer], color: str) -> None:
 
 
 def _column(x: int, count: int) -> list[tuple[float, float]]:
+    """Return the coordinates of a layer's modules, from top to bottom."""
     return [(float(x), float(y)) for y in (np.linspace(1, -1, count) if count > 1 else [0.0])]
 
 
@@ -132,32 +138,35 @@ def _column(x: int, count: int) -> list[tuple[float, float]]:
 
 
 def similarity(rollouts: Sequence[Rollouts]) -> NDArray[np.float64]:
-    """`[task, task]`: 1 minus the total variation distance of mean routes, a mean over targets and
-    layers.
+    """Compute the similarity of the tasks' mean routing, `[task, task]` in [0, 1].
 
-    1 means the same routes on average, 0 routes that share no source.
+    It is 1 minus the total variation distance, mean over targets and layers: 1 for equal routing,
+    0 if no source is shared.
     """
     means = [one.means() for one in rollouts]
     return np.array([[1.0 - _distance(a, b) for b in means] for a in means])
 
 
 def _distance(ours: Sequence[Layer], theirs: Sequence[Layer]) -> float:
+    """Compute the total variation distance of two tasks, mean over targets and layers."""
     per_target = [0.5 * np.abs(a - b).sum(-1) for a, b in zip(ours, theirs, strict=True)]
     return float(np.concatenate(per_target).mean())
 
 
 @drawn
 def similarity_figure(rollouts: Sequence[Rollouts], path: Path) -> Path:
+    """Draw the similarity of the tasks' routing."""
     names = [name_of(one.task) for one in rollouts]
     values = similarity(rollouts)
     low = float(np.floor(values.min() * 20) / 20)
-    return matrix(values, names, names, "share of routing in common", path, low, 1.0, "viridis")
+    return matrix(values, names, names, "similarity of routing", path, low, 1.0, "viridis")
 
 
 @drawn
 def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
-    """t-SNE of the concatenated routing probabilities, a dot for each state, coloured by task (the
-    paper's Figure).
+    """Draw a t-SNE map of the routing probabilities, as in Yang et al. 2020.
+
+    Each dot is a state, colored by its task.
     """
     from sklearn.manifold import TSNE
 
@@ -170,11 +179,11 @@ def task_map(rollouts: Sequence[Rollouts], path: Path, seed: int = 0) -> Path:
     plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states)
     figure, axes = sheet(7.0, 5.0)
     begin = 0
-    for place, (one, vectors) in enumerate(zip(rollouts, chosen, strict=True)):
+    for task, (one, vectors) in enumerate(zip(rollouts, chosen, strict=True)):
         part = plane[begin : begin + len(vectors)]
         begin += len(vectors)
-        color = PALETTE[place % len(PALETTE)]
-        marker = MARKERS[place // len(PALETTE) % len(MARKERS)]
+        color = PALETTE[task % len(PALETTE)]
+        marker = MARKERS[task // len(PALETTE) % len(MARKERS)]
         axes.plot(
             part[:, 0],
             part[:, 1],

@@ -1,6 +1,4 @@
-"""The runs of a report: read from journals or from MLflow, sorted by protocol and by model, never
-mixed.
-"""
+"""Runs of a report, read from journals or from MLflow, grouped by protocol and by model."""
 
 from __future__ import annotations
 
@@ -21,26 +19,22 @@ from softmod.errors import ConfigError
 from softmod.tracking.names import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
 from softmod.tracking.record import JOURNAL, Record
 
-PROTOCOL = {  # what makes success rates comparable, as people call it
+PROTOCOL = {  # keys that must be equal for success rates to be comparable, with their names
     "env._target_": "environments",
     "env.tasks": "tasks",
     "env.goals": "goals",
     "env.goal_seed": "goal seed",
     "env.reward": "reward",
     "env.horizon": "horizon",
-    "run.eval_goals": "goals per task in evaluations on the way",
-    "run.final_eval_goals": "in the last one",
+    "run.eval_goals": "goals per task in evaluations during training",
+    "run.final_eval_goals": "in the final one",
 }
 GOALS = ("run.eval_goals", "run.final_eval_goals")
-# how options and tags begin on which times and rates depend
+# prefixes of keys and tags that affect times and rates
 MACHINE = ("fabric.accelerator", "fabric.precision", "fabric.compile", "machine.")
 UNIMPORTANT = [f"{part}.{name}".strip(".") for part, names in NOT_RESULTS.items() for name in names]
-NOT_MODEL = (
-    "env.",
-    "network.",
-    "sweep.",
-    *UNIMPORTANT,
-)  # how the options begin in which runs of a model may differ
+# prefixes of keys in which runs of one model may differ
+NOT_MODEL = ("env.", "network.", "sweep.", *UNIMPORTANT)
 FINISHED = "FINISHED"
 
 Curve = list[tuple[float, float]]
@@ -48,9 +42,9 @@ Curve = list[tuple[float, float]]
 
 @dataclass
 class Run:
-    """Hold a run's configuration (dotted keys) and its metrics (name -> step -> value)."""
+    """A run's configuration (dotted keys), metrics (name -> env step -> value) and tags."""
 
-    source: str  # where it was read: a folder, or MLflow's id
+    source: str  # its folder, file or id in MLflow
     status: str
     config: dict[str, Any]
     values: Mapping[str, Mapping[int, float]] = field(repr=False)
@@ -58,65 +52,70 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Return the random seed."""
         return int(self.config["seed"])
 
     @property
-    def where(self) -> dict[str, str]:
-        """On what it ran and how, as far as its times depend on it."""
-        told = {**self.config, **self.tags}
-        return {key: str(value) for key, value in told.items() if key.startswith(MACHINE)}
+    def machine(self) -> dict[str, str]:
+        """Return the keys and tags that affect times and rates."""
+        both = {**self.config, **self.tags}
+        return {key: str(value) for key, value in both.items() if key.startswith(MACHINE)}
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
+        """Return the task names."""
         return tuple(self.config["env.tasks"])
 
     @property
     def protocol(self) -> tuple[tuple[str, Any], ...]:
-        """Return what has to be equal for two runs to be compared."""
-        told = self.config
-        if (
-            told.get("env.goals") == "fixed"
-        ):  # of each task there is one, however many an evaluation asks for
-            told = told | dict.fromkeys(GOALS, 1)
-        return tuple((key, _frozen(told.get(key))) for key in PROTOCOL)
+        """Return the keys and values that two runs must share to be comparable."""
+        config = self.config
+        if config.get("env.goals") == "fixed":  # one goal per task, whatever the evaluation's size
+            config = config | dict.fromkeys(GOALS, 1)
+        return tuple((key, _frozen(config.get(key))) for key in PROTOCOL)
 
     def success(self) -> NDArray[np.float64]:
-        """Of the last evaluation, per task."""
+        """Return the success rates of the last evaluation, `[task]`."""
         return np.array([self._last(success_rate(task)) for task in self.tasks])
 
     def curve(self, name: str = SUCCESS_MEAN) -> Curve:
-        """A metric over environment steps."""
+        """Return a metric over environment steps."""
         return [(float(step), value) for step, value in sorted(self.values.get(name, {}).items())]
 
     def curve_over_time(self, name: str = SUCCESS_MEAN) -> Curve:
-        """A metric over the seconds of training; those values whose time is known."""
+        """Return a metric over seconds of training, without values whose time is unknown."""
         seconds = self.values.get(TRAINING_SECONDS, {})
         return [
             (seconds[int(step)], value) for step, value in self.curve(name) if int(step) in seconds
         ]
 
     def mean_of(self, name: str) -> float:
-        """A metric's mean over the run; NaN where there is none."""
+        """Return a metric's mean over the run, or NaN if it was not logged."""
         values = [value for value in self.values.get(name, {}).values() if math.isfinite(value)]
         return sum(values) / len(values) if values else math.nan
 
     def _last(self, name: str) -> float:
+        """Return the last value of a metric.
+
+        Raises:
+            ConfigError: It was not logged.
+        """
         steps = self.values.get(name)
         if not steps:
-            raise ConfigError(f"{self.source}: no evaluation in it ({name})")
+            raise ConfigError(f"{self.source}: contains no evaluation ({name})")
         return steps[max(steps)]
 
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     label: str
     model: str
     runs: list[Run]
 
     def scores(self) -> NDArray[np.float64]:
-        """Success of the last evaluations `[seed, task]`."""
+        """Return the success rates of the last evaluations, `[seed, task]`."""
         return np.stack([run.success() for run in self.runs])
 
 
@@ -126,10 +125,11 @@ class Comparison:
 
     protocol: dict[str, Any]
     groups: list[Group]
-    left_out: list[str] = field(default_factory=list)  # runs that do not count, and why
+    left_out: list[str] = field(default_factory=list)  # excluded runs, each with the reason
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Return the task names."""
         return self.groups[0].runs[0].tasks
 
 
@@ -137,20 +137,23 @@ class Comparison:
 
 
 def from_folders(patterns: Iterable[str]) -> list[Run]:
-    """The runs whose folders match.
+    """Read the runs in these folders and below them.
+
+    Args:
+        patterns: Folders, or glob patterns relative to the working folder.
 
     Raises:
-        ConfigError: nothing matches.
+        ConfigError: A pattern matches no run.
     """
     runs = []
     for pattern in patterns:
         top = Path(pattern)
-        places = (
-            [top] if top.exists() else sorted(Path().glob(pattern)) if not top.is_absolute() else []
-        )
-        found = sorted({path.parent for place in places for path in place.rglob(JOURNAL)})
+        tops = [top] if top.exists() else []
+        if not tops and not top.is_absolute():
+            tops = sorted(Path().glob(pattern))
+        found = sorted({path.parent for one in tops for path in one.rglob(JOURNAL)})
         if not found:
-            raise ConfigError(f"runs={pattern}: no journal of a run there")
+            raise ConfigError(f"runs={pattern}: there is no journal of a run in it")
         for folder in found:
             record = Record.read(folder)
             runs.append(
@@ -160,25 +163,31 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
 
 
 def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
-    """The id of a sweep's parent run, and the runs under it; `sweep` is the parent's id or name, or
-    the sweep's id.
+    """Read the runs of a sweep from MLflow.
+
+    Args:
+        uri: Address of the MLflow store.
+        sweep: Id or name of the sweep's parent run, or the sweep's id.
+
+    Returns:
+        The id of the parent run, and the runs.
 
     Raises:
-        ConfigError: the store cannot be read, there is no such sweep, or it has no runs.
+        ConfigError: The store cannot be read, there is no such sweep, or it has no runs.
     """
     from softmod.tracking.mlflow_store import MEMBER_TAG, PARENT_TAG, SWEEP_TAG, database
 
     path = database(uri)
     if path is not None and not path.exists():  # MLflow would make one
         raise ConfigError(
-            f"sweep={sweep}: there is no MLflow store at {path}; uri=... says where it is"
+            f"sweep={sweep}: there is no MLflow store at {path}; set uri=... to its address"
         )
     from mlflow.tracking import MlflowClient
 
     try:
         client = MlflowClient(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    except Exception as error:  # MLflow's own, and those of the database or the network below
+    except Exception as error:  # from MLflow, the database or the network
         raise ConfigError(
             f"sweep={sweep}: {uri} cannot be read ({str(error).splitlines()[0]})"[:300]
         ) from error
@@ -193,8 +202,8 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
             "; ".join(f"{run.info.run_name} ({run.info.run_id})" for run in parents)
             or "no sweep at all"
         )
-        what = "no such sweep" if not matching else "more than one sweep of this name: take its id"
-        raise ConfigError(f"sweep={sweep}: {what}; in {uri} there is {there}")
+        what = "no such sweep" if not matching else "several sweeps have this name; give the id"
+        raise ConfigError(f"sweep={sweep}: {what}; {uri} has {there}")
     members = _pages(client, experiments, f"tags.`{MEMBER_TAG}{matching[0]}` = 'member'")
     shown = _pages(client, experiments, f"tags.`{PARENT_TAG}` = '{matching[0]}'")
     children = {run.info.run_id: run for run in [*members, *shown]}
@@ -204,6 +213,7 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
 
 
 def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
+    """Search MLflow for all runs that match a query, page by page."""
     runs = []
     token = None
     while True:
@@ -215,6 +225,7 @@ def _pages(client: Any, experiments: list[str], query: str) -> list[Any]:
 
 
 def _from_mlflow(client: Any, run: Any) -> Run:
+    """Convert a run of MLflow, with the values of changed parameters from its tags."""
     from softmod.tracking.mlflow_store import CHANGED
 
     latest = {
@@ -234,12 +245,12 @@ def _from_mlflow(client: Any, run: Any) -> Run:
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a run under today's names; `model` was `method` once."""
+    """Rename the keys of earlier versions in a configuration: `model` was `method`."""
     return {"model" if key == "method" else key: value for key, value in config.items()}
 
 
 def _value(text: str) -> Any:
-    """What MLflow keeps as text."""
+    """Parse a value that MLflow stores as text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -250,22 +261,21 @@ def _value(text: str) -> Any:
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """Runs by protocol and, within it, by everything but the seed; those that have not finished are
-    left out.
+    """Group runs by protocol and, within it, by all settings except the seed.
 
-    What cannot be told under a protocol of its own, since nothing finished there, is told with the
-    first.
+    Runs that have not finished are left out and listed. If no run of a protocol finished, its runs
+    are listed with the first comparison.
 
     Raises:
-        ConfigError: no run has finished.
+        ConfigError: No run has finished.
     """
     by_protocol: dict[Any, list[Run]] = defaultdict(list)
-    lost = []  # runs that no comparison tells of
+    lost = []  # runs that belong to no comparison
     for run in runs:
         if {"seed", "model", "env.tasks"} <= run.config.keys():
             by_protocol[run.protocol].append(run)
         else:
-            lost.append(f"{run.source}: ended before it told its configuration")
+            lost.append(f"{run.source}: ended before its configuration was recorded")
     made = []
     for protocol, members in by_protocol.items():
         finished = []
@@ -294,9 +304,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that the runs of a group share, but for the
-    model's name.
-    """
+    """Return the settings that the runs of a group share, without the model's name."""
     return {
         key: value
         for key, value in run.config.items()
@@ -305,7 +313,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def _groups(runs: list[Run]) -> list[Group]:
-    """Runs by model and settings; what tells groups of one model apart is added to their label."""
+    """Group runs by model and settings; labels add the settings that differ within a model."""
     groups: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.config["model"], _frozen(settings(run))].append(run)
@@ -318,29 +326,31 @@ def _groups(runs: list[Run]) -> list[Group]:
 
 
 def _differences(run: Run, rivals: list[Run]) -> list[str]:
-    """In which options a run differs from most others of its model; what actor and critic share is
-    said once.
+    """List the settings in which a run differs from most others of its model.
+
+    A setting that is equal in actor and critic is listed once.
     """
     own = settings(run)
     others = [settings(rival) for rival in rivals]
-    told: dict[str, str] = {}  # by key
+    differences: dict[str, str] = {}  # by key
     for key in sorted(own):
         part, _, name = key.partition(".")
         values = [_frozen(other.get(key)) for other in others]
         common = 2 * values.count(_frozen(own[key])) > len(values)
-        if part == "critic" and f"actor.{name}" in told:  # which says it of both, unless
+        if part == "critic" and f"actor.{name}" in differences:  # listed already if equal
             common = own[f"actor.{name}"] == own[key]
         if common:
             continue
         if name == "_target_":
-            told[key] = f"{part}={str(own[key]).rpartition('.')[2]}"
+            differences[key] = f"{part}={str(own[key]).rpartition('.')[2]}"
         else:
-            told[key] = f"{name if part in ('actor', 'algorithm') else key}={own[key]}"
-    return list(told.values())
+            shown = name if part in ("actor", "algorithm") else key
+            differences[key] = f"{shown}={own[key]}"
+    return list(differences.values())
 
 
 def _frozen(value: Any) -> Any:
-    """The value as something that can be a key; numbers that are equal are one."""
+    """Convert a value to a hashable one; equal numbers stay equal."""
     if isinstance(value, Mapping):
         return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

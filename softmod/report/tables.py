@@ -1,4 +1,4 @@
-"""The tables of a report: rows of plain values, written as CSV, LaTeX and Markdown."""
+"""Tables of a report: rows of plain values, written as CSV, LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from softmod.report.runs import Comparison, Group
 from softmod.tracking.names import ENV_STEPS_PER_SECOND, TRAINING_SECONDS, UPDATES_PER_SECOND
 
 Cell = str | int | float | Interval | None
-Cost = Callable[
-    [Group], tuple[int, int, float] | None
-]  # actor's and critics' parameters, GFLOP of an update
+# maps a group to the actor's parameters, the critics' parameters, and the GFLOP of an update
+Cost = Callable[[Group], tuple[int, int, float] | None]
 
 
 @dataclass
 class Table:
-    """A table with a name (of its files), a caption and a line for each row."""
+    """A table with a caption, columns and rows; its files are named `name`."""
 
     name: str
     caption: str
@@ -44,11 +43,11 @@ class Table:
         (folder / f"{self.name}.tex").write_text(self.as_latex())
 
     def shown(self) -> list[list[str]]:
-        """Return the cells as people read them."""
+        """Format all cells for readers."""
         return [[shown(cell) for cell in row] for row in self.rows]
 
     def as_csv(self) -> str:
-        """Return plain numbers; an interval becomes three columns."""
+        """Return CSV text with plain numbers; an interval becomes three columns."""
         columns: dict[str, list[object]] = {}
         for index, name in enumerate(self.columns):
             cells = [row[index] for row in self.rows]
@@ -60,30 +59,30 @@ class Table:
         return str(DataFrame(columns, dtype=object).to_csv(index=False))
 
     def as_latex(self) -> str:
-        """Return a `tabular` for booktabs."""
+        """Return a LaTeX `tabular` for booktabs."""
         form = "l" + "r" * (len(self.columns) - 1)
         cells = DataFrame(self.shown(), columns=self.columns).replace("–", "--")
         return str(cells.to_latex(index=False, escape=True, column_format=form))
 
     def as_html(self) -> str:
-        """Return a table for a notebook."""
+        """Return an HTML table for a notebook."""
         return str(DataFrame(self.shown(), columns=self.columns).to_html(index=False, border=0))
 
     def as_markdown(self) -> str:
-        """Return the lines of a table in a README."""
+        """Return a Markdown table."""
         lines = [self.columns, ["---"] * len(self.columns), *self.shown()]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _part(cell: Cell, part: int) -> object:
-    """Return a number of an interval; of a plain cell the first one is itself."""
+    """Return a part of an interval (value, low, high); a plain cell is its own first part."""
     if isinstance(cell, Interval):
         return cell[part]
     return cell if part == 0 else None
 
 
 def shown(cell: Cell) -> str:
-    """A cell as people read it."""
+    """Format a cell for readers."""
     if isinstance(cell, Interval) and math.isnan(cell.low):
         return f"{cell.value:.3f}"
     if isinstance(cell, Interval):
@@ -95,11 +94,11 @@ def shown(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-# --- what is in them ------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 
 def success(comparison: Comparison) -> Table:
-    """Per model: mean and IQM over seeds of the task mean, and the IQM over seeds and tasks."""
+    """Tabulate success per model: mean and IQM over seeds, and IQM over seeds and tasks."""
     rows: list[list[Cell]] = []
     for group in comparison.groups:
         scores = group.scores()
@@ -110,7 +109,7 @@ def success(comparison: Comparison) -> Table:
         )  # fmt: skip
     caption = "Success of the last evaluation, with 95 % stratified bootstrap intervals"
     if min(len(group.runs) for group in comparison.groups) < 5:
-        caption += "; of fewer than five seeds an interval says little, a single one has none"
+        caption += "; intervals of fewer than five seeds are unreliable, a single seed has none"
     columns = [
         "model",
         "seeds",
@@ -122,7 +121,7 @@ def success(comparison: Comparison) -> Table:
 
 
 def per_task(comparison: Comparison) -> Table:
-    """Mean success over seeds, per task."""
+    """Tabulate success per model and task, mean over seeds."""
     rows: list[list[Cell]] = [
         [g.label, *(float(value) for value in g.scores().mean(0))] for g in comparison.groups
     ]
@@ -130,7 +129,7 @@ def per_task(comparison: Comparison) -> Table:
 
 
 def per_seed(comparison: Comparison) -> Table:
-    """Each run's last success per task, with what it took."""
+    """Tabulate each run's last success per task, with its env steps and minutes."""
     rows: list[list[Cell]] = []
     for group in comparison.groups:
         for run in group.runs:
@@ -143,7 +142,7 @@ def per_seed(comparison: Comparison) -> Table:
 
 
 def readme(comparison: Comparison) -> Table:
-    """The same for a README: short names of tasks, and no model where there is one only."""
+    """Tabulate success per seed for a README: short task names, no column for a single model."""
     table = per_seed(comparison)
     single = len(comparison.groups) == 1
     columns = [column.removesuffix("-v3") for column in table.columns]
@@ -155,7 +154,7 @@ def readme(comparison: Comparison) -> Table:
 
 
 def task_sets(found: Sequence[Comparison]) -> Table:
-    """Mean success over seeds, per task, in one row for each model and set of tasks."""
+    """Tabulate success per task, mean over seeds, with a row per model and task set."""
     tasks = list(dict.fromkeys(task for comparison in found for task in comparison.tasks))
     rows: list[list[Cell]] = []
     for comparison in sorted(found, key=lambda one: len(one.tasks)):
@@ -163,14 +162,14 @@ def task_sets(found: Sequence[Comparison]) -> Table:
             known = dict(zip(comparison.tasks, map(float, group.scores().mean(0)), strict=True))
             rows.append([group.label, len(comparison.tasks), *(known.get(task) for task in tasks)])
     caption = (
-        "Success per task, mean over seeds, as the set of tasks changes; "
-        "goals are those of MT10 or MT25 for these very sets, of MT50 for others"
+        "Success per task, mean over seeds, for each task set; goals are those of MT10 or MT25"
+        " for exactly these sets, and those of MT50 for all others"
     )
     return Table("task_sets", caption, ["model", "tasks in the set", *tasks], rows)
 
 
 def improvements(comparison: Comparison) -> Table:
-    """For every pair, the probability that the first does better."""
+    """Tabulate the probability of improvement for every ordered pair of models."""
     rows: list[list[Cell]] = [
         [ours.label, theirs.label, improvement(ours.scores(), theirs.scores())]
         for ours in comparison.groups
@@ -178,14 +177,14 @@ def improvements(comparison: Comparison) -> Table:
         if ours is not theirs
     ]
     caption = (
-        "Probability that a run of the first does better on a task than one of the second (ties"
-        " count half)"
+        "Probability that a run of the first model is better on a task than one of the second"
+        " (ties count half)"
     )
     return Table("improvement", caption, ["model", "against", "probability"], rows)
 
 
 def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
-    """Environment steps to a level of success, and what it takes: parameters, FLOP, throughput."""
+    """Tabulate env steps to a success rate `level`, parameters, FLOP and throughput per model."""
     rows: list[list[Cell]] = []
     for group in comparison.groups:
         reached = [
@@ -210,22 +209,24 @@ def efficiency(comparison: Comparison, level: float, cost: Cost) -> Table:
 
 
 def _average(group: Group, name: str) -> float:
+    """Average a metric over a group's runs; NaN if no run logged it."""
     values = [value for value in (run.mean_of(name) for run in group.runs) if not math.isnan(value)]
     return sum(values) / len(values) if values else math.nan
 
 
 def published(rows: Sequence[dict[str, object]]) -> Table:
-    """Figures of others, with their protocol."""
+    """Tabulate published results with their protocols."""
     keys = ["benchmark", "model", "success", "statistic", "protocol", "source"]
     columns = ["success, %" if key == "success" else key for key in keys]
     cells: list[list[Cell]] = [[_plain(row.get(key)) for key in keys] for row in rows]
     return Table(
         "published",
-        "Published figures; their protocols are not those of the runs above",
+        "Published results; their protocols differ from those of the runs above",
         columns,
         cells,
     )
 
 
 def _plain(value: object) -> Cell:
+    """Return a value that a cell can hold, else None."""
     return value if isinstance(value, str | int | float) else None

@@ -1,6 +1,4 @@
-"""Videos: the deterministic policy in each task, an mp4 per task, and a GIF of all tasks side by
-side.
-"""
+"""Videos of the deterministic policy: an mp4 per task, and a GIF of all tasks side by side."""
 
 from __future__ import annotations
 
@@ -23,22 +21,24 @@ FRAMES_PER_SECOND = 40
 EVERY = 2  # env steps between two frames
 AFTER_SUCCESS = 20  # env steps shown after the task is solved
 THUMBNAIL = 144  # pixels, the width of a task in the GIF
-MOST_PICTURES = 40  # in the GIF, for its size; short episodes are shown frame by frame
+MOST_PICTURES = 40  # in the GIF, to limit its size; short episodes are shown frame by frame
 COLUMNS = 5
 COLORS = 64
 
 
 def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Iterator[Path]:
-    """Play the first `episodes` goals of each task and write `<task>.mp4`, then `tasks.gif`; yield
-    their paths.
+    """Play the first `episodes` goals of each task; write `<task>.mp4` and `tasks.gif`.
+
+    Yields:
+        The paths, as they are written.
 
     Raises:
-        WorkerError: the video extra is not installed, or nothing can be rendered here.
+        WorkerError: The video extra is not installed, or this machine cannot render.
     """
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise WorkerError('video=true needs imageio: pip install "imageio[ffmpeg]"') from error
+        raise WorkerError('video=true requires imageio: pip install "imageio[ffmpeg]"') from error
     policy = Policy(actor)
     small = list[list[Frame]]()
     for index, task in enumerate(suite.spec.tasks):
@@ -59,7 +59,7 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
         yield path
     path = folder / "tasks.gif"
     every = math.ceil(max(map(len, small)) / MOST_PICTURES)
-    write_gif(side_by_side(small)[::-every][::-1], every, path)  # the last one too
+    write_gif(side_by_side(small)[::-every][::-1], every, path)  # includes the last frame
     yield path
 
 
@@ -70,8 +70,9 @@ def thumbnail(frame: Frame) -> Frame:
 
 
 def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
-    """Lay the tasks' frames of one size out in rows of at most `COLUMNS`; a task that is over shows
-    its last frame.
+    """Lay out the tasks' frames, all of one size, in rows of at most `COLUMNS`.
+
+    A finished task keeps its last frame.
     """
     columns = min(COLUMNS, len(tasks))
     rows = math.ceil(len(tasks) / columns)
@@ -88,8 +89,9 @@ def side_by_side(tasks: Sequence[Sequence[Frame]]) -> list[Frame]:
 
 
 def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
-    """Write an endless GIF of `COLORS` colours, each picture `every` frames long; the last stays
-    for a second more.
+    """Write a looping GIF with `COLORS` colors.
+
+    Each picture is shown for `every` frames, and the last one for a second more.
     """
     some = np.concatenate([pictures[0], pictures[len(pictures) // 2], pictures[-1]])
     palette = Image.fromarray(some).quantize(COLORS)
@@ -103,7 +105,7 @@ def write_gif(pictures: Sequence[Frame], every: int, path: Path) -> None:
 def play(
     env: TaskEnv, policy: Policy, task: int, goal: NDArray[np.float64], horizon: int
 ) -> Iterator[Frame]:
-    """Yield the frames of an episode, until a moment after it is over or the horizon."""
+    """Yield an episode's frames, up to `AFTER_SUCCESS` steps after success or the horizon."""
     indices = np.array([task], np.int64)
     for episode in watched(EvalEpisode(env, goal, horizon)):
         if episode.steps % EVERY == 0:
@@ -112,8 +114,9 @@ def play(
 
 
 def watched(episode: EvalEpisode) -> Iterator[EvalEpisode]:
-    """Yield an episode before each of its steps, and for `AFTER_SUCCESS` steps more, up to the
-    horizon.
+    """Yield an episode before each step, until `AFTER_SUCCESS` steps after success.
+
+    It ends earlier at the horizon or if the physics breaks.
     """
     last = episode.horizon
     while episode.steps < last and not episode.broken:

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: every precision, and a run that is stopped and goes on there."""
+"""Whole runs on a GPU: every precision, and a run that is stopped and resumed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cuda
 
 
 def run(*more: str) -> int:
+    """Train on the GPU; return the exit code."""
     return train.run([*SMALL, "fabric=cuda", *more])
 
 
@@ -52,9 +53,7 @@ def test_a_stopped_run_goes_on_to_the_same_state(
 
 
 def test_on_a_cpu_it_is_another_run_that_starts_alike(here, monkeypatch: pytest.MonkeyPatch):
-    """Networks start from the same values on every device: the first round's experience is the
-    same.
-    """
+    """Check that networks have the same initial values, and so the same first round, anywhere."""
     seen = []
     original = session.Replay.extend
     monkeypatch.setattr(

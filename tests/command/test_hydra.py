@@ -1,4 +1,4 @@
-"""Hydra's own flags and keys do what Hydra's users expect, in single runs as in sweeps."""
+"""Hydra's own flags and keys work as in Hydra, in single runs and in sweeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEEN: list[str] = []
 
 
 class Noted(Callback):
-    """Notes what Hydra calls."""
+    """Callback that records Hydra's calls."""
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:
         SEEN.append("run")
@@ -95,14 +95,14 @@ def test_what_hydra_shows(here: Path, capfd, line: list[str], shown: str):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["-cp", "elsewhere"], "--config-dir adds a folder"),
-        (["--experimental-rerun=x"], "goes on with the same command"),
+        (["--experimental-rerun=x"], "the same command resumes a stopped run"),
         (["--info=search"], "did you mean searchpath"),
-        (["allow=[lab]"], "is trusted"),
+        (["allow=[lab]"], "are trusted"),
     ],
 )
-def test_what_is_refused_is_refused_by_name(here: Path, capsys, line: list[str], told: str):
+def test_messages_for_rejected_flags_and_keys(here: Path, capsys, line: list[str], message: str):
     assert train.run(line) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Jobs of a sweep in other processes: equal results, one parent, failures that are heard of."""
+"""Jobs of a sweep in other processes: equal results, one parent, exit codes of failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAUNCHERS = ("joblib", pytest.param("submitit_local", marks=pytest.mark.reliabil
 
 
 def results(folder: Path) -> dict[tuple[str, str, int], Any]:
-    """Every metric of every run below a folder, but for wall-clock ones."""
+    """Return all metrics of all runs below a folder, except those that depend on the wall clock."""
     found = {}
     for journal in folder.glob("runs/*/*/journal.jsonl"):
         for line in map(json.loads, journal.read_text().splitlines()):
@@ -54,7 +54,7 @@ def test_a_launcher_gives_equal_results_under_one_parent(
 @pytest.mark.bar(20)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_failure_elsewhere_is_the_command_s(here: Path, launcher: str):
-    (here / "runs").write_text("in the way")  # of every run folder: no job can begin
+    (here / "runs").write_text("in the way")  # no job can create its run folder
     ended = trained(here, "-m", "seed=0,1", f"hydra/launcher={launcher}")
     assert ended.returncode == 2, ended.stderr
     assert not list(here.glob(".softmod-failed*"))

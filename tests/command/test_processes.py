@@ -1,6 +1,4 @@
-"""The command as people run it, in processes of its own: sweeps, the notebook, Ctrl-C, the wheel,
-the docs.
-"""
+"""The commands in processes of their own: sweeps, notebooks, Ctrl-C, the wheel, the docs."""
 
 from __future__ import annotations
 
@@ -50,11 +48,12 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def command(module: str, *arguments: str) -> list[str]:
+    """Return the command line of a module."""
     return [sys.executable, "-m", module, *arguments]
 
 
 def done(line: list[str], cwd: Path, environment: dict[str, str], code: int = 0) -> str:
-    """Run to the end; what it printed."""
+    """Run a command to its end, check its exit code, and return all its output."""
     ended = subprocess.run(
         line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
@@ -63,6 +62,7 @@ def done(line: list[str], cwd: Path, environment: dict[str, str], code: int = 0)
 
 
 def runs(folder: Path, experiment: str = "toy") -> list[Any]:
+    """Return the runs of an MLflow experiment."""
     client = store.connect(f"sqlite:///{folder / 'mlflow.db'}")
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
 
@@ -76,7 +76,7 @@ SWEEP = command(
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A working folder after a sweep of two models and two seeds."""
+    """Return a working folder after a sweep of two models and two seeds."""
     folder = tmp_path_factory.mktemp("swept")
     done([*SWEEP, "seed=0,1"], folder, environment)
     return folder
@@ -93,8 +93,8 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
     assert parent.info.run_name == "toy: model, seed"
     client = store.connect(f"sqlite:///{swept / 'mlflow.db'}")
     assert store.KIND.items() <= client.get_experiment_by_name("toy").tags.items()
-    told = {(run.data.params["model"], run.data.params["seed"]) for run in children}
-    assert told == {
+    jobs = {(run.data.params["model"], run.data.params["seed"]) for run in children}
+    assert jobs == {
         (model, seed) for model in ("soft_modular_small", "mt_mh_sac") for seed in ("0", "1")
     }
     for run in children:
@@ -115,16 +115,14 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
         assert bool(routed) == (run.data.params["model"] == "soft_modular_small")
 
 
-def test_the_same_sweep_again_does_nothing_and_says_why(
-    swept: Path, environment: dict[str, str]
-) -> None:
+def test_repeating_a_finished_sweep_does_nothing(swept: Path, environment: dict[str, str]) -> None:
     before = {run.info.run_id for run in runs(swept)}
-    told = done([*SWEEP, "seed=0,1"], swept, environment)
-    assert told.count("finished already, 600 env steps; nothing to do") == 4
+    printed = done([*SWEEP, "seed=0,1"], swept, environment)
+    assert printed.count("finished already, 600 env steps; nothing to do") == 4
     assert {run.info.run_id for run in runs(swept)} == before
 
 
-NOTEBOOKS = {  # what they print, and how many pictures they show at least
+NOTEBOOKS = {  # printed words, and the smallest number of pictures
     "01_quickstart": ("mean success", 1),
     "02_compare": ("goals: benchmark", 4),
     "03_routing": ("of 2 episodes solved", 3),
@@ -143,18 +141,17 @@ def test_the_notebooks_run_on_it(
     cells = json.loads((tmp_path / f"{name}.ipynb").read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
-    told = "".join(line for output in outputs for line in output.get("text", []))
-    assert NOTEBOOKS[name][0] in told
-    assert told.count(" steps\n") == (0 if name == "02_compare" else 3)  # an episode of each task
+    printed = "".join(line for output in outputs for line in output.get("text", []))
+    assert NOTEBOOKS[name][0] in printed
+    episodes = 0 if name == "02_compare" else 3  # one of each task
+    assert printed.count(" steps\n") == episodes
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= NOTEBOOKS[name][1]
 
 
 def test_a_report_on_it(
     swept: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the parent's name from MLflow, and from journals alone: the same tables; and logged to the
-    parent.
-    """
+    """Check that reports from MLflow and from journals agree, and that the first is logged."""
     report = command("softmod.report")
     assert "written: report/report.html" in done(
         [*report, "sweep=toy: model, seed"], swept, environment
@@ -198,9 +195,9 @@ def test_notebooks_are_light() -> None:
 def test_a_finished_run_is_one_of_another_sweep_too(
     swept: Path, environment: dict[str, str]
 ) -> None:
-    """The last to use the sweep above: it moves two of its runs under another parent."""
-    told = done([*SWEEP[:-1], "model=mt_mh_sac", "seed=0,1"], swept, environment)
-    assert told.count("nothing to do") == 2
+    """Move two runs of the sweep under another parent; this must be the last test that uses it."""
+    printed = done([*SWEEP[:-1], "model=mt_mh_sac", "seed=0,1"], swept, environment)
+    assert printed.count("nothing to do") == 2
     parents = {
         run.info.run_name: run.info.run_id
         for run in runs(swept)
@@ -231,11 +228,11 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, environment: dict[str
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    told = process.communicate(timeout=60)[1]
+    printed = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < 10
-    assert process.returncode == 130, told
-    assert "interrupted; the same command goes on from the last checkpoint" in told
-    assert "Traceback" not in told
+    assert process.returncode == 130, printed
+    assert "interrupted; run the same command again to resume from the last checkpoint" in printed
+    assert "Traceback" not in printed
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     (folder,) = tmp_path.glob("runs/*/seed_0")
@@ -272,9 +269,9 @@ def test_the_wheel_installed_elsewhere_trains(tmp_path: Path, environment: dict[
         [sys.executable, "-c", "import softmod; print(softmod.__file__)"], tmp_path, elsewhere
     )
     assert where.strip() == str(tmp_path / "site" / "softmod" / "__init__.py")
-    told = done(command("softmod.train", "experiment=toy", "run=smoke"), tmp_path, elsewhere)
-    assert "900 env steps" in told
-    assert "toy-opposite" in told
+    printed = done(command("softmod.train", "experiment=toy", "run=smoke"), tmp_path, elsewhere)
+    assert "900 env steps" in printed
+    assert "toy-opposite" in printed
 
 
 LINES = [

@@ -1,6 +1,4 @@
-"""A search with Optuna: what it asks of its space, its trials as runs under one parent, its end and
-going on.
-"""
+"""Search with Optuna: its space, its trials as runs under one parent, and its resumption."""
 
 from __future__ import annotations
 
@@ -27,12 +25,14 @@ BRIEF = [*SMALL, "run.steps_per_task=60", "run.save_every=30"]
 
 
 def trials(state: str = "COMPLETE") -> list:
+    """Return the trials of the only study in a state."""
     (study,) = optuna.study.get_all_study_summaries("sqlite:///optuna.db")
     found = optuna.load_study(study_name=study.study_name, storage="sqlite:///optuna.db").trials
     return [trial for trial in found if trial.state.name == state]
 
 
 def without(keys: list[str]) -> list[str]:
+    """Return the overrides of a small run without those of these keys."""
     return [
         line
         for line in BRIEF
@@ -40,10 +40,10 @@ def without(keys: list[str]) -> list[str]:
     ]
 
 
-def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, capsys):
+def test_trials_are_runs_and_the_same_command_runs_the_missing_ones(here: Path, capsys):
     line = [*without(SPACE), *SPACE]
     assert search.run(["trials=3", *line]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     made = trials()
     assert len(made) == len(list(here.glob("runs/*/seed_0/result.json"))) == 3
     for trial in made:
@@ -56,16 +56,14 @@ def test_trials_are_runs_and_the_same_command_makes_what_is_missing(here: Path, 
         result["success_rate"] for result in results
     )
     best = max(made, key=lambda trial: trial.value)
-    assert f"best of 3: success {best.value:.3f}" in told
-    assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", told)
+    assert f"best of 3: success {best.value:.3f}" in printed
+    assert re.search(r"python -m softmod.train experiment=toy .* optimizer.actor.lr=", printed)
     assert search.run(["trials=3", *line]) == 0
     assert search.run(["trials=4", *line]) == 0
     assert len(trials()) == 4
 
 
-def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
-    here: Path, monkeypatch, capsys
-):
+def test_a_stopped_trial_is_resumed_and_a_failed_one_ends_nothing(here: Path, monkeypatch, capsys):
     train, moments = experiment.run_experiment, iter(["fail", "stop", "go", "go"])
 
     def faulty(*given):
@@ -73,7 +71,7 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
             case "fail":
                 raise NumericalError("made up")
             case "stop":
-                raise signals.StoppedError("told to stop")
+                raise signals.StoppedError("a stop of this test")
         return train(*given)
 
     monkeypatch.setattr(experiment, "run_experiment", faulty)
@@ -87,17 +85,17 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_ends_nothing(
 
 
 def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
-    """Eleven trials: ten at random, the last from what they say."""
+    """Compare eleven trials: ten random ones, and one that depends on their results."""
 
     def searched(storage: str, stops: set[int]) -> list[dict]:
         moments = iter(range(99))
 
         def scored(cfg, *_):
             if next(moments) in stops:
-                raise signals.StoppedError("told to stop")
+                raise signals.StoppedError("a stop of this test")
             return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
 
-        def composed(_, values):  # without the second that it takes
+        def composed(_, values):  # saves a second per trial
             return SimpleNamespace(values=values, seeds=None), []
 
         monkeypatch.setattr(search.Search, "compose", composed)
@@ -133,20 +131,20 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        ([], "no space given: nothing to search"),
+        ([], "no search space given; add one"),
         (["trials=none", SPACE[0]], "trials=none: must be a whole number"),
         (["algorithm.discount=interval(0.9,1.5)"], "algorithm.discount=1.5: must be in"),
         (["algorithm.discont=interval(0.9,1)"], "algorithm.discount"),
         (["model=soft_modular,mt_sack"], "mt_sac"),
-        (["algorithm.discount=tag(log,interval(0,1))"], "no space to search"),
+        (["algorithm.discount=tag(log,interval(0,1))"], "not a search space"),
         (["storage=sqlite:////nowhere/at/all.db", SPACE[0]],
          "storage=sqlite:////nowhere/at/all.db: cannot be used"),
         (["-m", SPACE[0]], "-m: unknown flag"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_one_line(here: Path, capsys, arguments: list[str], answer: str):
+def test_an_invalid_line_fails_with_one_line(here: Path, capsys, arguments: list[str], answer: str):
     assert search.run([*without(SPACE), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert answer in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert answer in printed
+    assert printed.count("\n") == 1
     assert list(here.iterdir()) == []

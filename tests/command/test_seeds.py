@@ -1,6 +1,4 @@
-"""Several seeds in one process: each is the run that it would be by itself, whatever happens to the
-others.
-"""
+"""Several seeds in one process: each equals its run alone, whatever happens to the others."""
 
 from __future__ import annotations
 
@@ -26,18 +24,16 @@ from tests.command.test_train import SMALL, here, only, state, statuses
 __all__ = ["here"]
 
 SEEDS = "seeds=[0,1,2]"
-ONE_BY_ONE = (  # where it does not matter how updates are made: without recording them
-    "fabric.compile=eager"
-)
+ONE_BY_ONE = "fabric.compile=eager"  # saves the time of recording updates, where they do not matter
 
 
 def run(*more: str) -> int:
-    """In this process, with updates that are made at once."""
+    """Train in this process; return the exit code."""
     return train.run([*SMALL, "actor.norm=layer", *more])
 
 
 def close(folder: Path, other: Path) -> bool:
-    """Compare as a whole: single numbers may differ by more than rounding after some updates."""
+    """Compare states array by array, since single numbers may differ by more than rounding."""
     ours, theirs = state(folder), state(other)
     pairs = [(ours[name].double(), theirs[name].double()) for name in ours]
     return ours.keys() == theirs.keys() and all(
@@ -47,7 +43,7 @@ def close(folder: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds side by side; their folders."""
+    """Train three seeds side by side; return their parent folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -57,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(here: Path, undisturbed: Path) -> None:
-    """Check that three seeds came to the end of those that nothing disturbed."""
+    """Check that three seeds ended in the state of the undisturbed ones."""
     for seed in range(3):
         ours, theirs = only(here, seed), undisturbed / f"seed_{seed}"
         assert statuses(ours)[-1] == "FINISHED"
@@ -65,7 +61,7 @@ def same(here: Path, undisturbed: Path) -> None:
         assert close(ours, theirs)
 
 
-def test_each_seed_is_the_run_that_it_is_by_itself(here, undisturbed, capsys):
+def test_each_seed_equals_its_run_alone(here, undisturbed, capsys):
     assert run("seed=1") == 0
     assert close(only(here, 1), undisturbed / "seed_1")
     assert results(only(here, 1)).keys() == results(undisturbed / "seed_1").keys()
@@ -85,12 +81,12 @@ def test_updates_are_made_together(here, monkeypatch):
     assert set(map(tuple, sizes)) == {(2, 1)}
 
 
-def test_what_is_said_of_each_seed(here, capsys):
+def test_output_and_journal_of_each_seed(here, capsys):
     assert run("seeds=[3,5]", ONE_BY_ONE) == 0
-    told = capsys.readouterr()
-    assert "seed 3: runs/" in told.err
-    assert "seed 5:" in told.err
-    assert "success by seed: 3: " in told.out
+    printed = capsys.readouterr()
+    assert "seed 3: runs/" in printed.err
+    assert "seed 5:" in printed.err
+    assert "success by seed: 3: " in printed.out
     records = [
         json.loads(line) for line in (only(here, 5) / "journal.jsonl").read_text().splitlines()
     ]
@@ -182,7 +178,7 @@ def test_ctrl_c_ends_all_of_them_at_once(here, monkeypatch):
 
 
 def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
-    """The group is made anew without those that are over."""
+    """Check that the group is rebuilt without finished seeds."""
     ended, seen = session.ended, []
 
     def solved(cfg, clock) -> bool:
@@ -200,20 +196,20 @@ def test_seeds_end_when_they_are_solved_each_by_itself(here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["seeds=[]"], "seeds=[]: must be different numbers of at least 0, as in seeds=[0,1,2]"),
-        (["seeds=[1,1]"], "seeds=[1,1]: must be different"),
-        (["seeds=[-1]"], "seeds=[-1]: must be different"),
+        (["seeds=[]"], "seeds=[]: must be distinct numbers of at least 0, as in seeds=[0,1,2]"),
+        (["seeds=[1,1]"], "seeds=[1,1]: must be distinct"),
+        (["seeds=[-1]"], "seeds=[-1]: must be distinct"),
         (["seeds=3"], "seeds=3: must be a list, as in [a,b]"),
         (["seeds=[a]"], "must be a whole number"),
-        (["seed=1", "seeds=[0,1]"], "seed=1: together with seeds=; seed is one, seeds are several"),
-        (["-m", "seed=1,2", "seeds=[0,1]"], "seed=1,2: together with seeds="),
+        (["seed=1", "seeds=[0,1]"], "seed=1: cannot be combined with seeds="),
+        (["-m", "seed=1,2", "seeds=[0,1]"], "seed=1,2: cannot be combined with seeds="),
     ],
 )
-def test_what_seeds_may_be(here, capsys, words, told):
+def test_invalid_seeds(here, capsys, words, message):
     assert run(*words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 

@@ -1,6 +1,4 @@
-"""A run that a scheduler stops, at any moment, and that is started again: the same run,
-to the bit.
-"""
+"""Runs that a scheduler stops and restarts at any moment end in the same state, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from tests.command.test_train import SMALL, here, metrics, only, run, state, sta
 
 __all__ = ["here"]
 
-MOMENTS = {  # what is interrupted, at which of its calls
+MOMENTS = {  # the method that is interrupted, and at which of its calls
     "warm-up": (Workers, "start", 2),
     "first update": (MTSAC, "training_step", 1),
     "within a round": (MTSAC, "training_step", 16),
@@ -61,6 +59,7 @@ def send_at(
 
 
 def results(folder: Path) -> dict[tuple[str, int], float]:
+    """Return the metrics of a run, except those that depend on the wall clock."""
     return {
         key: value for key, value in metrics(folder).items() if not key[0].startswith(WALL_CLOCK)
     }
@@ -68,6 +67,7 @@ def results(folder: Path) -> dict[tuple[str, int], float]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    """Return metrics, state and environment steps of an undisturbed run."""
     steps, step = [0], ToyEnv.step
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("undisturbed"))
@@ -82,15 +82,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return results(folder), state(folder), steps[0]
 
 
-def test_a_run_begun_beside_others_says_how_it_goes_on_and_slurm_knows(here, capsys, monkeypatch):
+def test_a_run_beside_others_prints_how_to_resume_and_is_requeued(here, capsys, monkeypatch):
     assert run() == 0
     with monkeypatch.context() as patch:
         send_at(patch, MTSAC, "training_step", 16)
         assert run("run.resume=never") == signals.STOPPED
-    told = capsys.readouterr().err
-    assert "rename" in told
-    assert "seed_0.1 to seed_0 to resume it" in told
-    assert "the same command" not in told
+    printed = capsys.readouterr().err
+    assert "rename" in printed
+    assert "seed_0.1 to seed_0 to resume it" in printed
+    assert "the same command" not in printed
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run("run.resume=never") == 0
     (ended,) = here.glob("runs/*/seed_0.1")
@@ -136,7 +136,7 @@ def test_stopped_again_and_again(here, undisturbed):
     assert results(only(here)) == undisturbed[0]
 
 
-# every state that the recipe adds, and actions that are no policy's before the first update
+# every state that the recipe adds, and uniform actions before the first update
 RECIPE = [
     "algorithm=fast", "model=soft_modular_residual", "critic.width=8", "actor.norm=layer",
     "env.train_horizon=10",
@@ -151,9 +151,7 @@ def run_recipe(*more: str) -> int:
 
 @pytest.mark.bar(2)
 def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monkeypatch, here):
-    """Its statistics, the averaged policy, delayed updates and uniform actions are all part of what
-    is saved.
-    """
+    """Check that statistics, averaged policy, delayed updates and uniform actions are all saved."""
     line = f"run.folder={tmp_path / 'whole'}"
     assert run_recipe(line) == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
@@ -187,7 +185,7 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
 @pytest.mark.control(2)
 @pytest.mark.parametrize("forgotten", ["moments", "return_scale", "averaged_actor"])
 def test_seen_failing_each_state_of_the_recipe_is_needed(tmp_path, here, forgotten):
-    """A checkpoint in which one of them is as at the start leads to another end."""
+    """Check that resetting one of the saved states leads to a different end."""
     assert run_recipe(f"run.folder={tmp_path / 'whole'}") == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
     with pytest.MonkeyPatch.context() as patch:
@@ -240,8 +238,8 @@ def test_a_second_signal_while_saving_is_safe(here, monkeypatch, undisturbed):
 
 
 @pytest.mark.control(2)
-def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
-    """A round that forgets its policy and its updates does not lead to the same end."""
+def test_seen_failing_pending_work_is_needed(here, monkeypatch, undisturbed):
+    """Check that dropping a round's pending policy and updates leads to a different end."""
     send_at(monkeypatch, MTSAC, "training_step", 16)
     assert run() == signals.STOPPED
     monkeypatch.setattr(
@@ -261,7 +259,7 @@ def test_seen_failing_what_was_begun_is_needed(here, monkeypatch, undisturbed):
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A command of that name that writes down how it was called."""
+    """Put a command on the path that records its arguments; return the record's path."""
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
@@ -305,9 +303,7 @@ def test_a_machine_without_scontrol_is_no_failure(monkeypatch, tmp_path):
 
 
 def swallow(*_):
-    """As when it falls into the import of numpy, which torch tries and forgives: the next import of
-    numpy fails.
-    """
+    """Raise the error that follows an interrupt during torch's optional import of NumPy."""
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     raise ImportError("cannot load module more than once per process")
@@ -319,12 +315,12 @@ def test_an_interrupt_that_comes_out_as_another_error(here, capsys, monkeypatch)
     assert run() == 130
     assert (
         capsys.readouterr().err
-        == "softmod: interrupted; the same command goes on from the last checkpoint\n"
+        == "softmod: interrupted; run the same command again to resume from the last checkpoint\n"
     )
 
 
 @pytest.mark.control(10)
-def test_seen_failing_an_interrupt_that_nobody_remembers(here, capsys, monkeypatch):
+def test_seen_failing_an_interrupt_that_is_not_recorded(here, capsys, monkeypatch):
     monkeypatch.setattr(experiment, "run_experiment", swallow)
     monkeypatch.setattr(signals, "check", lambda: None)
     assert run() == 1

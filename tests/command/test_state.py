@@ -1,4 +1,4 @@
-"""The hash of a run's state: equal for equal runs, and it names the component that differs."""
+"""Hashes of a run's state: equal for equal runs, and different for the component that differs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = ["here"]
 
 
 def hashes(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, str]:
+    """Return the hashes that the command prints."""
     capsys.readouterr()
     assert state.main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -24,11 +25,12 @@ def hashes(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, str]:
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    """Return the components whose hashes differ."""
     return {name for name in one if one[name] != other[name]}
 
 
 def rewrite(folder: Path, name: str, change) -> None:
-    """Change a file of a checkpoint, and the manifest with it."""
+    """Change a file of a checkpoint and its digest in the manifest."""
     path = folder / name
     change(path)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -37,6 +39,8 @@ def rewrite(folder: Path, name: str, change) -> None:
 
 
 def nudge(key: str):
+    """Return a function that changes one number of an array in a file."""
+
     def change(path: Path) -> None:
         arrays = load_file(path)
         arrays[key].view(-1)[0] += 1e-7
@@ -58,11 +62,8 @@ def test_equal_runs_have_equal_hashes_however_they_came_there(here, capsys):
     # the shorter run's own last evaluation is in its journal, and may have been its best
     assert differing(whole, halves) <= {"metrics", "counters", "state"}
     assert whole["replay"] == halves["replay"]
-    assert differing(whole, other) == set(whole) - {
-        "begun",
-        "average",
-        "statistics",
-    }  # which the toy run has not
+    empty = {"begun", "average", "statistics"}  # in a toy run
+    assert differing(whole, other) == set(whole) - empty
 
 
 @pytest.mark.control(1)

@@ -1,6 +1,4 @@
-"""Whole runs on the toy tasks, in this process: counts, resumption, sweeps, evaluation, what is
-left on disk.
-"""
+"""Whole runs on the toy tasks, in this process: counts, resumption, sweeps, evaluation, files."""
 
 from __future__ import annotations
 
@@ -38,6 +36,7 @@ SMALL = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["softmod-train"])
     monkeypatch.delenv("SOFTMOD_SWEEP", raising=False)
@@ -45,17 +44,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*more: str) -> int:
-    """In this process, without the seconds that recording an update takes."""
+    """Train in this process with eager updates, which saves seconds; return the exit code."""
     return train.run([*SMALL, "fabric.compile=eager", *more])
 
 
 def only(here: Path, seed: int = 0) -> Path:
+    """Return the folder of the only run with this seed."""
     (folder,) = here.glob(f"runs/*/seed_{seed}")
     return folder
 
 
 def metrics(folder: Path) -> dict[tuple[str, int], float]:
-    """Every metric at its step; each pair must come once."""
+    """Return every metric at its step; check that each pair occurs once."""
     values: dict[tuple[str, int], float] = {}
     for line in (folder / "journal.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -66,6 +66,7 @@ def metrics(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all arrays of a run's newest checkpoint."""
     found = newest(folder)
     assert found is not None
     groups = ("agent", "optimizers", "episodes")
@@ -79,6 +80,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def statuses(folder: Path) -> list[str]:
+    """Return the statuses in a run's journal."""
     records = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
     return [record["status"] for record in records if record["kind"] == "status"]
 
@@ -132,9 +134,7 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
 
 @pytest.mark.parametrize(("every", "expected"), [(150, [150, 180]), (30, [30, 60])])
 def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
-    """Time that runs out within an evaluation, after each round too: the last, of more goals, comes
-    a round later.
-    """
+    """Check that the final evaluation comes a round later if time runs out in an evaluation."""
     evaluations, make = [], session.Session._evaluate
 
     def watched(self, *arguments):
@@ -151,7 +151,7 @@ def test_no_two_evaluations_at_one_step(here, monkeypatch, every, expected):
     assert values["eval/success_rate/mean", expected[-1]] == pytest.approx(result["success_rate"])
 
 
-def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
+def test_a_missing_finished_status_is_written_the_next_time(here):
     assert run() == 0
     journal = only(here) / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
@@ -168,9 +168,7 @@ def test_a_run_ended_before_its_last_word_says_it_the_next_time(here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "ended", interrupted)
         assert run("run.steps_per_task=400") == 130
-    assert (
-        run() == 0
-    )  # finished as it was asked for here; that it was to be longer, and was not, stays said
+    assert run() == 0  # this length is finished; the status of the longer run is kept
     assert statuses(only(here))[-1] == "KILLED"
 
 
@@ -201,9 +199,9 @@ def test_a_result_without_its_journal_is_shown_all_the_same(here, capsys):
 )
 def test_a_configuration_is_shown_with_its_numbers(here, line, shown, capsys):
     assert train.run(line) == 0
-    told = capsys.readouterr().out
-    assert "${" not in told
-    assert all(words in told for words in shown)
+    printed = capsys.readouterr().out
+    assert "${" not in printed
+    assert all(words in printed for words in shown)
     assert not list(here.iterdir())
 
 
@@ -218,10 +216,10 @@ def test_what_cannot_work_creates_nothing(here, capsys):
             "optimizer.actor.fused=false",
         ): "needs a fused optimizer; set optimizer.actor.fused=true",
     }
-    for line, told in faulty.items():
+    for line, message in faulty.items():
         plain = [word for word in SMALL if not word.startswith(("actor.", "critic."))]
         assert train.run([*plain, *line]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 
@@ -240,9 +238,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(here):
 
 @pytest.mark.parametrize("stop", [90, pytest.param(270, marks=pytest.mark.reliability), 390])
 def test_a_run_that_stopped_goes_on_to_the_same_end(here, stop):
-    """Also in the middle of episodes: the horizon is 20, checkpoints lie at multiples of 30 steps
-    per task.
-    """
+    """Stop in the middle of episodes too: the horizon is 20, checkpoints are 30 steps apart."""
     assert run("run.folder=whole") == 0
     assert run(f"run.steps_per_task={stop // 3}") == 0
     folder = only(here)
@@ -291,13 +287,15 @@ def test_the_clock_ends_a_run(here):
     assert result["env_steps"] % 30 == 0  # whole rounds
     assert result["seconds"] >= 0.006
     assert run("run.max_minutes=0.0001") == 0  # finished: by the clock
-    assert run("run.max_minutes=5") == 0  # and goes on when given more
+    assert run("run.max_minutes=5") == 0  # resumes with more time
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
 
 
 def solve(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
-    """Let evaluations have these mean success rates, one after the other, and the last one for
-    good; their goals.
+    """Replace evaluations by ones with these mean success rates; the last one is repeated.
+
+    Returns:
+        A list to which each evaluation appends its number of goals.
     """
     made: list[int] = []
 
@@ -320,20 +318,20 @@ def test_two_evaluations_running_end_a_run(here, monkeypatch):
     assert result["stopped_at"] == 0.9
     assert run(*often) == 0  # finished
     assert len(made) == 5
-    assert run("run.eval_every=90", "run.stop_at=0.8") == 0  # that is less than was reached
+    assert run("run.eval_every=90", "run.stop_at=0.8") == 0  # reached already
     assert len(made) == 5
-    assert run("run.eval_every=90") == 0  # and goes on when it may
+    assert run("run.eval_every=90") == 0  # resumes without the limit
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
 
 
-def test_success_in_training_is_told(here):
+def test_success_in_training_is_logged(here):
     assert run() == 0
-    told = [key for key in metrics(only(here)) if key[0].startswith("train/success_rate/")]
-    assert {name for name, _ in told} == {
+    logged = [key for key in metrics(only(here)) if key[0].startswith("train/success_rate/")]
+    assert {name for name, _ in logged} == {
         f"train/success_rate/{task}" for task in ("toy-reach", "toy-opposite", "toy-touch")
     }
-    assert min(step for _, step in told) < 150  # before the first evaluation
-    assert all(0 <= metrics(only(here))[key] <= 1 for key in told)
+    assert min(step for _, step in logged) < 150  # before the first evaluation
+    assert all(0 <= metrics(only(here))[key] <= 1 for key in logged)
 
 
 def test_evaluation_repeats_the_last_figures(here, capsys):
@@ -350,19 +348,19 @@ def test_evaluation_repeats_the_last_figures(here, capsys):
     assert json.loads((here / "out" / "evaluation.json").read_text())["scores"][0]["episodes"] == 3
 
 
-def test_evaluation_answers_faulty_lines(here, capsys):
+def test_messages_of_evaluate_for_invalid_lines(here, capsys):
     assert evaluate.run([]) == 2
     assert evaluate.run(["checkpoint=nowhere"]) == 3
     assert evaluate.run(["checkpoint=nowhere", "goals=0"]) == 2
     assert evaluate.run(["checkpoint=nowhere", "gaols=3"]) == 2
     assert evaluate.run(["--video", "checkpoint=nowhere"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 5
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 5
     assert (
-        told[1]
+        printed[1]
         == "softmod: nowhere: neither a checkpoint nor a run's folder with checkpoints in it"
     )
-    assert "did you mean goals" in told[3]
+    assert "did you mean goals" in printed[3]
 
 
 def test_a_policy_in_two_lines(here):
@@ -386,8 +384,8 @@ def test_a_policy_in_two_lines(here):
 def test_a_sweep_goes_on_after_a_failed_job(here, capsys):
     faulty = "env._target_=tests.faulty.Faulty,softmod.envs.toy.Toy"
     assert run("-m", faulty, "env.name=raise-25") == 5
-    told = capsys.readouterr()
-    assert "softmod: RuntimeError: the simulation broke [" in told.err
+    printed = capsys.readouterr()
+    assert "softmod: RuntimeError: the simulation broke [" in printed.err
     ended = sorted(tuple(statuses(folder)) for folder in here.glob("runs/*/seed_0"))
     assert ended == [("RUNNING", "FAILED"), ("RUNNING", "FINISHED")]
 
@@ -403,7 +401,7 @@ def test_a_sweep_does_only_what_is_missing(here, capsys):
     assert len(list(here.glob("runs/*/*/result.json"))) == 3
 
 
-def test_what_is_wrong_with_a_class_is_told_before_anything_is_made(here, capsys):
+def test_an_invalid_class_fails_before_anything_is_created(here, capsys):
     assert run("optimizer.actor._target_=torch.optim.adam.Adamm") == 2
     assert run("optimizer.actor._target_=torch.optim.SGD") == 2
     assert run("env._target_=softmod.envs.toy.ToyEnv") == 2
@@ -413,7 +411,7 @@ def test_what_is_wrong_with_a_class_is_told_before_anything_is_made(here, capsys
 
 
 @pytest.mark.parametrize("threads", ["fabric.threads=3", "fabric.threads=null"])
-def test_threads_are_as_told_or_measured(here, threads):
+def test_threads_are_configured_or_measured(here, threads):
     assert run(threads, "workers=auto") == 0
     found = newest(only(here))
     assert found is not None
@@ -430,26 +428,22 @@ def test_one_goal_only(here):
 
 @pytest.mark.bar(15)
 def test_updates_that_stay_non_finite_end_the_run(here, capsys):
-    """From the first reward that is no number on, every batch that holds one is skipped."""
+    """Check that each batch with a NaN reward is skipped, and that too many of them end the run."""
     line = ["env._target_=tests.faulty.Faulty", "env.name=nan-1"]
     assert run(*line) == NumericalError.exit_code
-    told = capsys.readouterr().err
-    assert "updates were not finite and changed nothing" in told
+    printed = capsys.readouterr().err
+    assert "updates were not finite and changed nothing" in printed
     assert statuses(only(here)) == ["RUNNING", "FAILED"]
     (bundle,) = (only(here) / "faults").iterdir()
-    assert f"python -m softmod.replay_fault {bundle.relative_to(here)} --allow tests" in told
+    assert f"python -m softmod.replay_fault {bundle.relative_to(here)} --allow tests" in printed
     assert replay_fault.main([str(bundle), "--allow", "tests"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "not finite, as it was" in lines[0]
-    assert (
-        [line for line in lines if line.startswith("batch")]
-        == [
-            line
-            for line in lines
-            if line.startswith("batch, reward:") and line.endswith("of toy-opposite")
-        ]
-        != []
-    )
+    batch = [line for line in lines if line.startswith("batch")]
+    assert batch
+    for line in batch:
+        assert line.startswith("batch, reward:")
+        assert line.endswith("of toy-opposite")
     assert any(line.startswith("result, critic_loss") for line in lines)
     assert not [line for line in lines if line.startswith("parameters")]
     assert replay_fault.main([str(only(here) / "checkpoints" / "best")]) == 3
@@ -469,10 +463,10 @@ def test_insisting_on_a_checkpoint_creates_nothing(here):
 
 
 @pytest.mark.parametrize(("refused", "code"), [(range(1, 3), 0), (range(2, 5), 4), ((1, 3, 5), 0)])
-def test_a_full_disk_is_told_and_ends_the_run_at_the_third_time(
+def test_a_full_disk_is_reported_and_ends_the_run_at_the_third_time(
     here, caplog, monkeypatch, refused, code
 ):
-    """Saves 1, 2, ... of the replay's pieces fail; whatever is on disk is whole."""
+    """Let some writes of the replay fail; check that everything on disk is complete."""
     attempts, write = [0], archive.save_file
 
     def full(arrays, path):

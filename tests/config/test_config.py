@@ -1,6 +1,4 @@
-"""Composition, the one-line answers to faulty command lines, identity, and what `_target_` may
-name.
-"""
+"""Composition, messages for invalid command lines, identity, and classes of `_target_`."""
 
 from __future__ import annotations
 
@@ -24,6 +22,7 @@ from softmod.train import check, split
 
 
 def cfg(*overrides: str):
+    """Compose and check a configuration."""
     return typed(compose(list(overrides)))
 
 
@@ -60,7 +59,7 @@ def test_any_network_on_either_side(actor, critic):
 
 
 def test_experiments_only_select():
-    """Values in an experiment's body would beat `run=smoke` on the command line."""
+    """Check that experiments set no values, since these would win over `run=smoke`."""
     for path in (conf_folder() / "experiment").glob("*.yaml"):
         lines = [
             line
@@ -72,8 +71,8 @@ def test_experiments_only_select():
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_a_model_that_is_typed_is_the_one_that_runs(experiment):
-    """Networks chosen by the experiment itself would beat those of the model."""
+def test_a_model_on_the_command_line_wins_over_the_experiment(experiment):
+    """Check that experiments select no networks, since these would win over the model's."""
     config = cfg(f"experiment={experiment}", "model=mt_sac")
     assert config.name.endswith("-mt_sac")
     assert {config.actor._target_, config.critic._target_} == {"softmod.networks.mlp.MLP"}
@@ -117,7 +116,7 @@ def test_the_protocol_of_today():
         (["env=mt1", "env.tasks=[push-v3]"], {"env.tasks": ["push-v3"]}),
     ],
 )  # fmt: skip
-def test_what_is_typed_wins(overrides, expected):
+def test_overrides_win(overrides, expected):
     config = cfg(*overrides)
     for key, value in expected.items():
         found = config
@@ -228,8 +227,9 @@ def test_a_run_by_the_recipe_can_be_lengthened():
 
 
 def test_options_of_ones_own(tmp_path):
-    """As docs/extending.md says: they build on softmod's, select others, and their numbers follow
-    from the tasks.
+    """Compose option files as in docs/extending.md.
+
+    They extend softmod's options, select others, and have values that depend on the task set.
     """
     files = {
         "algorithm/mine": (
@@ -264,7 +264,7 @@ def test_options_of_ones_own(tmp_path):
     assert (published.algorithm.task_weights, published.run.log_every) == ("paper", 2_000)
 
 
-# --- faulty command lines -------------------------------------------------------------------------
+# --- invalid command lines ------------------------------------------------------------------------
 
 FAULTY = {
     "algorithm.discount=1.5": "algorithm.discount=1.5: must be in [0, 1]",
@@ -294,7 +294,7 @@ FAULTY = {
     "run.eval_every=${per_task:x}": "run.eval_every: ${per_task:x}: takes one whole number",
     "run.eval_every=${per_task:1,2}": "run.eval_every: ${per_task:1,2}: takes one whole number",
     "run.eval_every=${from_tasks:50,1}": (
-        "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value from"
+        "run.eval_every: ${from_tasks:50,1}: takes a number of tasks, the value for"
     ),
     "run.eval_every=${from_tasks:x,1,2}": (
         "run.eval_every: ${from_tasks:x,1,2}: takes a number of tasks, the value"
@@ -323,8 +323,8 @@ FAULTY = {
     "actor._target_=os.system": "must name a class",
     "optimizer.actor._target_=torch.optim.adam.torch.os.system": "must name a class",
     "model=[a]": "model has no option [a]",
-    "~seed": "none can be added or deleted",
-    "+foo=1": "none can be added or deleted",
+    "~seed": "~seed: keys cannot be added or deleted; write key=value to change one",
+    "+foo=1": "+foo=1: keys cannot be added or deleted",
     "seed=0,1": "several values need -m",
     "env=null": "env=null: env needs an option; it has mt1, mt10",
     "optimizer.actor.betas=[0.9]": "optimizer.actor.betas=[0.9]: must be two numbers in [0, 1)",
@@ -333,12 +333,12 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("line", FAULTY)
-def test_a_faulty_command_line_is_answered_in_one_line(line):
-    with pytest.raises(ConfigError) as told:
+def test_an_invalid_command_line_fails_with_one_line(line):
+    with pytest.raises(ConfigError) as error:
         check(split([line]))
-    assert FAULTY[line] in str(told.value)
-    assert "\n" not in str(told.value)
-    assert len(str(told.value)) < 300
+    assert FAULTY[line] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("flag", ["--resume", "-x", "--multi-run", "--config-nam=other"])
@@ -348,7 +348,7 @@ def test_unknown_flags(flag):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--cfg", "jb"], "--cfg=jb: must be one of job, hydra, all; did you mean job"),
         (["--cfg"], "no value"),
@@ -356,13 +356,13 @@ def test_unknown_flags(flag):
         (["--config-dir", "nowhere"], "no such folder"),
     ],
 )
-def test_flags_with_faulty_values(flags, told):
-    with pytest.raises(ConfigError, match=told):
+def test_flags_with_invalid_values(flags, message):
+    with pytest.raises(ConfigError, match=message):
         split(flags)
 
 
 @pytest.mark.parametrize("line", ["model=glob(*)", "algorithm.discount=interval(0.9,0.99)"])
-def test_sweeps_whose_values_cannot_be_told(line):
+def test_sweeps_with_unknown_values(line):
     with pytest.raises(ConfigError, match="name the values, as in key=a,b"):
         check(split(["-m", line]))
 
@@ -460,7 +460,7 @@ def test_identity_of_a_sweep_is_its_question():
      "softmodx.Thing",
      "subprocess.Popen", "softmod.config.instantiate.build", "builtins.eval", "", "Popen"],
 )  # fmt: skip
-def test_targets_are_judged_by_what_they_resolve_to(path):
+def test_targets_are_checked_by_the_class_they_resolve_to(path):
     for part in ("env", "actor", "optimizer"):
         with pytest.raises(ConfigError):
             trust.check({part: {"_target_": path}}, [])
@@ -511,7 +511,7 @@ def test_training_episodes_have_whole_rounds_and_are_no_longer_than_the_horizon(
 
 
 def test_a_task_set_made_in_python_is_that_of_the_configuration():
-    """Its class is also used directly, and the only one whose options have defaults."""
+    """Check the defaults of `MetaWorld`, the only class with defaults for configured values."""
     values = OmegaConf.to_container(compose(["env=mt1", "algorithm=mtsac"]).env)
     for name, parameter in inspect.signature(MetaWorld).parameters.items():
         if parameter.default is not parameter.empty and name != "name":

@@ -1,4 +1,4 @@
-"""Configurations that earlier versions saved are read as what they were."""
+"""Configurations saved by earlier versions keep their meaning."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from softmod.errors import CheckpointError, ConfigError
 
 
 def saved(*overrides: str) -> dict[str, Any]:
+    """Return a configuration as it is saved."""
     values: Any = OmegaConf.to_container(compose(list(overrides)), resolve=True)
     return dict(values)
 
 
 @pytest.mark.parametrize("model", ["soft_modular_small", "soft_modular_residual", "mt_sac"])
-def test_keys_that_were_added_since_have_the_values_that_they_stood_for(model: str):
+def test_keys_added_since_have_their_former_values(model: str):
     whole = saved("env=mt10", f"model={model}", "algorithm=mtsac")
     before = {name: dict(part) if isinstance(part, dict) else part for name, part in whole.items()}
     for key in ADDED:
@@ -32,7 +33,7 @@ def test_keys_that_were_added_since_have_the_values_that_they_stood_for(model: s
     assert as_values(from_saved(before, [])) == as_values(from_saved(whole, []))
 
 
-def test_a_key_that_was_always_there_is_missed():
+def test_a_missing_key_of_all_versions_is_an_error():
     values = saved("env=toy")
     del values["algorithm"]["discount"]
     with pytest.raises(CheckpointError, match="discount"):

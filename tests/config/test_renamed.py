@@ -1,4 +1,4 @@
-"""Old names are answered with new ones, and these work."""
+"""Messages for old names suggest new ones, and these compose."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from softmod.config.groups import options
 from softmod.config.renamed import OPTIONS
 from softmod.errors import ConfigError
 
+# options of the former group `method`
 METHODS = [
     "pcgrad",
     "care_mt50",
     "moore_mt50",
     "soft_modular_small_balanced",
     *options("model"),
-]  # as they were
+]
 MOUNTED = {"network": "network@actor", "optimizer": "optimizer@optimizer.critic"}
 
 
 def answer(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as told:
+    """Return the message for invalid overrides."""
+    with pytest.raises(ConfigError) as error:
         compose(list(overrides))
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def typed_as(old: str) -> str:
-    """An entry of the table as it was typed."""
+    """Return an entry of the table as it was typed on a command line."""
     group, _, option = old.partition("=")
     return f"{MOUNTED.get(group, group)}={option}"
 
 
 def suggestion(line: str) -> list[str]:
-    """What an answer says to type instead."""
-    return line.rpartition(" is now model: " if " is now model: " in line else " is now ")[
-        2
-    ].split()
+    """Return the overrides that a message suggests."""
+    separator = " is now model: " if " is now model: " in line else " is now "
+    return line.rpartition(separator)[2].split()
 
 
 @pytest.mark.parametrize(
     "old", [*OPTIONS, *(f"method={name}" for name in METHODS if f"method={name}" not in OPTIONS)]
 )
-def test_what_an_old_name_is_answered_with_composes(old):
+def test_replacements_compose(old):
     line = answer(typed_as(old))
     assert line.startswith(typed_as(old))
     typed(compose(suggestion(line)))
@@ -78,7 +79,7 @@ def test_what_an_old_name_is_answered_with_composes(old):
          "is now optimizer@optimizer.actor=adam optimizer.actor.lr=5e-4"),
     ],
 )  # fmt: skip
-def test_answers_to_old_names(old, new):
+def test_messages_for_old_names(old, new):
     assert answer(*old.split()).endswith(new)
 
 
@@ -90,7 +91,7 @@ def test_the_command_ends_with_two(line, capsys):
     assert "method is now model: model=mt_sac" in capsys.readouterr().err
 
 
-def test_a_search_answers_too(capsys):
+def test_a_search_suggests_new_names_too(capsys):
     assert search.run(["method=mt_sac,care_mt50"]) == 2
     assert "method is now model: model=mt_sac,care" in capsys.readouterr().err
 

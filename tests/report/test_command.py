@@ -1,4 +1,4 @@
-"""`python -m softmod.report`: what it answers to faulty lines, what it draws of routes."""
+"""`python -m softmod.report`: invalid command lines, and figures and videos of routing."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = ["here"]
         ),
     ],
 )
-def test_a_faulty_line_gets_one_line(
+def test_an_invalid_line_fails_with_one_line(
     here: Path, capsys, arguments: list[str], code: int, answer: str
 ):
     assert run(arguments) == code
-    told = capsys.readouterr().err
-    assert answer in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert answer in printed
+    assert printed.count("\n") == 1
     assert not (here / "report").exists()
 
 
@@ -66,7 +66,7 @@ def test_a_policy_that_does_not_route_and_a_run_that_is_not_over(here: Path, cap
 
 
 def test_tasks_share_what_their_routes_have_in_common():
-    """One layer for two targets: equal, half equal, nothing in common."""
+    """Compare one layer with two targets: equal, half equal, nothing in common."""
 
     def task(first: list[float], second: list[float]) -> Rollouts:
         return Rollouts("t", [np.tile(np.array([first, second]), (5, 1, 1))], 1, 1)
@@ -79,7 +79,7 @@ def test_tasks_share_what_their_routes_have_in_common():
 
 
 class Env:
-    """Twenty steps to success; its pictures tell the step."""
+    """Environment with success after 20 steps; its frames are filled with the step number."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -100,7 +100,7 @@ class Env:
         self.closed = True
 
 
-def test_routes_move_beside_the_robot_until_a_moment_after_success(tmp_path: Path):
+def test_videos_show_routing_beside_the_robot_until_after_success(tmp_path: Path):
     env = Env()
     suite = SimpleNamespace(
         make=lambda task, render: env, spec=SimpleNamespace(horizon=500), goals=lambda task: [0]

@@ -1,4 +1,4 @@
-"""What a model costs: counted for every one of them, and against a count by hand."""
+"""Cost of models: every model is counted, and counts equal those by hand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SPEC = EnvSpec(("toy-reach", "toy-opposite", "toy-touch"), 9, 2, 50)
 
 
 def of(*overrides: str) -> cost.Cost:
+    """Count the cost of a configuration on the toy tasks."""
     return cost.of(
         typed(compose(["experiment=toy", "fabric=cpu", "run.batch_per_task=4", *overrides])), SPEC
     )

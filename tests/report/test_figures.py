@@ -1,4 +1,4 @@
-"""How models look in figures, and how tables tell what a single seed cannot."""
+"""Looks of models in figures, layout of figures, and tables of a single seed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.report.test_runs import run
 
 
 def groups(*labels: str) -> list[Group]:
+    """Make empty groups whose model is the first word of the label."""
     return [Group(label, label.split()[0], []) for label in labels]
 
 
@@ -33,7 +34,7 @@ def test_a_model_looks_the_same_everywhere():
         assert looks(groups(name, f"a {name}"))[name] == among[name] == LOOKS[MODELS.index(name)]
 
 
-def test_up_to_seven_have_a_colour_each_whatever_they_are():
+def test_up_to_seven_groups_have_a_color_each():
     labels = [
         f"{name} task_weights={how}"
         for name in ("mt_mh_sac_small", "soft_modular_small")
@@ -43,7 +44,7 @@ def test_up_to_seven_have_a_colour_each_whatever_they_are():
     assert len({color for color, _, _ in made.values()}) == 7
 
 
-def test_more_than_there_are_looks_for_are_drawn_all_the_same():
+def test_more_groups_than_looks_are_drawn():
     assert len(looks(groups(*(f"own_{number}" for number in range(30))))) == 30
 
 
@@ -77,7 +78,7 @@ UNBROKEN = "a_model_of_ones_own_" * 6
 
 
 def comparison(name: str, count: int) -> Comparison:
-    """Two seeds each of models with such names, with routing that four layers tell."""
+    """Make two seeds each of models with such names, with routing entropies of four layers."""
     runs = [
         run(model=f"{name}_{letter}", seed=seed, actor__width=width)
         for width, letter in enumerate(ascii_letters[:count])
@@ -93,17 +94,17 @@ def comparison(name: str, count: int) -> Comparison:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
-    """Of every figure: its name, and by how many inches it reaches beyond its edges."""
-    told: list[tuple[str, float]] = []
+    """Record the name of every figure, and by how many inches it exceeds its edges."""
+    exceeded: list[tuple[str, float]] = []
 
     def look(figure: Figure, path: Path) -> Path:
         figure.draw_without_rendering()
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        told.append((path.stem, max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)))
+        exceeded.append((path.stem, max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)))
         return path
 
     monkeypatch.setattr(figures, "save", look)
-    return told
+    return exceeded
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_nothing_is_cut_off(name: str, count: int, drawn, tmp_path: Path):
     for count in (1, 2, 4):
         names = {routing_entropy(layer): f"layer {layer}" for layer in range(1, count + 1)}
         assert figures.metric_curves(
-            found, lambda _, told=names: told, "entropy", tmp_path / f"entropy_{count}.png"
+            found, lambda _, names=names: names, "entropy", tmp_path / f"entropy_{count}.png"
         )
     figures.capacity(
         found, {g.label: 10**n for n, g in enumerate(found.groups, 3)}, tmp_path / "capacity.png"

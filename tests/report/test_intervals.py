@@ -1,4 +1,4 @@
-"""Statistics against other implementations, on made-up data with known answers."""
+"""Statistics against other implementations, and on data with known answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_resampling_is_within_tasks():
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap():
-    """Against the percentile bootstrap of scipy, on the means of ten seeds."""
+    """Compare with SciPy's percentile bootstrap of the mean, on ten seeds."""
     values = np.random.default_rng(1).normal(0.6, 0.1, (10, 1))
     ours = interval(mean, values, resamples=20_000)
     theirs = scipy.stats.bootstrap(
@@ -72,7 +72,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
 
 
 def test_the_stratified_interval_is_that_of_a_loop():
-    """A plain loop over resamples, tasks and seeds."""
+    """Compare with a plain loop over resamples, tasks and seeds."""
     values = np.random.default_rng(3).random((6, 4))
     rng, drawn = np.random.default_rng(4), []
     for _ in range(4_000):
@@ -84,10 +84,8 @@ def test_the_stratified_interval_is_that_of_a_loop():
     )
 
 
-def test_an_interval_covers_as_often_as_it_says():
-    """Of 200 made-up experiments with 20 seeds, the 95 % interval holds the true mean in about 95
-    %.
-    """
+def test_an_interval_has_its_nominal_coverage():
+    """Check that the 95 % interval covers the mean in about 95 % of 200 random experiments."""
     rng = np.random.default_rng(5)
     held = 0
     for _ in range(200):
@@ -96,7 +94,7 @@ def test_an_interval_covers_as_often_as_it_says():
     assert 0.88 <= held / 200 <= 0.99
 
 
-def test_seeds_that_agree_leave_no_doubt():
+def test_equal_seeds_give_an_interval_of_width_zero():
     found = interval(iqm, np.full((3, 2), 0.7))
     assert found == pytest.approx((0.7, 0.7, 0.7))
 

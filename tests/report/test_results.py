@@ -1,6 +1,4 @@
-"""Results as data: what is saved of runs says the same in a report, and the README says what the
-data say.
-"""
+"""Saved results: they give the same report as the runs, and README and docs agree with them."""
 
 from __future__ import annotations
 
@@ -32,13 +30,13 @@ def test_saved_results_make_the_same_tables_as_the_runs(here, capsys):
     for name in names:
         ours, theirs = ((here / folder / name).read_text() for folder in ("first", "second"))
         assert ours == theirs or name == "efficiency.csv"  # rates are rounded
-    told = json.loads((here / "results" / "toy" / "seed_1.json").read_text())
-    assert told["command"].startswith("python -m softmod.train experiment=toy")
-    assert "seed=1" in told["command"]
-    assert told["env_steps"] == 600
-    assert told["tags"]["version.metaworld"] == "3.1.1"
-    assert {"machine.processor", "machine.cores"} <= told["tags"].keys()
-    assert set(told["success_rate"]) == {"toy-reach", "toy-opposite", "toy-touch"}
+    saved = json.loads((here / "results" / "toy" / "seed_1.json").read_text())
+    assert saved["command"].startswith("python -m softmod.train experiment=toy")
+    assert "seed=1" in saved["command"]
+    assert saved["env_steps"] == 600
+    assert saved["tags"]["version.metaworld"] == "3.1.1"
+    assert {"machine.processor", "machine.cores"} <= saved["tags"].keys()
+    assert set(saved["success_rate"]) == {"toy-reach", "toy-opposite", "toy-touch"}
 
 
 def test_unfinished_runs_and_two_of_a_seed_are_no_results(here):
@@ -60,9 +58,9 @@ def test_a_damaged_file_is_named(here, content, capsys):
     path.parent.mkdir(parents=True)
     path.write_text(content)
     assert report(["results=[results/toy]"]) == 2
-    told = capsys.readouterr().err
-    assert "seed_0.json" in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "seed_0.json" in printed
+    assert printed.count("\n") == 1
 
 
 def test_saving_is_for_runs_only(here, capsys):
@@ -71,6 +69,7 @@ def test_saving_is_for_runs_only(here, capsys):
 
 
 def comparison(folder: Path) -> Comparison:
+    """Return the only comparison of the results in a folder."""
     (one,) = comparisons(results.load([str(folder)]))
     return one
 
@@ -87,7 +86,7 @@ def test_the_tables_of_readme_and_docs_are_those_of_the_results(folder: Path):
 
 @pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)
 def test_seeds_are_all_there_from_0_on(folder: Path):
-    """None was picked."""
+    """Check that no seed was left out."""
     (group,) = comparison(folder).groups
     assert [run.seed for run in group.runs] == list(range(len(group.runs)))
     assert np.isfinite(group.scores()).all()

@@ -1,4 +1,4 @@
-"""Which runs are compared with which; protocols are never mixed."""
+"""Grouping of runs by protocol and model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
 
 
 def run(status: str = "FINISHED", success: tuple[float, float] = (1.0, 0.5), **changes: Any) -> Run:
+    """Make a run with two evaluations; `__` in a name stands for a dot in its key."""
     config = BASE | {key.replace("__", "."): value for key, value in changes.items()}
     values = {
         "eval/success_rate/mean": {100: 0.1, 200: sum(success) / 2},
@@ -63,7 +64,7 @@ def test_seen_failing_a_protocol_that_does_not_count(monkeypatch: pytest.MonkeyP
     assert len(comparisons([run(), run(seed=1, env__reward="v1")])) == 1
 
 
-def test_what_differs_within_a_model_stands_in_the_label():
+def test_labels_have_the_settings_that_differ_within_a_model():
     weights = [run(algorithm__task_weights=word) for word in ("none", "paper")]
     both = run(actor__width=16, critic__width=16)
     one = run(actor__width=16, critic__width=8)
@@ -76,7 +77,7 @@ def test_what_differs_within_a_model_stands_in_the_label():
     ]
 
 
-def test_of_changes_made_one_at_a_time_a_label_tells_its_own():
+def test_a_label_has_the_changes_of_its_group_only():
     changed = [
         run(),
         run(actor__width=9, critic__width=9),
@@ -117,17 +118,18 @@ def test_what_does_not_is_the_same_group(changes: dict[str, Any]):
     assert [len(group.runs) for group in comparison.groups] == [2]
 
 
-def test_nothing_disappears_without_a_word():
-    """A protocol in which nothing finished, and a run that was killed before it told anything."""
+def test_every_excluded_run_is_listed():
+    """List runs of a protocol without finished runs, and runs killed before they logged any."""
     nameless = Run("dead", "FAILED", {}, {})
     (comparison,) = comparisons([run(), run(status="FAILED", seed=3, env__tasks=["z"]), nameless])
     assert comparison.left_out == [
-        "dead: ended before it told its configuration", "run a 3: FAILED (another protocol: z)"
-    ]  # fmt: skip
+        "dead: ended before its configuration was recorded",
+        "run a 3: FAILED (another protocol: z)",
+    ]
 
 
-def test_runs_of_unlike_machines_are_told():
-    """They are of one model, but their times are not."""
+def test_runs_of_unlike_machines_are_noted():
+    """Runs of one model may differ in their machines, but then their times are not comparable."""
     alike, other = (
         [run(), run(seed=1, workers__timeout=9, fabric__threads=1)],
         run(seed=2, fabric__accelerator="cuda"),
@@ -135,11 +137,9 @@ def test_runs_of_unlike_machines_are_told():
     other.tags = {"machine.processor": "another"}
     (same,), (mixed,) = comparisons(alike), comparisons([*alike, other])
     assert machines_line(same) is None
-    assert (
-        machines_line(mixed)
-        == "Times and rates do not compare: the runs differ in fabric.accelerator (cuda, not"
-        " told); "
-        "machine.processor (another, not told)."
+    assert machines_line(mixed) == (
+        "Times and rates are not comparable: the runs differ in"
+        " fabric.accelerator (cuda, not recorded); machine.processor (another, not recorded)."
     )
 
 
@@ -148,17 +148,17 @@ def test_fixed_goals_are_one_however_many_are_asked_for():
         [run(env__goals="fixed"), run(env__goals="fixed", seed=1, run__eval_goals=1)]
     )
     (others,) = comparisons([run()])
-    assert "on the way: 1; in the last one: 1." in protocol_line(fixed)
-    assert "on the way: 10; in the last one: 50." in protocol_line(others)
+    assert "during training: 1; in the final one: 1." in protocol_line(fixed)
+    assert "during training: 10; in the final one: 50." in protocol_line(others)
 
 
-def test_seeds_of_unequal_length_are_told():
+def test_seeds_of_unequal_length_are_noted():
     longer = run(seed=1)
     longer.values = {name: values | {400: 0.5} for name, values in longer.values.items()}
     (comparison,) = comparisons([run(), longer])
     assert (
         unequal_line(comparison.groups[0])
-        == "a: its seeds trained between 200 and 400 environment steps."
+        == "a: its seeds trained for 200 to 400 environment steps."
     )
     assert unequal_line(comparisons([run(), run(seed=1)])[0].groups[0]) is None
 
@@ -175,7 +175,7 @@ def test_a_task_is_followed_from_set_to_set(tmp_path: Path):
     assert not only_tasks_differ(comparisons([run(), run(env__tasks=["x"], env__reward="v1")]))
 
 
-def test_what_has_not_finished_is_left_out_and_told():
+def test_unfinished_runs_are_left_out_and_listed():
     (comparison,) = comparisons([run(), run("KILLED", seed=1), run()])
     assert len(comparison.groups[0].runs) == 1
     assert comparison.left_out == ["run a 1: KILLED", "run a 0: the same model and seed as run a 0"]
@@ -192,8 +192,8 @@ def test_curves_over_steps_and_over_time():
 def test_journals_are_found_below_a_folder(tmp_path: Path):
     with pytest.raises(ConfigError, match="no journal"):
         from_folders([str(tmp_path)])
-    place = tmp_path / "runs" / "toy-a-1" / "seed_0"
-    place.mkdir(parents=True)
+    folder = tmp_path / "runs" / "toy-a-1" / "seed_0"
+    folder.mkdir(parents=True)
     lines = [
         {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},
         {"kind": "params", "time": 1, "values": BASE},
@@ -205,14 +205,14 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
         },
         {"kind": "status", "time": 3, "status": "FINISHED"},
     ]
-    (place / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (found,) = from_folders([str(tmp_path)])
     assert found.seed == 0
     np.testing.assert_array_equal(found.success(), [1.0, 0.0])
 
 
 def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
-    """They call the model a method."""
+    """Read the key `method` of earlier versions as `model`."""
     old = {"method" if key == "model" else key: value for key, value in BASE.items()}
     lines = [
         {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},

@@ -1,4 +1,4 @@
-"""Videos: what a suite's frames become; rendering itself is tested with the environments."""
+"""Videos made from a suite's frames; rendering itself is tested with the environments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from softmod.report import video
 
 
 def frames(shade: int, count: int) -> list[video.Frame]:
+    """Make grey frames whose shade grows by one per frame."""
     return [np.full((48, 64, 3), shade + step, np.uint8) for step in range(count)]
 
 
 class Env:
-    """Shows its step as a shade of grey; solved after `solved` steps."""
+    """Environment whose frames show the step as a shade of grey; solved after `solved` steps."""
 
     def __init__(self, solved: int):
         self.solved, self.step_now = solved, 0
@@ -58,9 +59,7 @@ def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(video, "write_gif", counted)
     written = list(video.record(suite, actor, 1, tmp_path))
     frames_of_far = (99 + video.AFTER_SUCCESS) // video.EVERY + 1
-    assert shown == [
-        (frames_of_far // 2, 2)
-    ]  # every second one, or there would be more than MOST_PICTURES
+    assert shown == [(frames_of_far // 2, 2)]  # every second frame, to stay below MOST_PICTURES
     assert [path.name for path in written] == ["near.mp4", "far.mp4", "tasks.gif"]
     assert len(imageio.imread(written[0])) == (9 + video.AFTER_SUCCESS) // video.EVERY + 1
     with Image.open(written[-1]) as gif:
@@ -69,7 +68,7 @@ def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
         gif.seek(gif.n_frames - 1)
         last = np.asarray(gif.convert("L"))
     left, right = np.split(last, 2, axis=1)
-    assert abs(int(left.mean()) - 28) < 6  # as it was when it was over, while the other went on
+    assert abs(int(left.mean()) - 28) < 6  # its last frame, while the other episode continued
     assert right.mean() > 100
 
 
