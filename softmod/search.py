@@ -44,7 +44,7 @@ USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna
 
 Maximizes the mean success of a run's last evaluation, with Optuna's TPE. The same command goes on
 where it stopped, and several of them at once, on one storage, share the work.
-Needs Optuna: pip install "softmod[search]".
+Needs Optuna: pip install -e ".[search]".
 
   python -m softmod.search trials=30 env=quickstart \\
       "optimizer.actor.lr=tag(log,interval(1e-4,1e-3))" \\
@@ -121,7 +121,7 @@ def distribution(override: Override) -> BaseDistribution:
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError as error:
-        raise ConfigError('a search needs Optuna: pip install "softmod[search]"') from error
+        raise ConfigError('a search needs Optuna: pip install -e ".[search]"') from error
     space: Any = override.value()
     try:
         if isinstance(space, IntervalSweep):

@@ -107,14 +107,14 @@ def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
     """Return a line for each key of a group: its value in the default configuration, and what it
     is.
     """
-    comments = _comments(kind)
+    comments = field_comments(kind)
     values = OmegaConf.select(default, key) if key else default
     lines = [f"  {title}"] if title else []
     for field in dataclasses.fields(kind):
         value = values.get(field.name)
         if field.name.startswith("_") or isinstance(value, DictConfig):
             continue
-        shown = _shown(value)
+        shown = value_text(value)
         about = [comments[field.name]] if field.name in comments else []
         if "choices" in field.metadata:
             about.append(f"one of {', '.join(field.metadata['choices'])}")
@@ -122,7 +122,8 @@ def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
     return lines
 
 
-def _shown(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value as it is typed."""
     if isinstance(value, ListConfig):
         return f"[{','.join(map(str, value))}]"
     if value is None:
@@ -130,7 +131,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _comments(kind: Any) -> dict[str, str]:
+def field_comments(kind: Any) -> dict[str, str]:
     """Return the comment at each field of a schema, or on the line above it."""
     comments: dict[str, str] = {}
     above = ""

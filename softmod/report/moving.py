@@ -29,7 +29,7 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
+        raise WorkerError('video=true needs imageio: pip install -e ".[video]"') from error
     for index, task in enumerate(policy.tasks):
         path = folder / f"routes_{task}.mp4"
         frames = np.stack(list(play(policy, index, goal)))

@@ -38,7 +38,7 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise WorkerError('video=true needs imageio: pip install "softmod[video]"') from error
+        raise WorkerError('video=true needs imageio: pip install -e ".[video]"') from error
     policy = Policy(actor)
     small = list[list[Frame]]()
     for index, task in enumerate(suite.spec.tasks):
