@@ -59,7 +59,8 @@ class MTSAC(L.LightningModule):
         batch_per_task: transitions of each task in an update.
         seed: keys the noise of every update.
         value_head: what the critics' outputs mean.
-        discount, target_smoothing: gamma and tau.
+        discount: gamma.
+        target_smoothing: tau, the share of each update in the target critics.
         initial_temperature: alpha of every task at the start.
         target_entropy_per_action: times the action's size is the target entropy (-1: -|A|).
         task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": the

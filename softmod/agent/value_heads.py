@@ -88,7 +88,8 @@ class Categorical(ValueHead):
 
     Args:
         atoms: how many values.
-        low, high: the smallest and the largest; what lies beyond them is clipped.
+        low: the smallest value; what lies below it is clipped.
+        high: the largest value; what lies above it is clipped.
 
     Raises:
         ValueError: fewer than two atoms, or `low` is not below `high`.
