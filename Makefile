@@ -59,7 +59,7 @@ notebooks: setup ## execute the notebooks against the runs in this folder
 	$(RUN) jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
 
 docs: setup ## the documentation site, in build/site (index.html opens in a browser)
-	$(RUN) mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 wheel: setup ## dist/*.whl
 	$(RUN) build --wheel --outdir dist

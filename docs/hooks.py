@@ -92,7 +92,7 @@ def keys() -> str:
 
 
 def heading(title: str, key: str) -> str:
-    return f"`{key}.`" if key else "Top level" if not title else title
+    return f"`{key}.`" if key else title or "Top level"
 
 
 def networks() -> str:
@@ -183,9 +183,7 @@ def help_of(words: Sequence[str]) -> str:
     line = [*words, "--help"]
     environment = mock.patch.dict(os.environ, {"COLUMNS": COLUMNS})
     arguments = mock.patch.object(sys, "argv", line)
-    modules = mock.patch.dict(sys.modules)  # a command is imported as __main__ once more
-    with environment, arguments, modules, redirect_stdout(printed):
-        sys.modules.pop(words[0], None)
+    with environment, arguments, redirect_stdout(printed):
         try:
             runpy.run_module(words[0], run_name="__main__", alter_sys=False)
         except SystemExit as end:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+
+from softmod.config.groups import GROUPS, options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -76,3 +80,29 @@ def test_the_navigation_lists_every_page_once():
 def test_nothing_is_installed_from_an_index(name: str):
     """The package is in none: extras are installed from a clone."""
     assert not re.search(r"pip install [^\n]*softmod\b", NAMES[name].read_text())
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_option_and_key(hooks: ModuleType):
+    shown = hooks.groups()
+    for group in GROUPS:
+        assert f"### {group}\n" in shown
+        for option in options(group):
+            assert re.search(rf"^\| (\*\*)?`{option}`(\*\*)? \| \S", shown, re.MULTILINE), option
+    for name in ("soft_modular_residual", "fast", "quickstart"):
+        assert f"**`{name}`**" in shown
+    shown = hooks.keys()
+    assert "| `discount` | `0.98` | number in [0, 1] |" in shown
+    assert "| `resume` | `auto` | `auto`, `must`, `never` |" in shown
+    assert "`num_experts`" in hooks.networks()
+    assert "`atoms`" in hooks.heads()
+    assert "`eval/success_rate/<task>`" in hooks.metrics()

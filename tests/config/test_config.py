@@ -228,8 +228,8 @@ def test_a_run_by_the_recipe_can_be_lengthened():
 
 
 def test_options_of_ones_own(tmp_path):
-    """As docs/howto/configuration.md says: they build on softmod's, select others, and their numbers follow
-    from the tasks.
+    """As docs/howto/configuration.md says: they build on softmod's, select others, and their
+    numbers follow from the tasks.
     """
     files = {
         "algorithm/mine": (
