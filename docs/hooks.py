@@ -62,7 +62,7 @@ def groups() -> str:
         ]
         meaning = texts.ABOUT.get(group, "")
         parts += [f"### {group}", *([f"{capital(meaning)}."] if meaning else [])]
-        parts.append(table(("option", ""), rows))
+        parts.append(table(("option", "meaning"), rows))
     return "\n\n".join(parts)
 
 
