@@ -7,7 +7,7 @@ PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
 OUTCOMES = build/reliability.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-reliability lint format types check bench ui notebooks wheel clean
+.PHONY: help setup train evaluate test test-reliability lint format types check bench ui notebooks docs wheel clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ ui: setup ## the dashboard on 127.0.0.1 (PORT=5000)
 
 notebooks: setup ## execute the notebooks against the runs in this folder
 	$(RUN) jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+docs: setup ## the documentation site, in build/site (index.html opens in a browser)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 wheel: setup ## dist/*.whl
 	$(RUN) build --wheel --outdir dist

@@ -56,7 +56,8 @@ class MTSAC(L.LightningModule):
         batch_per_task: transitions per task in an update.
         seed: the seed of all random numbers of updates.
         value_head: the interpretation of the critics' outputs.
-        discount, target_smoothing: gamma and tau.
+        discount: gamma.
+        target_smoothing: tau, the share of each update in the target critics.
         initial_temperature: the initial alpha of every task.
         target_entropy_per_action: the target entropy per action dimension (-1: -|A| in total).
         task_weights: "released", "paper" or "none" (difference 6; Eq. 10), or "unsolved": a task's

@@ -86,7 +86,8 @@ class Categorical(ValueHead):
 
     Args:
         atoms: the number of values, evenly spaced.
-        low, high: the smallest and the largest value; targets outside are clipped.
+        low: the smallest value; smaller targets are clipped.
+        high: the largest value; larger targets are clipped.
 
     Raises:
         ValueError: fewer than two atoms, or `low >= high`.

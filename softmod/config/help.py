@@ -109,7 +109,7 @@ def _group(group: str, chosen: set[tuple[str, str]]) -> list[str]:
 
 def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
     """Return the lines of a section: each key with its default value and its meaning."""
-    comments = _comments(kind)
+    comments = field_comments(kind)
     values = OmegaConf.select(default, key) if key else default
     lines = [f"  {title}"] if title else []
     for field in dataclasses.fields(kind):
@@ -119,7 +119,7 @@ def _keys(title: str, kind: Any, key: str, default: DictConfig) -> list[str]:
         about = [comments[field.name]] if field.name in comments else []
         if "choices" in field.metadata:
             about.append(f"one of {', '.join(field.metadata['choices'])}")
-        lines += _key(field.name, _shown(value), "; ".join(about))
+        lines += _key(field.name, value_text(value), "; ".join(about))
     return lines
 
 
@@ -145,7 +145,7 @@ def _wrapped(beginning: str, words: str) -> list[str]:
     return lines or [beginning.rstrip()]
 
 
-def _shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Write a value as it is typed on a command line."""
     if isinstance(value, ListConfig):
         return f"[{','.join(map(str, value))}]"
@@ -154,7 +154,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _comments(kind: Any) -> dict[str, str]:
+def field_comments(kind: Any) -> dict[str, str]:
     """Return the comment of each field of a dataclass: on its line, or on the line above."""
     comments: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -28,7 +28,8 @@ class Network(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
-    ) -> Float[Tensor, "stack task batch out_dim"]: ...
+    ) -> Float[Tensor, "stack task batch out_dim"]:
+        """Return the outputs for rows of `tasks` (None: of all, in order)."""
 
     def routing(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None

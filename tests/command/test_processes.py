@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -274,18 +275,22 @@ def test_the_wheel_installed_elsewhere_trains(tmp_path: Path, environment: dict[
     assert "toy-opposite" in printed
 
 
-LINES = [
-    line.strip()
-    for line in (ROOT / "docs" / "extending.md").read_text().splitlines()
-    if line.startswith("    python -m softmod.train")
-]
+EXAMPLE = "python -m softmod.train --config-dir conf experiment=line"
+LINES = sorted(
+    {
+        line
+        for page in (ROOT / "docs" / "howto").glob("*.md")
+        for line in page.read_text().splitlines()
+        if line.startswith(EXAMPLE)
+    }
+)
 
 
-@pytest.mark.parametrize("line", LINES, ids=["all of it", "value head", "algorithm"])
+@pytest.mark.parametrize("line", LINES, ids=["value head", "algorithm", "all of it"])
 def test_the_examples_of_the_docs(tmp_path: Path, environment: dict[str, str], line: str) -> None:
     words = [
         word.replace("conf", str(ROOT / "docs/example/conf")) if word == "conf" else word
-        for word in line.split()
+        for word in shlex.split(line)
     ]
     own = environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'docs/example'}"}
     done([sys.executable, *words[1:], "tracking=journal"], tmp_path, own)

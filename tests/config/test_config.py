@@ -227,7 +227,7 @@ def test_a_run_by_the_recipe_can_be_lengthened():
 
 
 def test_options_of_ones_own(tmp_path):
-    """Compose option files as in docs/extending.md.
+    """Compose option files as in docs/howto/configuration.md.
 
     They extend softmod's options, select others, and have values that depend on the task set.
     """

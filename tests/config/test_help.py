@@ -96,7 +96,7 @@ def test_lines_are_short(lines: list[str]):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_is_explained(kind: str):
-    comments = help._comments(KINDS[kind])
+    comments = help.field_comments(KINDS[kind])
     for field in dataclasses.fields(KINDS[kind]):
         group = field.default_factory is not dataclasses.MISSING
         assert field.name.startswith("_") or group or comments.get(field.name), field.name

@@ -121,13 +121,13 @@ def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
         for kind, number in outcome["marks"]:
             tried[kind, number][outcome["outcome"]] += 1
             told[number] += outcome["told"]
-    yield "# The 24 promises, tried\n"
+    yield "# Reliability: the 24 promises\n"
     yield (
         "Written by `make test-reliability`. An attempt is a test with its own runs or data; many"
-        " try more than once,"
+        " make several tries,"
     )
     yield (
-        "which the last column tells. A control breaks what keeps the promise, and sees the same"
+        "which the second part lists. A control breaks what keeps a promise and must make the"
         " check fail.\n"
     )
     yield (
@@ -137,16 +137,24 @@ def lines(outcomes: list[dict[str, Any]]) -> Iterator[str]:
             for package in ("torch", "mujoco", "metaworld", "mlflow")
         )
     )
-    yield "\n| | promise | attempts | held | controls, seen failing | what was tried or measured |"
-    yield "|---|---|---|---|---|---|"
+    yield "\n| | promise | attempts | held | controls, seen failing |"
+    yield "|---|---|---|---|---|"
     for number, promise in BARS.items():
         bar, control = tried["bar", number], tried["control", number]
         held = "yes" if bar["passed"] == bar.total() else f"**{bar['passed']} of {bar.total()}**"
         seen = f"{control['passed']} of {control.total()}" if control else "-"
-        yield (
-            f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} |"
-            f" {'; '.join(told[number])} |"
-        )
+        yield f"| {number} | {promise} | {bar.total()} | {held if bar else '-'} | {seen} |"
+    yield "\n## What was tried or measured"
+    for number, promise in BARS.items():
+        if told[number]:
+            yield f"\n**{number}. {promise[:1].upper()}{promise[1:]}**\n"
+            yield from (f"- {shown(line)}" for line in told[number])
+
+
+def shown(line: str) -> str:
+    """Return a line of what was told, with the answers of a command as code."""
+    name, _, value = line.partition(": ")
+    return f"{name}: ``{value}``" if name == "answered" else line
 
 
 if __name__ == "__main__":

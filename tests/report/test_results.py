@@ -76,7 +76,7 @@ def comparison(folder: Path) -> Comparison:
 
 @pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)
 def test_the_tables_of_readme_and_docs_are_those_of_the_results(folder: Path):
-    pages = (ROOT / "README.md", ROOT / "docs" / "claim.md")
+    pages = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "claim.md")
     shown = "".join(page.read_text() for page in pages)
     for line in tables.readme(comparison(folder)).as_markdown().splitlines():
         assert line in shown, (

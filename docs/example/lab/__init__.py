@@ -1,1 +1,1 @@
-"""Tasks and a network of one's own, kept outside the package: the example of docs/extending.md."""
+"""Tasks and a network of one's own, kept outside the package: the example of docs/howto."""
