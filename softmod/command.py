@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from types import ModuleType
@@ -16,6 +15,7 @@ from hydra.core.override_parser.types import Override
 
 from softmod.errors import SoftmodError
 from softmod.system import signals
+from softmod.system.streams import complain
 from softmod.tracking.redact import redacted
 
 
@@ -46,7 +46,7 @@ def to_the_end(work: Callable[[], int]) -> int:
     except signals.StoppedError as stop:
         job = signals.requeue()
         queued = f"; job {job} is queued again" if job else ""  # by SLURM
-        print(f"softmod: {stop}; {stop.how}{queued}", file=sys.stderr)
+        complain(f"softmod: {stop}; {stop.how}{queued}")
         return signals.STOPPED
     except Exception:
         signals.check()
@@ -80,7 +80,7 @@ def tell(error: Exception, overrides: str = "") -> int:
     An unexpected error is printed with its traceback. SOFTMOD_TRACEBACK=1 adds it to all errors.
     """
     if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
-        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        complain(redacted("".join(traceback.format_exception(error))).rstrip("\n"))
     about = f" [{overrides}]" if overrides else ""
-    print(redacted(f"softmod: {error}{about}"), file=sys.stderr)
+    complain(redacted(f"softmod: {error}{about}"))
     return error.exit_code if isinstance(error, SoftmodError) else 1

@@ -15,6 +15,7 @@ from softmod.config.schema import EvaluateConfig
 from softmod.config.validate import check_fields
 from softmod.errors import ConfigError, SoftmodError, near
 from softmod.experiment.folder import refuse_links
+from softmod.system.streams import exit_with
 
 if TYPE_CHECKING:
     from softmod.spec import TaskScore
@@ -32,7 +33,7 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
 
 def main() -> None:
     """Run the command and exit with a code of docs/exit_codes.md."""
-    sys.exit(run(sys.argv[1:]))
+    exit_with(lambda: run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

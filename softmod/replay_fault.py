@@ -8,7 +8,6 @@ observations, scaled rewards) are those of the end of the round.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from softmod.config.compose import from_saved
 from softmod.errors import CheckpointError, SoftmodError
 from softmod.experiment.build import make_agent, networks
 from softmod.experiment.resources import fused, make_fabric
+from softmod.system.streams import complain, exit_with
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         lines = repeat(given.bundle, given.allow)
     except SoftmodError as error:
-        print(f"softmod: {error}", file=sys.stderr)
+        complain(f"softmod: {error}")
         return error.exit_code
     print("\n".join(lines))
     return 0
@@ -117,4 +117,4 @@ def by_task(what: str, values: Tensor, tasks: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -20,6 +20,7 @@ from softmod.command import sweep_identity, tell, to_the_end
 from softmod.config.compose import compose, parse, typed
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system import signals
+from softmod.system.streams import complain, exit_with
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -53,7 +54,7 @@ Requires Optuna: pip install optuna.
 
 def main() -> None:
     """Run the command and exit with a code of docs/exit_codes.md."""
-    sys.exit(run(sys.argv[1:], ends=True))
+    exit_with(lambda: run(sys.argv[1:], ends=True))
 
 
 def run(arguments: list[str], ends: bool = False) -> int:
@@ -71,10 +72,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         with signals.handled(ends):
             return to_the_end(search.make)
     except KeyboardInterrupt:
-        print(
-            "softmod: interrupted; run the same command again to resume the current trial",
-            file=sys.stderr,
-        )
+        complain("softmod: interrupted; run the same command again to resume the current trial")
         return 130
     except SoftmodError as error:
         return tell(error)

@@ -26,6 +26,7 @@ from softmod.checkpoint.load import find
 from softmod.checkpoint.packing import pack, unpack
 from softmod.checkpoint.replay_files import FOLDER, span
 from softmod.errors import CheckpointError, SoftmodError
+from softmod.system.streams import complain, exit_with
 from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, lines
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _print(find(parser.parse_args(words).path, whole=True)[0])
     except SoftmodError as error:
-        print(f"softmod: {error}", file=sys.stderr)
+        complain(f"softmod: {error}")
         return error.exit_code
     return 0
 
@@ -210,4 +211,4 @@ def of_json(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

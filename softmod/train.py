@@ -31,6 +31,7 @@ from softmod.config.groups import conf_folder
 from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.system import signals
+from softmod.system.streams import complain, exit_with
 from softmod.tracking.redact import redacted
 
 if TYPE_CHECKING:
@@ -117,13 +118,7 @@ def train(
 
 def main() -> None:
     """Run the command and exit with a code of docs/exit_codes.md."""
-    try:
-        code = run(sys.argv[1:], ends=True)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    exit_with(lambda: run(sys.argv[1:], ends=True))
 
 
 def run(arguments: list[str], ends: bool = False) -> int:
@@ -154,9 +149,8 @@ def run(arguments: list[str], ends: bool = False) -> int:
         with signals.handled(ends):
             return to_the_end(partial(launch, command, multirun, sweep))
     except KeyboardInterrupt:
-        print(
-            "softmod: interrupted; run the same command again to resume from the last checkpoint",
-            file=sys.stderr,
+        complain(
+            "softmod: interrupted; run the same command again to resume from the last checkpoint"
         )
         return 130
     except SoftmodError as error:

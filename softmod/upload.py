@@ -22,6 +22,7 @@ from softmod.errors import ConfigError
 from softmod.experiment.folder import refuse_links
 from softmod.system import signals
 from softmod.system.files import locked
+from softmod.system.streams import exit_with
 from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
@@ -175,4 +176,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -76,7 +76,7 @@ Keys, with their values in the default configuration. A number in parentheses is
 between the paper and its released code (docs/paper_and_code.md)."""
 EXIT_CODES = """\
 Exit codes: 0 done, 2 invalid configuration, 3 no valid checkpoint, 4 checkpoint not written,
-5 environment failure, 6 numerical failure, 130 Ctrl-C, 143 SIGTERM or SIGUSR1."""
+5 environment failure, 6 numerical failure, 130 Ctrl-C, 143 SIGTERM and the like."""
 
 
 def text() -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from softmod.envs.tasks import SETS, TASKS, Task
+from softmod.system.streams import exit_with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,11 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unknown set '{chosen}'; must be one of {', '.join(SETS)}", file=sys.stderr)
         return 2
     show = _table if sys.stdout.isatty() else _lines
-    try:
-        show([TASKS[name] for name in (SETS[chosen] if chosen else TASKS)])
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    show([TASKS[name] for name in (SETS[chosen] if chosen else TASKS)])
     return 0
 
 
@@ -53,4 +49,4 @@ def _table(tasks: Sequence[Task]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

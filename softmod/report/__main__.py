@@ -10,6 +10,7 @@ from softmod.command import tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError, SoftmodError
+from softmod.system.streams import exit_with
 
 QUOTES = "\"'"
 USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURCE is one of
@@ -32,7 +33,7 @@ and KEY is one of
 
 def main() -> None:
     """Run the command and exit with a code of docs/exit_codes.md."""
-    sys.exit(run(sys.argv[1:]))
+    exit_with(lambda: run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

@@ -41,7 +41,7 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
     """Handle signals as described above within this context; a no-op outside the main thread.
 
     Args:
-        to_the_end: the process ends after this context, so that SIGTERM and SIGUSR1 are ignored
+        to_the_end: the process ends after this context, so that the signals of `STOPS` are ignored
             from then on.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -63,7 +63,7 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGUSR1 for processes started within this context.
+    """Block SIGINT and the signals of `STOPS` for processes started within this context.
 
     Schedulers and terminals send these to all processes of a job. This process receives those that
     arrive meanwhile when the context ends.
@@ -94,7 +94,7 @@ def leave_if_told() -> None:
     """Raise if a signal was received; called before training, when there is nothing to save.
 
     Raises:
-        StoppedError: SIGTERM or SIGUSR1 was received.
+        StoppedError: a signal of `STOPS` was received.
         KeyboardInterrupt: Ctrl-C was received.
     """
     check()

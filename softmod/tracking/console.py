@@ -19,8 +19,15 @@ from softmod.spec import TaskScore, mean_success
 class Terminal(Console):
     """A console that turns quiet instead of raising when its output cannot be written.
 
-    That happens when a pipe or terminal is closed, or a disk is full.
+    That happens when a pipe or terminal is closed, or a disk is full. Only a terminal gets live
+    displays and colours, whatever FORCE_COLOR says; a notebook gets plain lines.
     """
+
+    def __init__(self, **options: Any) -> None:
+        stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
+        terminal = stream is not None and stream.isatty()
+        defaults: dict[str, Any] = {"force_terminal": terminal, "force_jupyter": False}
+        super().__init__(**(defaults | options))
 
     def on_broken_pipe(self) -> None:
         """Turn quiet; rich would exit the process."""
@@ -197,9 +204,7 @@ def table(scores: list[TaskScore]) -> Table:
 
 def print_table(scores: list[TaskScore], title: str) -> None:
     """Print the table of scores on stdout, 100 columns wide if it is not a terminal."""
-    console = (
-        Terminal(file=sys.stdout) if sys.stdout.isatty() else Terminal(file=sys.stdout, width=100)
-    )
+    console = Terminal() if sys.stdout is not None and sys.stdout.isatty() else Terminal(width=100)
     with console.tolerated():
         console.print(title, highlight=False, soft_wrap=True)
         console.print(table(scores))
@@ -207,7 +212,7 @@ def print_table(scores: list[TaskScore], title: str) -> None:
 
 def print_means(means: Mapping[int, float]) -> None:
     """Print the mean success rate of each seed, and the mean over seeds, on stdout."""
-    console = Terminal(file=sys.stdout)
+    console = Terminal()
     each = ", ".join(f"{seed}: {mean:.3f}" for seed, mean in means.items())
     with console.tolerated():
         overall = sum(means.values()) / len(means)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,36 @@ def database(uri: str) -> Path | None:
     )
 
 
+def saved_uri(uri: str | None, folder: Path) -> str:
+    """Return a store's URI as a run's folder keeps it.
+
+    An sqlite file that was named by a relative path, or not at all, belongs to the project: its
+    path is relative to the run's folder, so that a project can be moved and copied.
+
+    Args:
+        uri: as for `store_uri`.
+        folder: the run's folder.
+    """
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    path = given.removeprefix(SQLITE)
+    if not given.startswith(SQLITE) or path.startswith(("/", "~")):
+        return store_uri(uri)
+    return f"{SQLITE}{os.path.relpath(path, folder)}"
+
+
+def located_uri(saved: str, folder: Path) -> str:
+    """Return the URI of a store that a run's folder keeps (`saved_uri`).
+
+    A run whose store did not move with it goes to the store of the working directory.
+    """
+    path = saved.removeprefix(SQLITE)
+    if not saved.startswith(SQLITE) or path.startswith("/"):
+        return saved
+    name, mark, query = path.partition("?")
+    found = Path(os.path.normpath(folder.absolute() / name))
+    return f"{SQLITE}{found}{mark}{query}" if found.exists() else store_uri(None)
+
+
 def artifact_root(uri: str) -> str | None:
     """Return the URI of the artifact folder, beside an sqlite file; None if a server decides."""
     if uri.startswith(("http:", "https:", "databricks")):
@@ -109,7 +140,34 @@ def connect(uri: str) -> MlflowClient:
             left.unlink(missing_ok=True)
         MlflowClient(f"{SQLITE}{fresh}").search_experiments(max_results=1)
         fresh.rename(path)
+    if path is not None:
+        follow_move(path)
     return MlflowClient(uri)
+
+
+def follow_move(path: Path) -> None:
+    """Point the runs of an sqlite store that was moved or copied to the artifacts beside it.
+
+    MLflow keeps absolute paths. Artifacts of the moved project would go to where it was.
+    """
+    new = artifact_root(f"{SQLITE}{path}")
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=10.0)) as store, store:
+        elsewhere = store.execute(
+            "SELECT DISTINCT artifact_location FROM experiments JOIN experiment_tags"
+            " USING (experiment_id) WHERE key = ? AND artifact_location LIKE 'file://%/mlartifacts'"
+            " AND artifact_location <> ?",
+            (*KIND, new),
+        ).fetchall()
+        for (old,) in elsewhere:
+            store.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+                " WHERE substr(artifact_uri, 1, ?) = ?",
+                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+            )
+            store.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+                (new, old),
+            )
 
 
 # --- experiments and runs -------------------------------------------------------------------------

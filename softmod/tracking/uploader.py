@@ -96,8 +96,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
     """
     uri = store.store_uri(tracking.uri)
     destination = {
-        "uri": redacted(uri),
-        "artifacts": store.artifact_root(uri),
+        "uri": redacted(store.saved_uri(tracking.uri, folder)),
         "sweep": metadata.get("sweep"),
         "experiment": metadata["experiment"],
         "run_name": redacted(metadata["run_name"]),
@@ -212,7 +211,7 @@ class Sender:
         with store.one_at_a_time(to["uri"]):
             self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
-                self.client, to["experiment"], to["artifacts"]
+                self.client, to["experiment"], store.artifact_root(to["uri"])
             )
             sweep = to["sweep"]
             parent = store.ensure_parent(self.client, self.experiment, sweep) if sweep else None
@@ -434,13 +433,12 @@ def _destination(folder: Path, record: Record) -> dict[str, Any]:
     """
     try:
         saved = json.loads((folder / DESTINATION).read_text())
-        names = ("uri", "artifacts", "sweep", "experiment", "run_name")
+        names = ("uri", "sweep", "experiment", "run_name")
         destination: dict[str, Any] = {name: saved[name] for name in names}
+        destination["uri"] = store.located_uri(destination["uri"], folder)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        uri = store.store_uri(None)
         destination = {
-            "uri": uri,
-            "artifacts": store.artifact_root(uri),
+            "uri": store.store_uri(None),
             "sweep": None,
             "experiment": str(record.params.get("env.name", "softmod")),
             "run_name": f"{folder.absolute().parent.name}/{folder.name}",

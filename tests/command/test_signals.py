@@ -279,6 +279,8 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "requeue 7_3\n",
         ),
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, None),
+        (signal.SIGUSR2, {"SLURM_JOB_ID": "7"}, "requeue 7\n"),  # submitit's warning
+        (signal.SIGHUP, {"SLURM_JOB_ID": "7"}, None),
         (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # SLURM queues such a job itself
         (signal.SIGUSR1, {}, None),
     ],

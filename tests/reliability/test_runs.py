@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from softmod.system import signals
 from softmod.workers.pool import Workers
 from softmod.workers.process import ProcessWorker
 from tests.command.test_train import SMALL
@@ -94,7 +95,7 @@ def test_two_runs_with_one_configuration_have_equal_hashes(case, tmp_path, recor
 @pytest.mark.bar(9)
 @pytest.mark.parametrize("case", ["toy", "Meta-World"])
 def test_stopped_at_random_moments(case, tmp_path, record_property):
-    """Send SIGTERM and SIGUSR1 in turn, one of them twice: each session saves and ends with 143."""
+    """Send every signal in turn, one of them twice: each session saves and ends with 143."""
     line = [*(TOY if case == "toy" else QUIET), "workers.processes=1"]
     expected = finish(folder_of(tmp_path, "whole"), line)
     folder, draws = folder_of(tmp_path, "stopped"), random.Random(1)
@@ -107,7 +108,7 @@ def test_stopped_at_random_moments(case, tmp_path, record_property):
         family = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         asked = time.monotonic()
         for _ in range(1 + (number == 3)):
-            process.send_signal((signal.SIGTERM, signal.SIGUSR1)[number % 2])
+            process.send_signal(signals.STOPS[number % len(signals.STOPS)])
         codes.append(process.wait(30))
         slowest = max(slowest, time.monotonic() - asked)
         assert gone(family)

@@ -43,3 +43,24 @@ def test_an_interrupt_is_raised_at_once():
     with pytest.raises(KeyboardInterrupt):
         interrupt()
     signals.check()
+
+
+@pytest.mark.parametrize("number", signals.STOPS)
+def test_every_signal_that_asks_a_run_to_stop_is_seen(number):
+    with signals.handled():
+        assert not signals.stopping()
+        os.kill(os.getpid(), number)
+        assert signals.stopping()
+    assert not signals.stopping()
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.stopping()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -8,10 +8,17 @@ import tempfile
 
 import numpy as np
 import pytest
+import torch
 
+from softmod.envs.toy import Toy
 from softmod.errors import WorkerError
+from softmod.networks.gaussian import Actor
+from softmod.networks.mlp import MLP
+from softmod.networks.weights import flatten
 from softmod.workers import memory, process
 from softmod.workers.memory import SharedWeights, weights_in
+from softmod.workers.pool import Workers
+from softmod.workers.worker import Plan
 
 
 def write(arena) -> None:
@@ -69,3 +76,29 @@ def test_a_temporary_folder_with_a_short_path_is_kept(tmp_path, monkeypatch):
 
 def test_memory_is_anonymous_where_it_can_be():
     assert memory.anonymous_memory(4096) > 2
+
+
+def test_a_policy_of_many_tensors_is_sent_without_shared_memory(monkeypatch):
+    """PyTorch would open a descriptor and a file in /dev/shm for each of them."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    suite = Toy(("toy-reach",), horizon=20)
+    spec = suite.spec
+    network = MLP(spec.obs_dim, 2 * spec.action_dim, 1, num_layers=130, width=4, init="torch",
+                  norm="none")  # fmt: skip
+    deep = Plan(suite, Actor(network, "clamp", False), seed=0)
+    assert len(list(network.parameters())) >= 260
+    with Workers(deep, 1) as workers:
+        workers.start(flatten(deep.actor), 10)
+        assert workers.finish().env_steps == 10
+
+
+def test_a_task_set_that_cannot_be_sent_is_named():
+    suite = Toy(("toy-reach",), horizon=20)
+    suite.mine = lambda: None  # type: ignore[attr-defined]
+    network = MLP(suite.spec.obs_dim, 4, 1, num_layers=1, width=4, init="torch", norm="none")
+    with pytest.raises(WorkerError, match=r"Toy or a network cannot be sent.*workers.processes=0"):
+        Workers(Plan(suite, Actor(network, "clamp", False), seed=0), 1)

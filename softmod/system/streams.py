@@ -1,0 +1,54 @@
+"""Standard streams that may be closed, broken or full: the work of a command does not need them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their descriptors
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its code, whatever happens to the standard streams."""
+    open_missing()
+    try:
+        code = command()
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        code = 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # Python would try again at its end, and exit with 120
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def open_missing() -> None:
+    """Open standard streams that are closed on the null device.
+
+    Otherwise the next file that is opened would get the descriptor of stdout, and what libraries
+    print would end in it. Characters that stdout cannot encode are escaped.
+    """
+    for number, (name, mode) in enumerate(STREAMS.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def complain(line: str) -> None:
+    """Print a line on stderr, if somebody can read it."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
