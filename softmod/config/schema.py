@@ -29,11 +29,12 @@ class EnvConfig:
 
     _target_: str = MISSING
     name: str = MISSING  # names the task set in runs and in MLflow
-    tasks: list[str] = MISSING
+    tasks: list[str] = MISSING  # python -m softmod.envs lists them
+    # the 50 of the benchmark, the first of them, or new ones each episode
     goals: str = choice("benchmark", "fixed", "random")
-    goal_seed: int = number(low=0)
-    reward: str = choice("v1", "v2")
-    horizon: int = number(low=1, high=500)
+    goal_seed: int = number(low=0)  # of the benchmark's goals
+    reward: str = choice("v1", "v2")  # Meta-World's older or newer reward
+    horizon: int = number(low=1, high=500)  # steps of an episode
     # of training episodes; null: as in evaluation
     train_horizon: int | None = number(low=1, high=500)
     fast: bool = MISSING  # our hot paths, equal to the bit
@@ -68,9 +69,9 @@ class MLPConfig:
     """One network for all tasks (MT-SAC), a head per task (MT-MH-SAC), or a network per task."""
 
     _target_: str = MISSING
-    num_layers: int = number(low=1)
-    width: int = number(low=1)
-    init: str = choice("released", "torch")
+    num_layers: int = number(low=1)  # hidden layers
+    width: int = number(low=1)  # of each hidden layer
+    init: str = choice("released", "torch")  # start values (difference 11)
     norm: str = choice("none", "layer")  # normalise hidden layers before their ReLU
 
 
@@ -78,25 +79,25 @@ class MLPConfig:
 class MixedExpertsConfig(MLPConfig):
     """Whole networks, and a gate that mixes their outputs (Mix-Expert)."""
 
-    num_experts: int = number(low=1)
-    gate_layers: int = number(low=1)
-    gate_width: int = number(low=1)
+    num_experts: int = number(low=1)  # whole networks
+    gate_layers: int = number(low=1)  # hidden layers of the gate
+    gate_width: int = number(low=1)  # of each hidden layer of the gate
 
 
 @dataclass
 class CAREConfig(MLPConfig):
     """A context that attends to encoders of the state (Sodhani et al. 2021)."""
 
-    num_experts: int = number(low=1)
-    encoder_layers: int = number(low=0)
-    encoder_width: int = number(low=1)
+    num_experts: int = number(low=1)  # encoders of the state
+    encoder_layers: int = number(low=0)  # hidden layers of an encoder
+    encoder_width: int = number(low=1)  # of each hidden layer of an encoder
 
 
 @dataclass
 class PaCoConfig(MLPConfig):
     """Weights composed from shared parameter sets, by a vector per task (Sun et al. 2022)."""
 
-    num_sets: int = number(low=1)
+    num_sets: int = number(low=1)  # parameter sets
 
 
 @dataclass
@@ -110,7 +111,7 @@ class MOOREConfig(MLPConfig):
 class FiLMConfig(MLPConfig):
     """The task scales and shifts every hidden layer (Perez et al. 2018)."""
 
-    embedding_width: int = number(low=1)
+    embedding_width: int = number(low=1)  # of the task's embedding
 
 
 @dataclass
@@ -118,10 +119,10 @@ class ResidualConfig:
     """Residual blocks with layer normalisation, a learned task embedding (Nauman et al. 2025)."""
 
     _target_: str = MISSING
-    num_blocks: int = number(low=0)
-    width: int = number(low=1)
-    embedding_width: int = number(low=1)
-    head_gain: float = number(low=0.0)
+    num_blocks: int = number(low=0)  # residual blocks
+    width: int = number(low=1)  # of the hidden layers
+    embedding_width: int = number(low=1)  # of the task's learned embedding
+    head_gain: float = number(low=0.0)  # scale of the head's start values
     norm: str = choice("none", "layer")  # normalise hidden layers and what a block adds
 
 
@@ -149,9 +150,9 @@ class CategoricalConfig:
     """Value head: a distribution over fixed values, by cross-entropy (Bellemare et al. 2017)."""
 
     _target_: str = MISSING
-    atoms: int = number(low=2)
-    low: float = number()
-    high: float = number()
+    atoms: int = number(low=2)  # how many values
+    low: float = number()  # the smallest value
+    high: float = number()  # the largest value
 
 
 VALUE_HEADS = {"squared": SquaredConfig, "categorical": CategoricalConfig}
@@ -172,9 +173,9 @@ class AlgorithmConfig:
     """Multi-task SAC: what a single update does."""
 
     _target_: str = MISSING
-    discount: float = number(low=0.0, high=1.0)
-    target_smoothing: float = number(low=0.0, high=1.0, open_low=True)
-    initial_temperature: float = number(low=0.0, open_low=True)
+    discount: float = number(low=0.0, high=1.0)  # gamma
+    target_smoothing: float = number(low=0.0, high=1.0, open_low=True)  # tau, of the target critics
+    initial_temperature: float = number(low=0.0, open_low=True)  # alpha of every task at the start
     target_entropy_per_action: float = number()  # times the action's size: -4 on Meta-World
     # 6; unsolved: by distance from success
     task_weights: str = choice("released", "paper", "none", "unsolved")
@@ -199,18 +200,18 @@ class AdamConfig:
     """Adam, fused."""
 
     _target_: str = MISSING
-    lr: float = number(low=0.0, open_low=True)
-    betas: list[float] = MISSING
-    eps: float = number(low=0.0)
-    fused: bool = MISSING
+    lr: float = number(low=0.0, open_low=True)  # learning rate
+    betas: list[float] = MISSING  # of the running means of gradients and their squares
+    eps: float = number(low=0.0)  # added to the denominator
+    fused: bool = MISSING  # one operation for all parameters
 
 
 @dataclass
 class AdamWConfig(AdamConfig):
     """Adam with decoupled weight decay, fused."""
 
-    lr: float = number(low=0.0, open_low=True)
-    weight_decay: float = number(low=0.0)
+    lr: float = number(low=0.0, open_low=True)  # learning rate
+    weight_decay: float = number(low=0.0)  # decoupled from the gradient
 
 
 @dataclass
@@ -226,25 +227,25 @@ class OptimizersConfig:
 class RunConfig:
     """Set lengths, sizes and cadences. Steps and cadences count environment steps."""
 
-    steps_per_task: int = number(low=1)
+    steps_per_task: int = number(low=1)  # environment steps of each task
     warmup_per_task: int = number(low=0)  # steps before the first update
     warmup_policy: str = choice("untrained", "uniform")  # who acts in them (13), or uniform actions
-    batch_per_task: int = number(low=1)
-    replay_per_task: int = number(low=1)
+    batch_per_task: int = number(low=1)  # transitions of each task in an update
+    replay_per_task: int = number(low=1)  # transitions of each task that are kept
     update_ratio: float = number(low=0.0, open_low=True)  # updates per step of every task
     # K: steps of every task between two hand-overs; divides the horizon
     round_steps: int = number(low=1)
     eval_every: int = number(low=1)  # env steps over all tasks
     eval_goals: int = number(low=1, high=50)  # goals per task in evaluations on the way
     final_eval_goals: int = number(low=1, high=50)  # and in the last one
-    save_every: int = number(low=1)
-    log_every: int = number(low=1)
+    save_every: int = number(low=1)  # env steps between two checkpoints
+    log_every: int = number(low=1)  # env steps between two writes of metrics
     # of training; ends the run by the clock
     max_minutes: float | None = number(low=0.0, open_low=True)
     # mean success in two evaluations running; ends the run
     stop_at: float | None = number(low=0.0, high=1.0)
-    resume: str = choice("auto", "must", "never")
-    folder: str = MISSING
+    resume: str = choice("auto", "must", "never")  # never: start in a new folder
+    folder: str = MISSING  # where runs are kept
 
 
 @dataclass
@@ -252,7 +253,7 @@ class WorkersConfig:
     """Choose who steps the environments. 0 processes: the learner's own (inline)."""
 
     processes: int | None = number(low=0)  # null: chosen from the cores at hand
-    copies: int = number(low=1)
+    copies: int = number(low=1)  # environments of each task
     # seconds for a round, or for ten goals of an evaluation
     timeout: float = number(low=0.0, open_low=True)
 
@@ -261,7 +262,7 @@ class WorkersConfig:
 class FabricConfig:
     """Choose where the learner computes."""
 
-    accelerator: str = choice("auto", "cpu", "cuda")
+    accelerator: str = choice("auto", "cpu", "cuda")  # auto: CUDA where there is a device
     # tf32: of matrix products, on CUDA
     precision: str = choice("auto", "32-true", "tf32", "bf16-mixed")
     # fused operations on a CPU; auto: where a C compiler is found
@@ -277,20 +278,20 @@ class FabricConfig:
 class TrackingConfig:
     """Choose where metrics go: always to the run's journal, from there to MLflow."""
 
-    mlflow: bool = MISSING
+    mlflow: bool = MISSING  # send metrics to MLflow
     uri: str | None = MISSING  # null: an sqlite file in the working folder
     experiment: str | None = MISSING  # null: the task set's name
-    system_metrics: bool = MISSING
-    drain_seconds: float = number(low=0.0)
+    system_metrics: bool = MISSING  # memory and processor time
+    drain_seconds: float = number(low=0.0)  # to wait at the end for the rest to be sent
 
 
 @dataclass
 class TrainConfig:
     """Everything that `python -m softmod.train` takes."""
 
-    name: str = MISSING
-    model: str = MISSING
-    seed: int = number(low=0)
+    name: str = MISSING  # of the run; part of its folder's name
+    model: str = MISSING  # the name of the model, which its option sets
+    seed: int = number(low=0)  # of all random streams of the run
     seeds: list[int] | None = MISSING  # several, side by side in one process, instead of `seed`
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
