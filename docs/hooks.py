@@ -129,9 +129,14 @@ def key_table(kind: Any, values: DictConfig) -> str:
             comments.get(field.name, ""),
         )
         for field in dataclasses.fields(kind)
-        if not field.name.startswith("_") and not isinstance(values.get(field.name), DictConfig)
+        if not field.name.startswith("_") and not is_group(values.get(field.name))
     ]
     return table(("key", "value", "allowed", "meaning"), rows) if rows else "No keys."
+
+
+def is_group(value: Any) -> bool:
+    """Return whether a value has a table of its own."""
+    return isinstance(value, DictConfig) and len(value) > 0
 
 
 def allowed(field: Any) -> str:
@@ -142,11 +147,14 @@ def allowed(field: Any) -> str:
     if "choices" in field.metadata:
         return ", ".join(f"`{choice}`" for choice in field.metadata["choices"]) + null
     words = {"int": "integer", "float": "number", "str": "text", "bool": "`true`, `false`"}
+    words["dict[str, Any]"] = "keys and values"
     listed = re.fullmatch(r"list\[(\w+)\]", kind)
     word = words.get(kind, kind)
     if listed:
         word = f"list of {words.get(listed[1], 'mapping')}s"
-    return f"{word}{within(field.metadata)}{null}"
+    limits = within(field.metadata)
+    comma = "," if null and limits else ""
+    return f"{word}{limits}{comma}{null}"
 
 
 def within(metadata: Any) -> str:
