@@ -46,7 +46,7 @@ FAULTY = {
     "run.eval_evry=3": "run.eval_evry=3 | did you mean run.eval_every",
     "sed=3": "sed=3 | did you mean seed",
     "actor.modul_width=8": "actor.modul_width=8 | did you mean actor.module_width",
-    "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | did you mean optimizer.actor.lr?",
+    "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | mean optimizer.actor.lr?",
     "experimnt=toy": "experimnt=toy | did you mean experiment",
     "experiment=quikstart": (
         "experiment=quikstart | paper_mt10, paper_mt50, quickstart | did you mean quickstart"
