@@ -46,7 +46,7 @@ FAULTY = {
     "run.eval_evry=3": "run.eval_evry=3 | did you mean run.eval_every",
     "sed=3": "sed=3 | did you mean seed",
     "actor.modul_width=8": "actor.modul_width=8 | did you mean actor.module_width",
-    "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | optimizer.actor has | lr",
+    "optimizer.actor.learning_rate=1": "optimizer.actor.learning_rate=1 | mean optimizer.actor.lr?",
     "experimnt=toy": "experimnt=toy | did you mean experiment",
     "experiment=quikstart": (
         "experiment=quikstart | paper_mt10, paper_mt50, quickstart | did you mean quickstart"
@@ -97,7 +97,7 @@ FAULTY = {
     "actor.num_layers=1": "actor.num_layers=1 | at least 2",
     "actor.module_width=1000000000": "module_width=1000000000",
     "actor._target_=softmod.networks.mlp.MPL": "softmod.networks.mlp.MPL | did you mean",
-    "optimizer.actor._target_=torch.optim.SGD": "torch.optim.SGD | betas",
+    "optimizer.actor._target_=torch.optim.SGD": "optimizer.actor.betas | SGD",
     "+run.more=1": "+run.more=1 | cannot be added",
     "~seed": "~seed | cannot be added or deleted",
     "seed": "seed | key=value",
