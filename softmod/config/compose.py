@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from softmod.config import renamed, resolvers, schema, synonyms, trust
 from softmod.config.earlier import completed
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
-from softmod.config.messages import explain
+from softmod.config.messages import Names, explain
 from softmod.config.validate import check_fields, check_rules, expand_home
 from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
@@ -88,7 +88,11 @@ def read(text: str) -> Override:
         key, sign, value = text.partition("=")
         quoted = "'" + value.replace("'", "\\'") + "'"
         with suppress(HydraException):
-            if sign and parser.parse_override(f"{key}={quoted}").value() == value:
+            if (
+                sign
+                and value[:1] not in ("[", "{")
+                and parser.parse_override(f"{key}={quoted}").value() == value
+            ):
                 typed = shell_quoted(key, quoted)
                 raise ConfigError(
                     f"{text}: the value needs quotes within the shell's: {typed}"
@@ -147,7 +151,8 @@ def compose(
             composed = loader.compose_config(name, overrides, RunMode.RUN, from_shell=False)
         return composed if hydra else without_hydra(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(explain(error, overrides, keys, name)) from error
+        names = Names(partial(keys, config_dir=config_dir), name, config_dir)
+        raise ConfigError(explain(error, overrides, names)) from error
     except (YAMLError, RecursionError, OSError) as error:
         raise ConfigError(
             f"a configuration file cannot be read: {' '.join(str(error).split())}"[:300]
@@ -173,7 +178,7 @@ def typed(config: DictConfig) -> Any:
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, [], keys)) from error
+        raise ConfigError(explain(error, [], Names(keys))) from error
     check_fields(cfg, "")
     expand_home(cfg)
     if isinstance(cfg, schema.TrainConfig):
@@ -203,7 +208,9 @@ def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainC
 
 
 @cache
-def keys(overrides: tuple[str, ...], config_name: str) -> tuple[str, ...]:
+def keys(
+    overrides: tuple[str, ...], config_name: str, config_dir: str | None = None
+) -> tuple[str, ...]:
     """Return all keys of a configuration, dotted."""
-    composed = compose(list(overrides), config_name)
+    composed = compose(list(overrides), config_name, config_dir)
     return tuple(flat(OmegaConf.to_container(composed, resolve=False)))  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def options(group: str) -> list[str]:
-    """List the options of a group, from the files of `conf/`."""
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+def options(group: str, config_dir: str | None = None) -> list[str]:
+    """List the options of a group: the files of `conf/`, and those of a folder of the user."""
+    folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,14 +17,41 @@ from softmod.errors import ConfigError, listed, near
 Keys = Callable[[tuple[str, ...], str], tuple[str, ...]]
 
 
-def explain(error: BaseException, overrides: list[str], keys: Keys, name: str = "train") -> str:
+@dataclass(frozen=True)
+class Names:
+    """Names to compare a mistyped one with.
+
+    Args:
+        keys: Function that lists the keys of a configuration composed with given overrides.
+        config: Name of the primary configuration.
+        config_dir: Folder of the user, searched before `conf/`.
+    """
+
+    keys: Keys
+    config: str = "train"
+    config_dir: str | None = None
+
+    def of_groups(self, overrides: list[str]) -> tuple[str, ...]:
+        """List the keys of the configuration that the groups among the overrides select.
+
+        If a choice is invalid, list the keys of the default configuration.
+        """
+        chosen = tuple(
+            override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS
+        )
+        try:
+            return self.keys(chosen, self.config)
+        except ConfigError:
+            return self.keys((), self.config)
+
+
+def explain(error: BaseException, overrides: list[str], names: Names) -> str:
     """Explain an error of Hydra or OmegaConf in one line.
 
     Args:
         error: Exception raised by Hydra or OmegaConf.
         overrides: Overrides of the command line.
-        keys: Function that lists the keys of a configuration composed with given overrides.
-        name: Name of the primary configuration.
+        names: Names to compare a mistyped one with.
 
     Returns:
         The key, its value, the allowed values and the nearest valid name.
@@ -39,13 +67,58 @@ def explain(error: BaseException, overrides: list[str], keys: Keys, name: str = 
     full_key = str(getattr(cause, "full_key", None) or "")
     for override in reversed(overrides):  # the last override of a key wins
         others = [other for other in overrides if other != override]
-        if found := explain_override(override, others, f"{error}\n", full_key, text, keys, name):
+        if found := explain_override(override, others, f"{error}\n", full_key, text, names):
             return found
+    if found := explain_file(f"{error}\n", text, names):
+        return found
     if full_key and full_key not in text:
         text = f"{full_key}: {text}"
     return text + renamed.hint(f"{error}\n")
 
 
+def explain_file(message: str, text: str, names: Names) -> str | None:
+    """Explain an error if a configuration file caused it.
+
+    Args:
+        message: The whole message of Hydra.
+        text: The cause, rephrased.
+        names: Names to compare a mistyped one with.
+
+    Returns:
+        The explanation, or None if no file caused the error.
+    """
+    if renamed.hint(message):
+        return None
+    missing = re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", message)
+    if missing and missing[1] in LAUNCHERS and missing[2] in EXTRAS:
+        return f"{missing[1]}={missing[2]}: requires pip install {EXTRAS[missing[2]]}"
+    if missing and missing[1] in GROUPS:
+        there = options(missing[1], names.config_dir)
+        return (
+            f"a configuration file selects {missing[1]}={missing[2]}: {missing[1]} has no option"
+            f" {missing[2]}; it has {listed(there, missing[2])}{near(missing[2], there)}"
+        )
+    place = re.match(r"In '([^']+)': ", message)
+    if place is None or place[1] == names.config:
+        return None
+    file = f"{place[1]}.yaml"
+    if group := re.search(r"Could not override '([^']+)'", message):
+        return f"{file}: there is no group {group[1]}{near(group[1].strip('/'), GROUPS)}"
+    key = re.search(r"full_key: (\S+)", message)
+    if key is None:
+        return None
+    if re.search(r"Key '[^']+' (not in|is not in)", message):
+        return f"{file}: there is no key {key[1]}{nearest_key(key[1], [], names)}"
+    value = re.search(r"Value '([^']*)' of type", message)
+    return f"{file}: {key[1]}{f'={value[1]}' if value else ''}: {text}"
+
+
+LAUNCHERS = ("hydra/launcher", "hydra/sweeper")
+EXTRAS = {  # options of Hydra that packages of their own add
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
 WANTED = {
     "Integer": "a whole number",
     "Float": "a number",
@@ -78,8 +151,7 @@ def explain_override(
     message: str,
     full_key: str,
     text: str,
-    keys: Keys,
-    config_name: str,
+    names: Names,
 ) -> str | None:
     """Explain an error if this override caused it.
 
@@ -89,8 +161,7 @@ def explain_override(
         message: The whole message of Hydra.
         full_key: Key that the error names, or an empty string.
         text: The cause, rephrased.
-        keys: Function that lists the keys of a configuration.
-        config_name: Name of the primary configuration.
+        names: Names to compare a mistyped one with.
 
     Returns:
         The explanation, or None if the override did not cause the error.
@@ -99,53 +170,39 @@ def explain_override(
     group = key.split("@")[0]
     missing = re.escape(f"{group}/{value.strip('[]')}")
     if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
-        names = options(group)
+        there = options(group, names.config_dir)
         return (
             f"{override}: {group} has no option {value}; it has"
-            f" {listed(names, value)}{near(value, names)}"
+            f" {listed(there, value)}{near(value, there)}"
         )
     in_a_file = text.startswith("In '")
     unknown = ("is not in struct" in text or "not in '" in text) and not in_a_file
     if f"Could not override '{key}'" in message or (
         unknown and (full_key == "" or key.startswith(full_key))
     ):
-        nearest = nearest_key(key, overrides, keys, config_name)
+        nearest = nearest_key(key, overrides, names)
         return f"{override}: there is no key or group {key}{nearest}"
     if full_key == key:
         return f"{override}: {text}"
     return None
 
 
-def nearest_key(key: str, overrides: list[str], keys: Keys, config_name: str) -> str:
+def nearest_key(key: str, overrides: list[str], names: Names) -> str:
     """Suggest the key that was meant, or list the keys of the same group."""
     if key in MOUNTED:
         return f"; did you mean {' or '.join(MOUNTED[key])}?"
-    known = keys_of_groups(overrides, keys, config_name)
+    known = names.of_groups(overrides)
     if hint := synonyms.hint(key, known):
         return hint
     if "@" in key or "." not in key:
         words = {name.split(".")[0] for name in known}
-        if config_name == "train":
+        if names.config == "train":
             words |= {*GROUPS, "network@actor", "network@critic"}
         return near(key, sorted(word for word in words if ("@" in word) == ("@" in key)))
     parent, _, name = key.rpartition(".")
-    names = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
-    if close := near(name, names):
+    beside = [word.removeprefix(f"{parent}.") for word in known if word.startswith(f"{parent}.")]
+    if close := near(name, beside):
         return close.replace("did you mean ", f"did you mean {parent}.")
-    if names:
-        return f"; {parent} has {', '.join(name for name in names if name != '_target_')}"
+    if beside:
+        return f"; {parent} has {', '.join(name for name in beside if name != '_target_')}"
     return near(key, known)
-
-
-def keys_of_groups(overrides: list[str], keys: Keys, config_name: str) -> tuple[str, ...]:
-    """List the keys of the configuration that the groups among the overrides select.
-
-    If a choice is invalid, list the keys of the default configuration.
-    """
-    chosen = tuple(
-        override for override in overrides if override.partition("=")[0].split("@")[0] in GROUPS
-    )
-    try:
-        return keys(chosen, config_name)
-    except ConfigError:
-        return keys((), config_name)

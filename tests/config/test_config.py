@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,6 +22,8 @@ from softmod.envs.metaworld import MetaWorld
 from softmod.errors import ConfigError
 from softmod.networks.network import Network
 from softmod.train import check, split
+
+ROOT = Path(__file__).parents[2]
 
 
 def cfg(*overrides: str):
@@ -380,6 +385,7 @@ def test_every_job_of_a_sweep_is_valid(name):
 def test_checking_imports_nothing_heavy():
     code = """
 import sys
+from pathlib import Path
 from softmod.train import check, split
 check(split(["experiment=paper_mt10", "seed=3"]))
 print([name for name in ("torch", "lightning", "mlflow", "metaworld",
@@ -516,3 +522,72 @@ def test_a_task_set_made_in_python_is_that_of_the_configuration():
     for name, parameter in inspect.signature(MetaWorld).parameters.items():
         if parameter.default is not parameter.empty and name != "name":
             assert parameter.default == values[name], name
+
+
+OWN_FILES = {
+    "selects": "defaults: [override /model: per_taks]",
+    "key": "run: {stepz: 3}",
+    "group": "defaults: [override /modell: per_task]",
+    "value": "run: {eval_goals: many}",
+    "syntax": "run: [",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """A folder of the user: an option of its own, and experiments with a mistake each."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "model").mkdir()
+    shutil.copy(ROOT / "conf" / "model" / "mt_sac.yaml", tmp_path / "model" / "per_task.yaml")
+    for name, text in OWN_FILES.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=selects", "selects model=per_taks: .*did you mean per_task"),
+        ("experiment=key", "experiment/key.yaml: there is no key run.stepz; did you mean run.stop"),
+        ("experiment=group", "experiment/group.yaml: there is no group modell; did you mean model"),
+        ("experiment=value", "experiment/value.yaml: run.eval_goals=many: must be a whole number"),
+        ("experiment=syntax", "cannot be read: .*experiment/syntax.yaml"),
+        ("experiment=keyy", "experiment has no option keyy; it has .*key, .*did you mean key"),
+        ("model=per_tas", "model has no option per_tas; it has per_task.*did you mean per_task"),
+        ("hydra/launcher=joblib_", "Could not find 'hydra/launcher/joblib_'"),
+    ],
+)
+def test_messages_for_mistakes_in_files_of_the_user(override: str, message: str, own: str):
+    with pytest.raises(ConfigError, match=message):
+        compose([override], config_dir=own)
+
+
+@pytest.mark.parametrize(
+    "name", ["a(b)", "a=b", "a,b", "a'b", "a[b", "a~b", "a;b{", "umläut", "a b"]
+)
+def test_a_folder_of_the_user_may_have_any_name(name: str, own: str, tmp_path: Path):
+    shutil.copytree(own, tmp_path / name, ignore=shutil.ignore_patterns("experiment", name))
+    assert compose(["model=per_task"], config_dir=str(tmp_path / name)).actor.width
+
+
+@pytest.mark.parametrize("value", ["x/a=b", "my runs (copy)", "größe", "it's", 'a "b" c'])
+def test_a_value_that_needs_quotes_is_shown_as_it_is_typed(value: str):
+    with pytest.raises(ConfigError, match="the value needs quotes within the shell's: ") as raised:
+        compose([f"run.folder={value}"])
+    typed_line = str(raised.value).partition("the shell's: ")[2]
+    (argument,) = shlex.split(typed_line)
+    assert compose([argument]).run.folder == value
+
+
+def test_a_home_folder_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/mine")
+    assert typed(compose(["run.folder='~/x'"])).run.folder == "/home/mine/x"
+    report = typed(compose(["runs=['~/a','b']", "save='~/c'"], "report"))
+    assert (report.runs, report.save) == (["/home/mine/a", "b"], "/home/mine/c")
+    assert typed(compose(["checkpoint='~/r'"], "evaluate")).checkpoint == "/home/mine/r"
+
+
+@pytest.mark.parametrize("override", ["workers.processes=5000", "fabric.threads=5000"])
+def test_more_processes_or_threads_than_a_checkpoint_may_ask_for_are_refused(override: str):
+    with pytest.raises(ConfigError, match=r"=5000: must be in \[[01], 1024\]"):
+        typed(compose([override]))
