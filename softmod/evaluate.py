@@ -15,7 +15,7 @@ from softmod.config.schema import EvaluateConfig
 from softmod.config.validate import check_fields
 from softmod.errors import ConfigError, SoftmodError, near
 from softmod.experiment.folder import refuse_links
-from softmod.system.streams import exit_with
+from softmod.system.streams import exit_with, say
 
 if TYPE_CHECKING:
     from softmod.spec import TaskScore
@@ -121,12 +121,12 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
     }
     with checkpoint.writing(output / "evaluation.json"):
         (output / "evaluation.json").write_text(json.dumps(result, indent=1))
-    print(f"written: {output / 'evaluation.json'}")
+    say(f"written: {output / 'evaluation.json'}")
     if cfg.video:
         from softmod.report.video import record
 
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
-            print(f"written: {path}")
+            say(f"written: {path}")
     return scores
 
 

@@ -20,7 +20,7 @@ from softmod.command import sweep_identity, tell, to_the_end
 from softmod.config.compose import compose, parse, typed
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system import signals
-from softmod.system.streams import complain, exit_with
+from softmod.system.streams import complain, exit_with, say
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -207,11 +207,11 @@ class Search:
             study.optimize(self.one, callbacks=[enough, self.give_up], catch=SoftmodError)
         if study.get_trials(states=done):
             best = study.best_trial
-            print(
+            say(
                 f"best of {len(study.get_trials(states=done))}: success {best.value:.3f} in trial"
                 f" {best.number}"
             )
-            print(
+            say(
                 "  python -m softmod.train "
                 + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())])
             )
@@ -225,7 +225,7 @@ class Search:
             cfg, overrides = self.compose(
                 {key: draw(trial, key, one) for key, one in self.space.items()}
             )
-            print(f"trial {trial.number}: {shown(trial.params)}", flush=True)
+            say(f"trial {trial.number}: {shown(trial.params)}")
             return self.success(cfg, overrides)
         except SoftmodError as error:
             self.codes.append(tell(error, shown(trial.params)))

@@ -10,7 +10,7 @@ from softmod.command import tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError, SoftmodError
-from softmod.system.streams import exit_with
+from softmod.system.streams import exit_with, say
 
 QUOTES = "\"'"
 USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURCE is one of
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"save={cfg.save}: only with runs=[FOLDER,...]")
         from softmod.report.report import report
 
-        print(f"written: {report(cfg, Path(cfg.output))}")
+        say(f"written: {report(cfg, Path(cfg.output))}")
     except KeyboardInterrupt:
         return 130
     except SoftmodError as error:

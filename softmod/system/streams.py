@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+UNWRITABLE = {errno.ENOSPC, errno.EIO}  # a full disk, a terminal that is gone
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their descriptors
 
 
@@ -19,6 +21,10 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
         code = command()
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         code = 0
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        code = 1
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -48,7 +54,13 @@ def open_missing() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def say(line: str) -> None:
+    """Print a line on stdout, if it can be written: no output is worth a run."""
+    with suppress(OSError, ValueError):
+        print(line, flush=True)
+
+
 def complain(line: str) -> None:
-    """Print a line on stderr, if somebody can read it."""
+    """Print a line on stderr, if it can be written."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

@@ -148,3 +148,24 @@ def test_an_invalid_line_fails_with_one_line(here: Path, capsys, arguments: list
     assert answer in printed
     assert printed.count("\n") == 1
     assert list(here.iterdir()) == []
+
+
+def test_another_space_with_the_same_keys_is_another_study(here: Path, capsys):
+    """The best value that is reported lies in the space that was asked for."""
+    line = [*without(["optimizer.actor.lr=", "actor.num_modules="]), "actor.num_modules=2"]
+    assert search.run(["trials=1", *line, "optimizer.actor.lr=interval(1e-4,1e-3)"]) == 0
+    capsys.readouterr()
+    assert search.run(["trials=1", *line, "optimizer.actor.lr=interval(1e-2,2e-2)"]) == 0
+    best = re.search(r"optimizer.actor.lr=([\d.e-]+)", capsys.readouterr().out.splitlines()[-1])
+    assert best is not None
+    assert 1e-2 <= float(best[1]) <= 2e-2
+    assert len(optuna.study.get_all_study_summaries("sqlite:///optuna.db")) == 2
+
+
+@pytest.mark.parametrize(
+    "later", ["actor.num_modules=2,4,8", "actor.num_modules=range(2,5)", "actor.num_modules=4,2"]
+)
+def test_a_space_of_another_kind_is_another_study(later: str):
+    first, second = (search.read([space]).sweep for space in ("actor.num_modules=2,4", later))
+    assert first["id"] != second["id"]
+    assert first["name"] == second["name"]
