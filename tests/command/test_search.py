@@ -93,7 +93,7 @@ def test_the_same_is_drawn_again_stopped_or_not(here: Path, monkeypatch):
         def scored(cfg, *_):
             if next(moments) in stops:
                 raise signals.StoppedError("a stop of this test")
-            return [SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))]
+            return SimpleNamespace(success_rate=float(cfg.values["algorithm.discount"]))
 
         def composed(_, values):  # saves a second per trial
             return SimpleNamespace(values=values, seeds=None), []
