@@ -32,10 +32,11 @@ from softmod.config.messages import Names, explain
 from softmod.config.validate import check_fields, check_rules, expand_home
 from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
+resolvers.register()  # now: a launcher's process resolves values before it composes anything
+
 
 def register() -> None:
-    """Register the schemas with Hydra and the resolvers with OmegaConf."""
-    resolvers.register()
+    """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=schema.TrainConfig)
     store.store(name="evaluate_schema", node=schema.EvaluateConfig)
@@ -174,7 +175,6 @@ def typed(config: DictConfig) -> Any:
         ConfigError: A value has the wrong type, is out of range, is not one of the choices, or
             breaks a rule across fields.
     """
-    resolvers.register()  # a process started by a launcher has not composed anything yet
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:

@@ -1,10 +1,12 @@
-"""OmegaConf resolvers for values in `conf/` that depend on the task set.
+"""OmegaConf resolvers for values in `conf/`.
 
-These are `${per_task:...}`, `${from_tasks:...}` and `${within_horizon:...}`.
+`${per_task:...}`, `${from_tasks:...}` and `${within_horizon:...}` depend on the task set;
+`${expand_home:...}` is for paths that Hydra itself uses.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,6 +19,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("per_task", per_task, replace=True)
     OmegaConf.register_new_resolver("from_tasks", from_tasks, replace=True)
     OmegaConf.register_new_resolver("within_horizon", within_horizon, replace=True)
+    OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
 
 
 def per_task(*given: Any, _root_: DictConfig) -> int:
@@ -59,6 +62,11 @@ def within_horizon(*given: Any, _root_: DictConfig) -> int:
         raise ValueError(f"${{within_horizon:{_shown(given)}}}: takes one whole number of steps")
     horizon = OmegaConf.select(_root_, "env.horizon")
     return min(int(given[0]), horizon) if _whole(horizon) else int(given[0])
+
+
+def expand_home(path: str) -> str:
+    """Resolve `${expand_home:path}`: the path with the user's home folder for `~`."""
+    return os.path.expanduser(path)
 
 
 def _whole(value: Any) -> bool:
