@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -138,6 +139,7 @@ def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
     """
     above = checkpoint.resolve().parent
     run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run
+    run = Path(os.path.relpath(run)) if run.is_relative_to(Path.cwd()) else run
     output = Path(cfg.output) if cfg.output else run / "evaluation"
     if not cfg.output:
         refuse_links(output, within=output.parent)

@@ -1,4 +1,4 @@
-"""A toy set: a point and a puck in the plane, solvable in seconds and without MuJoCo.
+"""A toy set: a point and a puck in the plane, fast and without MuJoCo.
 
 The same observation needs a different action in each task. The world is the square [-1, 1]^2. The
 point starts in its centre and moves by a tenth of the action.
