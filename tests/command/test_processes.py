@@ -139,7 +139,8 @@ def test_the_notebooks_run_on_it(
     line = command(
         "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)
     )
-    line.append(str(ROOT / "notebooks" / f"{name}.ipynb"))
+    shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "notebook.ipynb")
+    line += ["--output", f"{name}.ipynb", str(tmp_path / "notebook.ipynb")]  # runs in its folder
     where = tmp_path if name == "04_python" else swept  # it trains
     uri = f"sqlite:///{where / 'mlflow.db'}"
     done(line, where, environment | {"MLFLOW_TRACKING_URI": uri})
