@@ -145,6 +145,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
             return show(command)
         multirun, sweep = check(command)
         if SHOWS & flags:
+            refuse_several(command)
             return show(command)
         with signals.handled(ends):
             return to_the_end(partial(launch, command, multirun, sweep))
@@ -155,6 +156,18 @@ def run(arguments: list[str], ends: bool = False) -> int:
         return 130
     except SoftmodError as error:
         return tell(error)
+
+
+def refuse_several(command: Command) -> None:
+    """Check that a configuration to show is that of a single job.
+
+    Raises:
+        ConfigError: the command line has several jobs.
+    """
+    swept = [override for override in parse(command.overrides) if override.is_sweep_override()]
+    if swept or {"-m", "--multirun"} & set(command.flags):
+        line = str(swept[0].input_line) if swept else "-m"
+        raise ConfigError(f"{line}: --cfg and --info show one job; name one value for each key")
 
 
 def split(arguments: list[str]) -> Command:

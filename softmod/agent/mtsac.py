@@ -299,7 +299,7 @@ class MTSAC(L.LightningModule):
             self.order.uniform_(generator=draws)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return the optimizers of actor, critics and temperatures, with initialised state."""
+        """Return the optimizers of actor, critics and temperatures, with initialized state."""
         parameters = {
             "actor": list(self.actor.parameters()),
             "critic": list(self.critic.parameters()),
@@ -342,7 +342,7 @@ class MTSAC(L.LightningModule):
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
-        """Return the batch with normalised observations and scaled rewards.
+        """Return the batch with normalized observations and scaled rewards.
 
         Reward scaling uses the temperatures before the update.
         """
@@ -632,7 +632,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _outputs(critic: Network, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:
-    """Return the critics' outputs `[critic, task, batch, out]` for normalised observations."""
+    """Return the critics' outputs `[critic, task, batch, out]` for normalized observations."""
     outputs: Tensor = critic(torch.cat([obs, action], -1), tasks)
     return outputs
 

@@ -43,7 +43,7 @@ def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Initialise an optimizer's state with zeros, so that it can be saved and rolled back.
+    """Initialize an optimizer's state with zeros, so that it can be saved and rolled back.
 
     The state is created by a step. Its effect on the parameters, such as weight decay, is undone.
     """

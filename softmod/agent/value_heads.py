@@ -23,7 +23,7 @@ class ValueHead(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def value(self, outputs: Float[Tensor, "critic task batch out"]) -> Float[Tensor, "task batch"]:
-        """Return the value that the policy maximises."""
+        """Return the value that the policy maximizes."""
 
     @abc.abstractmethod
     def target(
@@ -81,7 +81,7 @@ class Categorical(ValueHead):
     """A categorical distribution over values, learned by cross-entropy (Bellemare et al. 2017).
 
     The target critics' distributions are averaged, shifted and scaled by reward, discount and
-    entropy, and projected onto the atoms. The policy maximises the mean of the critics' expected
+    entropy, and projected onto the atoms. The policy maximizes the mean of the critics' expected
     values (BRC, Nauman et al. 2025).
 
     Args:

@@ -79,7 +79,7 @@ class Operation:
     def computes(self) -> bool:
         """Return whether a repetition has to run the operation.
 
-        Views and allocations of uninitialised memory need not be repeated.
+        Views and allocations of uninitialized memory need not be repeated.
         """
         return self.writes or (bool(self.created) and self.function not in EMPTY)
 

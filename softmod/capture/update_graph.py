@@ -18,7 +18,7 @@ from softmod.errors import ConfigError
 Metrics = dict[str, Tensor]
 Update = Callable[..., Metrics]  # from a batch (a named tuple of tensors) and noise
 
-WARM_UPS = 3  # calls before a capture, in which libraries initialise themselves
+WARM_UPS = 3  # calls before a capture, in which libraries initialize themselves
 
 
 def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: str) -> None:

@@ -50,7 +50,7 @@ ABOUT = {
     "workers": "processes that step the environments",
     "fabric": "device of the learner",
     "tracking": "MLflow, or the run's journal alone",
-    "experiment": "rows of a results table: each selects options of the groups above",
+    "experiment": "presets that select options of the groups above",
     "variant": (
         "one difference between the paper and its released code, or the recipe without one part"
     ),
@@ -76,7 +76,7 @@ Keys, with their values in the default configuration. A number in parentheses is
 between the paper and its released code (docs/paper_and_code.md)."""
 EXIT_CODES = """\
 Exit codes: 0 done, 2 invalid configuration, 3 no valid checkpoint, 4 checkpoint not written,
-5 environment failure, 6 numerical failure, 130 Ctrl-C, 143 SIGTERM and the like."""
+5 environment failure, 6 numerical failure, 130 Ctrl-C, 143 stopped by a signal."""
 
 
 def text() -> str:

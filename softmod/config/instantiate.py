@@ -100,4 +100,4 @@ def _largest(values: Mapping[str, Any], key: str) -> str:
     if not numbers:
         return ""
     most = max(numbers, key=lambda name: numbers[name])
-    return f"; {key}.{most}={numbers[most]} is the largest of its numbers"
+    return f"; {key}.{most}={numbers[most]} is the largest value given"

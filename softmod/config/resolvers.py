@@ -83,7 +83,7 @@ def _count(root: DictConfig) -> int:
     """Count the tasks of the configuration.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: The task set is empty.
     """
     tasks = OmegaConf.select(root, "env.tasks")
     if not isinstance(tasks, ListConfig) or not tasks:

@@ -178,7 +178,7 @@ class AlgorithmConfig:
 
     _target_: str = MISSING
     discount: float = number(low=0.0, high=1.0)  # discount factor per step (gamma)
-    # fraction by which the target critics move to the critics per update (tau)
+    # fraction of the critics mixed into the target critics per update (tau)
     target_smoothing: float = number(low=0.0, high=1.0, open_low=True)
     initial_temperature: float = number(low=0.0, open_low=True)  # entropy coefficient at the start
     target_entropy_per_action: float = number()  # target entropy, nats per action dimension
@@ -193,7 +193,7 @@ class AlgorithmConfig:
     # spread: divide the critic values in the policy loss by their spread in each task
     value_scaling: str = choice("none", "spread")
     policy_delay: int = number(low=1)  # critic updates per policy update
-    # fraction by which the acting policy moves to the trained one per update; 0: no averaging
+    # fraction of the trained policy mixed into the averaged acting policy per update; 0: none
     policy_averaging: float = number(low=0.0, high=1.0)
     # keyword options of an algorithm class of your own
     own: dict[str, Any] = field(default_factory=dict)
@@ -261,7 +261,7 @@ class WorkersConfig:
     # worker processes; 0: the learner steps the environments; null: chosen from the cores
     processes: int | None = number(low=0, high=MOST)
     copies: int = number(low=1)  # environments per task
-    # seconds allowed for a round, or for ten goals of an evaluation
+    # time limit in seconds for a round, and for each ten goals of an evaluation
     timeout: float = number(low=0.0, open_low=True)
 
 
@@ -313,7 +313,7 @@ class TrainConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     fabric: FabricConfig = field(default_factory=FabricConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    callbacks: list[Any] = MISSING  # of your own, as in [{_target_: mine.Callback}]
+    callbacks: list[Any] = MISSING  # your own callback classes, as in [{_target_: mine.Callback}]
 
 
 @dataclass

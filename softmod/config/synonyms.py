@@ -85,7 +85,7 @@ SYNONYMS = (
     Synonym(
         ("ckpt_path", "checkpoint", "load_checkpoint", "resume_from"),
         ("run.resume",),
-        "the same command resumes a run by itself",
+        "the same command resumes a run automatically",
     ),
     Synonym(("num_seeds",), ("seeds",), "a list, as in seeds=[0,1,2]"),
     # machine

@@ -91,7 +91,7 @@ class FastSawyer(SawyerXYZEnv):
 
     obj_init_pos: Any  # [3], set by the task's reset
     init_tcp: Any  # [3], set by _reset_hand
-    _tcp: Doubles | None = None  # the centre between the fingers while a step is evaluated
+    _tcp: Doubles | None = None  # the center between the fingers while a step is evaluated
     _discarded = False  # True while a reset builds a scene that it discards
 
     def _initialize_simulation(self) -> tuple[Any, Any]:
@@ -271,7 +271,7 @@ class FastSawyer(SawyerXYZEnv):
 
     @property
     def tcp_center(self) -> Doubles:
-        """Return the centre `[3]` between the fingers."""
+        """Return the center `[3]` between the fingers."""
         if self._tcp is not None:
             return self._tcp
         return (self._site["rightEndEffector"] + self._site["leftEndEffector"]) * HALF

@@ -132,7 +132,7 @@ class Quaternion:
         return cls(matrix)
 
     def as_quat(self) -> NDArray[np.float64]:
-        """Return the normalised quaternion `[x, y, z, w]`.
+        """Return the normalized quaternion `[x, y, z, w]`.
 
         As in scipy, it is computed from the largest of diagonal and trace. MuJoCo's matrices come
         from unit quaternions, so scipy would not orthogonalise them.

@@ -84,7 +84,7 @@ METAWORLD = (
 
 TOY = (
     Task("toy-reach", "go to the goal"),
-    Task("toy-opposite", "go to the goal's mirror image through the centre"),
+    Task("toy-opposite", "go to the goal's mirror image through the center"),
     Task("toy-touch", "go to the puck"),
     Task("toy-carry", "go to the puck, which then sticks, and bring it to the goal"),
 )

@@ -1,7 +1,7 @@
 """A toy set: a point and a puck in the plane, fast and without MuJoCo.
 
 The same observation needs a different action in each task. The world is the square [-1, 1]^2. The
-point starts in its centre and moves by a tenth of the action.
+point starts in its center and moves by a tenth of the action.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ToyEnv:
         self._held = False
 
     def reset(self, goal: Goal) -> Floats:
-        """Start an episode in the centre with a goal `[4]`; return the observation `[9]`."""
+        """Start an episode in the center with a goal `[4]`; return the observation `[9]`."""
         self._goal_x, self._goal_y, self._puck_x, self._puck_y = goal.tolist()
         self._x = self._y = self._vx = self._vy = 0.0
         self._steps = 0
@@ -215,7 +215,7 @@ def _merit(before: float, after: float) -> float:
 def _draw(rng: np.random.Generator) -> Goal:
     """Draw a goal and a puck `[4]`.
 
-    The goal, its mirror image, the puck and the centre keep a distance from each other.
+    The goal, its mirror image, the puck and the center keep a distance from each other.
     """
     while True:
         drawn: Goal = rng.uniform(-BORDER, BORDER, size=4)
@@ -227,9 +227,9 @@ def _draw(rng: np.random.Generator) -> Goal:
 
 
 def _disc(
-    picture: NDArray[np.uint8], x: float, y: float, radius: float, colour: tuple[int, int, int]
+    picture: NDArray[np.uint8], x: float, y: float, radius: float, color: tuple[int, int, int]
 ) -> None:
-    centres = np.linspace(-1, 1, PIXELS)
-    from_x = centres[None, :] - x  # [1, column]
-    from_y = centres[::-1, None] - y  # [row, 1], y upwards
-    picture[from_x**2 + from_y**2 < radius**2] = colour
+    centers = np.linspace(-1, 1, PIXELS)
+    from_x = centers[None, :] - x  # [1, column]
+    from_y = centers[::-1, None] - y  # [row, 1], y upwards
+    picture[from_x**2 + from_y**2 < radius**2] = color

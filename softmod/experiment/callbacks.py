@@ -56,7 +56,7 @@ def make_callbacks(cfg: TrainConfig, given: Sequence[Callback] = ()) -> tuple[Ca
     """Build the callbacks of a configuration; return them and those that were given.
 
     Raises:
-        ConfigError: a class cannot be found, is no `Callback`, or does not take the options.
+        ConfigError: a class cannot be found, is not a `Callback`, or does not accept the options.
     """
     for callback in given:
         if not isinstance(callback, Callback):

@@ -102,7 +102,7 @@ def check_surgery(cfg: TrainConfig, actor: Actor, critic: Network) -> None:
     """Check that tasks share weights where gradient surgery is on.
 
     Raises:
-        ConfigError: they share none.
+        ConfigError: the tasks share no weights.
     """
     surgery = getattr(cfg.algorithm, "gradient_surgery", "none")
     for name, network in (("actor", actor.network), ("critic", critic)):
@@ -137,8 +137,8 @@ def check_compiler(cfg: TrainConfig) -> None:
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     if not any(shutil.which(shlex.split(name)[0]) for name in wanted):
         raise ConfigError(
-            f"fabric.compile=compiled: needs a C++ compiler ({' or '.join(wanted)} is not there);"
-            " auto and eager need none"
+            f"fabric.compile=compiled: needs a C++ compiler ({' or '.join(wanted)} not found);"
+            " fabric.compile=auto and eager do not need one"
         )
 
 

@@ -166,7 +166,7 @@ def warn(cfg: TrainConfig, resources: Resources, spec: EnvSpec, progress: Progre
 
 
 def draw_success(journal: tracking.Journal, folder: Path) -> None:
-    """Draw the curves of success; a failure is a warning, because no picture is worth a run."""
+    """Draw the success curves; a failure only logs a warning, so that it cannot end the run."""
     try:
         from softmod.tracking.figures import success_figure
 

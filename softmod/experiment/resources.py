@@ -177,7 +177,7 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
         precision=of_fabric,
         plugins=[
             LightningEnvironment()
-        ],  # variables of a cluster's launcher are none of its business
+        ],  # ignore the environment variables of a cluster's launcher
     )
 
 

@@ -119,7 +119,7 @@ class Session:
             values: by their names, as in `{"mine/distance": 0.3}`.
 
         Raises:
-            ConfigError: a name is one of softmod's own, or a value is no number.
+            ConfigError: a name is one of softmod's own, or a value is not a number.
         """
         self.parts.log.own_metrics(self.parts.clock, values)
 

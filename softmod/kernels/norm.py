@@ -1,4 +1,4 @@
-"""Layer normalisation and ReLU in one pass, forward and backward, in fp32 and bfloat16."""
+"""Layer normalization and ReLU in one pass, forward and backward, in fp32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fits(x: Tensor) -> bool:
 
 
 def layer_norm(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:
-    """Normalise the last axis to mean 0 and variance 1, then apply ReLU if `relu`.
+    """Normalize the last axis to mean 0 and variance 1, then apply ReLU if `relu`.
 
     The result has the dtype of `x`.
     """

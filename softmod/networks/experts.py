@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import PerTaskLinear, StackedLinear, TaskEmbedding, spread
 
 
@@ -18,7 +18,7 @@ class Encoders(nn.Module):
     """A set of `num_experts` multi-layer perceptrons on the same input.
 
     They map `[task, batch, in]` to `[stack, expert, rows, width]`. Every layer but the last is
-    followed by normalisation, if any, and ReLU.
+    followed by normalization, if any, and ReLU.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Encoders(nn.Module):
         first, *others = self.layers
         features = first(spread(x, self.members))
         for layer in others:
-            features = layer(normalised(features, self.norm, relu=True))
+            features = layer(normalized(features, self.norm, relu=True))
         return features.unflatten(0, (self.stack, -1))
 
 
@@ -104,7 +104,7 @@ class CARE(Network):
         rows = context.unsqueeze(2).expand(-1, -1, x.shape[1], -1).flatten(1, 2)
         features = torch.cat([encoding, rows], -1)
         for layer in self.hidden:
-            features = normalised(layer(features), self.norm, relu=True)
+            features = normalized(layer(features), self.norm, relu=True)
         return self.head(features).unflatten(1, x.shape[:2])
 
     def routing(
@@ -159,7 +159,7 @@ class MOORE(Network):
 def orthonormal(
     vectors: Float[Tensor, "stack expert rows width"], smallest: float = 1e-12
 ) -> Float[Tensor, "stack expert rows width"]:
-    """Orthonormalise the experts' vectors of each row, in order, by modified Gram-Schmidt.
+    """Orthonormalize the experts' vectors of each row, in order, by modified Gram-Schmidt.
 
     A vector in the span of the earlier ones becomes nearly zero, not an arbitrary unit vector.
     """

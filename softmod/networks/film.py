@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
@@ -17,7 +17,7 @@ class FiLM(Network):
     """A shared network with hidden layers `relu((1 + gamma(z)) * (W x + b) + beta(z))`.
 
     A linear layer on the task embedding `z` yields all gammas and betas, which start near 0. With
-    `norm="layer"`, `W x + b` is normalised first.
+    `norm="layer"`, `W x + b` is normalized first.
 
     Args:
         num_layers, width: hidden layers of the shared network.
@@ -54,6 +54,6 @@ class FiLM(Network):
         features = spread(x, self.stack)
         for layer, modulation in zip(self.hidden, both.unbind(2), strict=True):
             gamma, beta = modulation.unbind(2)  # (stack, task, 1, width)
-            by_task = normalised(layer(features), self.norm).unflatten(1, x.shape[:2])
+            by_task = normalized(layer(features), self.norm).unflatten(1, x.shape[:2])
             features = relu(by_task * (1.0 + gamma) + beta).flatten(1, 2)
         return self.head(features).unflatten(1, x.shape[:2])

@@ -56,12 +56,12 @@ def squash(
 
 
 class Actor(Network):
-    """The policy: a network that maps normalised observations to a Gaussian.
+    """The policy: a network that maps normalized observations to a Gaussian.
 
     Args:
         network: a stack of one, with two outputs per action dimension.
         log_std: "clamp" or "tanh" (see `split`).
-        normalize_obs: whether to normalise observations; the agent updates the statistics.
+        normalize_obs: whether to normalize observations; the agent updates the statistics.
     """
 
     def __init__(self, network: Network, log_std: str, normalize_obs: bool) -> None:
@@ -72,13 +72,13 @@ class Actor(Network):
         self.independent = network.independent
 
     def normalize(self, obs: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
-        """Return normalised observations; unchanged without `normalize_obs`."""
+        """Return normalized observations; unchanged without `normalize_obs`."""
         return obs if self.normalizer is None else self.normalizer(obs)
 
     def distribution(
         self, normalized: Float[Tensor, "task batch obs"], tasks: Int[Tensor, " task"] | None = None
     ) -> tuple[Float[Tensor, "task batch action"], Float[Tensor, "task batch action"]]:
-        """Return mean and log standard deviation for normalised observations."""
+        """Return mean and log standard deviation for normalized observations."""
         return split(self.network(normalized, tasks)[0], self.log_std)
 
     def forward(

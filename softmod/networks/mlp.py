@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
@@ -40,9 +40,9 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "stack rows width"]:
         rows = self.first(spread(x, self.first.weight.shape[0])).unflatten(1, x.shape[:2])
         rows = rows + self.task(tasks).unsqueeze(2)
-        features = normalised(rows, self.norm, relu=True).flatten(1, 2)
+        features = normalized(rows, self.norm, relu=True).flatten(1, 2)
         for layer in self.hidden:
-            features = normalised(layer(features), self.norm, relu=True)
+            features = normalized(layer(features), self.norm, relu=True)
         return features
 
 

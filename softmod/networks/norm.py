@@ -1,4 +1,4 @@
-"""Layer normalisation without weights, an option of every network before a hidden layer's ReLU."""
+"""Layer normalization without weights, an option of every network before a hidden layer's ReLU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn import functional
 from softmod import kernels
 
 
-def normalised(
+def normalized(
     x: Float[Tensor, "*rows width"], norm: str, relu: bool = False
 ) -> Float[Tensor, "*rows width"]:
-    """Normalise the last axis to mean 0 and variance 1 (`norm="layer"`), or not at all ("none").
+    """Normalize the last axis to mean 0 and variance 1 (`norm="layer"`), or not at all ("none").
 
     With `relu`, apply ReLU too, which may overwrite `x`. The result has the dtype of `x`.
     """

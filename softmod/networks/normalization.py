@@ -1,4 +1,4 @@
-"""Normalisation of observations, with statistics that are part of the policy's weights."""
+"""Normalization of observations, with statistics that are part of the policy's weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 LEAST_STD = 0.02  # a smaller standard deviation counts as this, so that noise is not amplified
-LIMIT = 5.0  # normalised observations are clipped to +-LIMIT
+LIMIT = 5.0  # normalized observations are clipped to +-LIMIT
 
 
 class Normalizer(nn.Module):
-    """A layer that normalises observations to mean 0 and standard deviation 1, clipped to +-5.
+    """A layer that normalizes observations to mean 0 and standard deviation 1, clipped to +-5.
 
     Mean and scale are buffers, so they are sent to workers and saved together with the weights.
     """

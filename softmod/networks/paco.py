@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import fill
 
 
@@ -81,5 +81,5 @@ class PaCo(Network):
         composition = self.composition if tasks is None else self.composition.index_select(1, tasks)
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = normalised(layer(features, composition), self.norm, relu=True)
+            features = normalized(layer(features, composition), self.norm, relu=True)
         return self.head(features, composition)

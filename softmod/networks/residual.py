@@ -1,4 +1,4 @@
-"""A residual network with layer normalisation and a task embedding (BRC, Nauman et al. 2025)."""
+"""A residual network with layer normalization and a task embedding (BRC, Nauman et al. 2025)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, spread
 
 
@@ -50,7 +50,7 @@ class Residual(Network):
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        features = normalised(self._first(x, tasks), self.norm, relu=True).flatten(1, 2)
+        features = normalized(self._first(x, tasks), self.norm, relu=True).flatten(1, 2)
         for block in self.blocks:
             features = block(features)
         return self.head(features).unflatten(1, x.shape[:2])
@@ -79,8 +79,8 @@ class Block(nn.Module):
         self.outer = orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        hidden = normalised(self.inner(x), self.norm, relu=True)
-        return x + normalised(self.outer(hidden), self.norm)
+        hidden = normalized(self.inner(x), self.norm, relu=True)
+        return x + normalized(self.outer(hidden), self.norm)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import PerTaskLinear
 
 
@@ -42,5 +42,5 @@ class SingleTask(Network):
     ) -> Float[Tensor, "stack task batch out_dim"]:
         features = x.expand(self.stack, *x.shape)
         for layer in self.hidden:
-            features = normalised(layer(features, tasks), self.norm, relu=True)
+            features = normalized(layer(features, tasks), self.norm, relu=True)
         return self.head(features, tasks)

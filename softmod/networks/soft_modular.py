@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from softmod.networks.mixing import mix
 from softmod.networks.network import Network
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, TaskEmbedding, spread
 
 
@@ -100,8 +100,8 @@ class SoftModular(Network):
         embedding_width: D, the width of `f(s)` (two layers) and `h(z)`.
         state_in_routing: whether the router reads state and task, or only the task (an ablation of
             the paper).
-        norm: "layer" normalises both layers of `f(s)`, and each weighted sum of modules before its
-            ReLU. With `relu="before_sum"`, sums have no ReLU and are normalised as well.
+        norm: "layer" normalizes both layers of `f(s)`, and each weighted sum of modules before its
+            ReLU. With `relu="before_sum"`, sums have no ReLU and are normalized as well.
         gating_layers, gating_width, embedding_relu, routing_reads, relu, head, routing_feeds, init:
             differences 1, 2, 3, 4, 5, 7 and 11 between paper and code (docs/paper_and_code.md).
     """
@@ -178,8 +178,8 @@ class SoftModular(Network):
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return f(s) `[stack, rows, D]`, and the routes computed from f(s) h(z), or h(z) alone."""
-        hidden = normalised(self.state[0](spread(x, self.stack)), self.norm, relu=True)
-        state = normalised(self.state[1](hidden), self.norm)
+        hidden = normalized(self.state[0](spread(x, self.stack)), self.norm, relu=True)
+        state = normalized(self.state[1](hidden), self.norm)
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
         task = self.task(tasks).unsqueeze(2)
         embedding = by_task * task if self.state_in_routing else task.expand_as(by_task)
@@ -199,10 +199,10 @@ class SoftModular(Network):
     def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
         """Return each target's weighted sum of source modules (Eq. 8), with ReLU (4)."""
         if self.relu == "before_sum":
-            return normalised(mix(functional.relu(outputs), route), self.norm)
+            return normalized(mix(functional.relu(outputs), route), self.norm)
         if self.norm == "none":
             return mix(outputs, route, relu=True)
-        return normalised(mix(outputs, route), self.norm, relu=True)
+        return normalized(mix(outputs, route), self.norm, relu=True)
 
     def _sum_of_heads(self, inputs: Tensor) -> Tensor:
         """Return the unweighted sum of the last layer's modules, which are the heads (Eq. 9)."""

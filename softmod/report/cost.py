@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from softmod.agent.replay import Batch
-from softmod.config.compose import from_saved
+from softmod.config.compose import compose, from_saved
 from softmod.config.instantiate import build
 from softmod.config.schema import TrainConfig
 from softmod.errors import SoftmodError
@@ -34,7 +35,9 @@ class Cost(NamedTuple):
 def of_run(run: Run, allow: Sequence[str] = ()) -> Cost | None:
     """Return the cost of a run, or None with a warning if its networks cannot be built."""
     try:
-        cfg = from_saved(nested(run.config), allow)
+        saved = nested(run.config)
+        saved.setdefault("tracking", journal_only())
+        cfg = from_saved(saved, allow)
         suite: TaskSuite = build(cfg.env, "env")
         return of(cfg, suite.spec)
     except SoftmodError as error:
@@ -77,6 +80,11 @@ class Counter(TorchDispatchMode):
         if formula := flop_registry.get(func._overloadpacket):
             self.flop += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+def journal_only() -> Any:
+    """Return `tracking=journal`, because saved results do not keep `tracking`."""
+    return OmegaConf.to_container(compose(["tracking=journal"]).tracking, resolve=True)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

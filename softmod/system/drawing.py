@@ -6,11 +6,13 @@ everywhere. Import matplotlib from here.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its advice on folders it cannot write to
 _backend = os.environ.pop("MPLBACKEND", None)  # a wrong one would be an error at the import
 try:
     import matplotlib

@@ -17,10 +17,10 @@ from softmod.spec import TaskScore, mean_success
 
 
 class Terminal(Console):
-    """A console that turns quiet instead of raising when its output cannot be written.
+    """A console that disables its output instead of raising when writing fails.
 
     That happens when a pipe or terminal is closed, or a disk is full. Only a terminal gets live
-    displays and colours, whatever FORCE_COLOR says; a notebook gets plain lines.
+    displays and colors, whatever FORCE_COLOR says; a notebook gets plain lines.
     """
 
     def __init__(self, **options: Any) -> None:

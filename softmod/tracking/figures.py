@@ -13,7 +13,7 @@ from softmod.system.drawing import Axes, EngFormatter, Figure, FigureCanvasAgg, 
 from softmod.tracking.names import SUCCESS_MEAN, success_rate
 from softmod.tracking.record import Routes
 
-# Okabe and Ito (2008): distinguishable with any colour vision; black is reserved for the mean
+# Okabe and Ito (2008): distinguishable with any color vision; black is reserved for the mean
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#B8A800")
 STYLES = ("-", "--", ":", "-.")
 MAX_LEGEND = 12  # tasks; with more of them only the mean is labelled

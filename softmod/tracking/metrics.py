@@ -143,7 +143,7 @@ class Log:
         """Write metrics of a callback.
 
         Raises:
-            ConfigError: a name is one of softmod's own, or a value is no number.
+            ConfigError: a name is one of softmod's own, or a value is not a number.
         """
         for name, value in values.items():
             if name.startswith(names.OWN):

@@ -107,7 +107,7 @@ class ProcessWorker:
             kind = f"{type(plan.suite).__module__}.{type(plan.suite).__qualname__}"
             raise WorkerError(
                 f"{kind} or a network cannot be sent to a worker process ({describe(error)});"
-                " workers.processes=0 needs none"
+                " workers.processes=0 avoids this"
             ) from error
         self.request = NO_REQUEST
         names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
@@ -237,9 +237,9 @@ Worker = InlineWorker | ProcessWorker
 def without_main_module(plan: Plan) -> Iterator[None]:
     """Start a process within this without importing the program's main module again.
 
-    A worker needs nothing of it, and a script that calls `softmod.train` outside of
-    `if __name__ == "__main__":` would train once more in each worker. Only where the task set or a
-    network is defined in the main module, the worker has to import it.
+    Otherwise a script that calls `softmod.train` outside of `if __name__ == "__main__":` would
+    train again in each worker. The main module is imported only if it defines the task set or a
+    network.
     """
     main = sys.modules["__main__"]
     needed = [type(plan.suite), *map(type, plan.actor.modules())]

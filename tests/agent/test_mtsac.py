@@ -511,7 +511,7 @@ def test_a_bad_update_moves_no_average():
 
 
 def test_networks_learn_on_normalised_observations_and_scaled_rewards():
-    """Compare an agent with statistics with a plain agent on the normalised and scaled batch."""
+    """Compare an agent with statistics with a plain agent on the normalized and scaled batch."""
     plain, scaled = make(), make(reward_scaling="return", normalize_obs=True)
     given, noise = batch(), torch.randn(2, 3, 6, 2, generator=torch.Generator().manual_seed(0))
     shape = (3, 1, 40)
@@ -561,7 +561,7 @@ def test_statistics_reach_both_policies_and_the_weights_that_workers_get():
 
 
 def test_weight_decay_does_nothing_before_the_first_update():
-    """A step initialises the optimizers' state; it must not change weights, targets or averages."""
+    """A step initializes the optimizers' state; it must not change weights, targets or averages."""
     torch.manual_seed(3)
     sizes = settings.network("mlp", num_layers=1, width=8)
     actor, critic = MLP(5, 4, 3, 1, **sizes), MLP(7, 1, 3, 2, **sizes)

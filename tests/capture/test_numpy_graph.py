@@ -28,7 +28,7 @@ TASKS, OBS, ACTION = 4, 6, 3
 
 
 def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
-    """Make a policy; as in the `recipe`, with normalised observations and a tanh log std."""
+    """Make a policy; as in the `recipe`, with normalized observations and a tanh log std."""
     torch.manual_seed(0)
     inner = form(OBS, 2 * ACTION, TASKS, **options)
     net = Actor(inner, "tanh", normalize_obs=True) if recipe else published(inner)

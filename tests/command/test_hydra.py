@@ -106,3 +106,13 @@ def test_what_hydra_shows(here: Path, capfd, line: list[str], shown: str):
 def test_messages_for_rejected_flags_and_keys(here: Path, capsys, line: list[str], message: str):
     assert train.run(line) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["-m", "seed=0,1", "--cfg", "job"], ["sweep=balance", "model=mt_sac,care", "--cfg", "job"],
+     ["-m", "seed=0,1", "--info", "config"]],
+)  # fmt: skip
+def test_the_configuration_of_several_jobs_is_not_shown(line: list[str], capsys):
+    assert train.run(line) == 2
+    assert "show one job; name one value for each key" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Fused layer normalisation agrees with PyTorch: forward, backward, and in captured updates."""
+"""Fused layer normalization agrees with PyTorch: forward, backward, and in captured updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softmod.agent.mtsac import MTSAC
 from softmod.capture.cpu_graph import CpuGraph
 from softmod.capture.update_graph import Captured
 from softmod.kernels.norm import WIDEST
-from softmod.networks.norm import normalised
+from softmod.networks.norm import normalized
 from tests.agent.test_mtsac import everything
 from tests.capture.test_update_graph import RECIPE, batches, make
 
@@ -101,9 +101,9 @@ def test_it_is_in_use_only_where_that_is_said_and_for_what_it_takes():
 def test_under_autocast_it_has_the_type_of_pytorchs(given: torch.dtype):
     x = torch.randn(3, 8).to(given)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = normalised(x, "layer")
+        plain = normalized(x, "layer")
         with kernels.used():
-            own = normalised(x, "layer")
+            own = normalized(x, "layer")
     assert own.dtype == plain.dtype == given
     torch.testing.assert_close(own, plain)
 
@@ -141,4 +141,4 @@ def test_an_update_with_it_is_the_same_captured_and_close_to_one_without(
         torch.equal(a, b) for a, b in zip(everything(captured), everything(eager), strict=True)
     )
     same = [torch.equal(a, b) for a, b in zip(everything(eager), everything(plain), strict=True)]
-    assert all(same) == (norm == "none")  # in use only with normalisation
+    assert all(same) == (norm == "none")  # in use only with normalization

@@ -1,4 +1,4 @@
-"""Small forms of every network of the package, with and without normalisation."""
+"""Small forms of every network of the package, with and without normalization."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CHANGED["residual"] |= {"head_gain": 1.0}
 SMALL = {kind: network(kind, **changed) for kind, changed in CHANGED.items()}
 NORMED = {
     f"{kind}_normed": kind for kind in KINDS if kind != "residual"
-}  # the residual network is normalised by default
+}  # the residual network is normalized by default
 FORMS = KINDS | {name: KINDS[kind] for name, kind in NORMED.items()}
 SMALL |= {name: SMALL[kind] | {"norm": "layer"} for name, kind in NORMED.items()}
 EVERY = list(FORMS)

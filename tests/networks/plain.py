@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def standard(x: Tensor, norm: str = "layer") -> Tensor:
-    """Normalise by the formula of layer normalisation; with "none", return `x`."""
+    """Normalize by the formula of layer normalization; with "none", return `x`."""
     if norm == "none":
         return x
     centred = x - x.mean(-1, keepdim=True)
@@ -14,7 +14,7 @@ def standard(x: Tensor, norm: str = "layer") -> Tensor:
 
 
 def chain(x: Tensor, layers: list[tuple[Tensor, Tensor]], norm: str = "none") -> Tensor:
-    """Apply linear layers, with normalisation, if any, and ReLU between them."""
+    """Apply linear layers, with normalization, if any, and ReLU between them."""
     for number, (weight, bias) in enumerate(layers):
         x = x @ weight + bias if number == 0 else standard(x, norm).relu() @ weight + bias
     return x

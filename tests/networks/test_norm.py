@@ -1,4 +1,4 @@
-"""Positions of normalisation: inputs of ReLUs have mean 0 and variance 1."""
+"""Positions of normalization: inputs of ReLUs have mean 0 and variance 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.networks.kinds import FORMS, NORMED, SMALL
 
-# ReLUs with normalised inputs, and all ReLUs; the others are in routers, embeddings and contexts.
+# ReLUs with normalized inputs, and all ReLUs; the others are in routers, embeddings and contexts.
 READ = {
     # f(s) twice, three weighted sums; the router's gating twice, and before each output
     "soft_modular": (5, 10),
@@ -67,7 +67,7 @@ def test_rows_have_mean_0_and_variance_1_before_their_relu(kind: str):
 
 
 @pytest.mark.parametrize("kind", sorted(NORMED.values()))
-def test_without_the_option_nothing_is_normalised(kind: str):
+def test_without_the_option_nothing_is_normalized(kind: str):
     assert normalised_relus(kind) == (0, READ[kind][1])
 
 

@@ -33,7 +33,7 @@ BARS = {
         "a checkpoint after a session's first writes only what is new, pauses at most 1 s, adds at"
         " most 10 % memory"
     ),
-    9: "SIGTERM, SIGUSR1, SIGHUP and the like: saved, exit 143, a second one is safe, one requeue",
+    9: "SIGTERM, SIGUSR1, SIGHUP and similar: saved, exit 143, a second one is safe, one requeue",
     10: "Ctrl-C: exit 130, few lines, no orphans, KILLED",
     11: "a worker dies: seen, named, replaced up to 3 times; the same run",
     12: "a worker hangs: replaced at its time-out; no stale reply is used",

@@ -420,7 +420,8 @@ def test_a_limit_on_the_size_of_files(stopped, here, undisturbed, record_propert
     }  # logged more often
     record_property(
         "tried",
-        f"files of at most {size - 1} bytes: told three times, code 4, then on to the same end",
+        f"files of at most {size - 1} bytes: reported three times, exit 4, then resumed to the"
+        " same result",
     )
 
 
@@ -460,7 +461,8 @@ def test_the_folder_is_removed_in_the_middle_of_a_run(here, record_property):
     assert loud(subprocess.CompletedProcess(line, process.returncode, out, err)), err
     assert not folder.exists()
     record_property(
-        "tried", "the run's folder removed in the middle: told three times, code 4, not made again"
+        "tried",
+        "the run's folder removed in the middle: reported three times, exit 4, not recreated",
     )
 
 

@@ -670,7 +670,7 @@ def test_statuses_are_true(here: Path, environment: Environment, record_property
     assert (again.info.run_id, again.info.status) == (killed.info.run_id, "FINISHED")
     assert store.ENDED_TAG not in again.data.tags
     assert "resumes at" in told(here)
-    record_property("tried", "FINISHED, FAILED, SIGTERM, kill -9, the killed one gone on with")
+    record_property("tried", "FINISHED, FAILED, SIGTERM, kill -9, the killed one resumed")
 
 
 def checkpoints(here: Path, seed: int) -> list[Path]:

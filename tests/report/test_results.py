@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from softmod.errors import ConfigError
-from softmod.report import results, tables
+from softmod.report import cost, results, tables
 from softmod.report.__main__ import run as report
 from softmod.report.runs import Comparison, comparisons, from_folders
 from tests.command.test_train import here
@@ -90,3 +90,12 @@ def test_seeds_are_all_there_from_0_on(folder: Path):
     (group,) = comparison(folder).groups
     assert [run.seed for run in group.runs] == list(range(len(group.runs)))
     assert np.isfinite(group.scores()).all()
+
+
+def test_saved_results_have_parameters_and_flop():
+    for name, parameters in {"mt10": 103_246, "mt10_mt_mh_sac": 116_000}.items():
+        run = results.load([str(ROOT / "results" / name)])[0]
+        found = cost.of_run(run)
+        assert found is not None
+        assert (found.actor, found.critics) == (parameters, 617_802)
+        assert found.gflop > 0.1

@@ -13,7 +13,7 @@ from softmod.agent.value_heads import ValueHead
 
 
 class Quantiles(ValueHead):
-    """As many outputs as quantiles; the policy maximises their mean, of the critic that expects
+    """As many outputs as quantiles; the policy maximizes their mean, of the critic that expects
     less.
     """
 
