@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
     try:
         if flags := [argument for argument in arguments if argument.startswith("-")]:
             raise ConfigError(f"{flags[0]}: unknown flag; see --help")
-        if not any(argument.startswith("checkpoint=") for argument in arguments):
+        if not any(re.match("checkpoint=.", argument) for argument in arguments):
             raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
         evaluated(typed(compose(arguments, "evaluate")))
     except KeyboardInterrupt:

@@ -171,9 +171,10 @@ def explain_override(
     missing = re.escape(f"{group}/{value.strip('[]')}")
     if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
         there = options(group, names.config_dir)
+        own = f'; for this task: env=mt1 "env.tasks=[{value}]"' if is_task(group, value) else ""
         return (
             f"{override}: {group} has no option {value}; it has"
-            f" {listed(there, value)}{near(value, there)}"
+            f" {listed(there, value)}{own or near(value, there)}"
         )
     in_a_file = text.startswith("In '")
     unknown = ("is not in struct" in text or "not in '" in text) and not in_a_file
@@ -185,6 +186,13 @@ def explain_override(
     if full_key == key:
         return f"{override}: {text}"
     return None
+
+
+def is_task(group: str, value: str) -> bool:
+    """Return whether a value of `env` is the name of a Meta-World task."""
+    from softmod.envs.tasks import MT50
+
+    return group == "env" and value in MT50
 
 
 def nearest_key(key: str, overrides: list[str], names: Names) -> str:

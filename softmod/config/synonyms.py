@@ -15,6 +15,7 @@ class Synonym(NamedTuple):
 
 
 LEARNING_RATES = ("optimizer.actor.lr", "optimizer.critic.lr", "optimizer.temperature.lr")
+MODULES = ("actor.num_modules", "actor.num_layers", "actor.module_width")
 WIDTHS = ("actor.module_width", "actor.width", "critic.module_width", "critic.width")
 SYNONYMS = (
     # optimizers and updates
@@ -41,11 +42,12 @@ SYNONYMS = (
     ),
     # groups
     Synonym(("algo", "agent", "alg"), ("algorithm=mtsac", "algorithm=fast")),
+    Synonym(("tasks",), ("env.tasks",), 'as in "env.tasks=[push-v3]", with env=mt1'),
     Synonym(("task", "task_name", "env_id", "env_name"), ("env=mt10", "env.tasks")),
     Synonym(("network_type", "policy_type", "arch"), ("model",)),
     # lengths and intervals
     Synonym(
-        ("num_steps", "total_steps", "max_steps", "total_timesteps", "num_timesteps",
+        ("steps", "num_steps", "total_steps", "max_steps", "total_timesteps", "num_timesteps",
          "num_env_steps", "num_train_steps"),
         ("run.steps_per_task",),
         "environment steps of each task",
@@ -100,6 +102,7 @@ SYNONYMS = (
     Synonym(("precision", "mixed_precision", "amp"), ("fabric.precision",)),
     Synonym(("trainer",), ("run", "fabric"), "lengths and device"),
     # networks
+    Synonym(("num_modules", "num_layers", "module_width"), MODULES),
     Synonym(("hidden_dim", "hidden_size", "hidden_sizes", "hidden_units", "hidden_dims"), WIDTHS),
     # logging and names
     Synonym(("project", "project_name"), ("tracking.experiment",), "MLflow experiment"),

@@ -59,7 +59,7 @@ def within(key: str, path: str, packages: tuple[str, ...]) -> None:
     if not lies_in(path, packages):
         raise ConfigError(
             f"{key}._target_={path}: must be in {', '.join(packages) or 'no package'}"
-            " (allow=[package])"
+            f" (allow=[{path.split('.')[0]}])"
         )
 
 

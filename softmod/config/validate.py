@@ -185,7 +185,10 @@ def check_targets(cfg: schema.TrainConfig) -> None:
     for key, node in nodes.items():
         path = target_of(node)
         if not path:
-            raise ConfigError(f"{key}._target_: no value given; it names the class to build")
+            raise ConfigError(
+                f"{key}._target_: no value given; it names the class to build, as in"
+                " {_target_: package.module.Class}"
+            )
         if not re.fullmatch(r"([a-z_]\w*\.)+[A-Z]\w*", path):
             raise ConfigError(
                 f"{key}._target_={path}: must name a class, as in package.module.Class"

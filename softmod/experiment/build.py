@@ -13,7 +13,7 @@ from softmod.agent.mtsac import MTSAC
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import run_programs
 from softmod.config.identity import as_values
-from softmod.config.instantiate import build, resolve_target
+from softmod.config.instantiate import build, resolve_target, target_of
 from softmod.config.schema import TrainConfig
 from softmod.experiment import checks
 from softmod.networks.build import build_actor
@@ -47,6 +47,8 @@ def assemble(cfg: TrainConfig) -> Models:
         suite.goals(task)  # fill the cache, so that workers do not draw them again
     checks.check_value_head(cfg, value_head(cfg))
     actor, critic = networks(cfg, suite.spec)
+    checks.check_members(actor.network, "actor", target_of(cfg.actor))
+    checks.check_members(critic, "critic", target_of(cfg.critic))
     checks.check_memory(cfg, suite.spec)
     for name in OPTIMIZERS:
         optimizer = make_optimizer(cfg, name, [torch.zeros(1, requires_grad=True)])

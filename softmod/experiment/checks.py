@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from softmod.agent.replay import bytes_per_transition
 from softmod.agent.value_heads import ValueHead
 from softmod.config.instantiate import target_of
 from softmod.config.schema import TrainConfig
-from softmod.errors import ConfigError, near
+from softmod.errors import ConfigError, near, one_line
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import EnvSpec
@@ -80,6 +81,47 @@ def check_value_head(cfg: TrainConfig, head: ValueHead) -> None:
         if tuple(made.shape) != wanted:
             raise ConfigError(
                 f"{line}: {what} has shape {list(made.shape)}; must be {list(wanted)}"
+            )
+
+
+def check_members(network: Network, key: str, target: str) -> None:
+    """Check a network's output shape, and that its members share no weights.
+
+    Args:
+        network: as it starts.
+        key: of the network in the configuration, for messages.
+        target: path of its class, for messages.
+
+    Raises:
+        ConfigError: the network fails, its outputs have another shape, or the leading axis of a
+            parameter is not one over members.
+    """
+    line = f"{key}._target_={target}"
+    shape = (network.num_tasks, 2, network.in_dim)
+    x = torch.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
+    training = network.training
+    try:
+        outputs = network.eval()(x)
+    except Exception as error:  # of the user's own code
+        raise ConfigError(f"{line}: fails on inputs {list(shape)} ({one_line(error)})") from error
+    finally:
+        network.train(training)
+    wanted = [network.stack, network.num_tasks, 2, network.out_dim]
+    if list(outputs.shape) != wanted:
+        raise ConfigError(f"{line}: outputs have shape {list(outputs.shape)}, not {wanted}")
+    members = network.members
+    first = outputs[0, 0] if network.independent else outputs[0]
+    parameters = dict(network.named_parameters())
+    gradients = torch.autograd.grad(first.sum(), list(parameters.values()), allow_unused=True)
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        rows = parameter.shape[0] if parameter.dim() else 0
+        bad = rows == 0 or rows % members > 0
+        if not bad and gradient is not None:
+            bad = bool(gradient.reshape(members, -1)[1:].any())
+        if bad:
+            raise ConfigError(
+                f"{line}: parameter {name} {list(parameter.shape)} must have its {members} members"
+                " (stack, or stack x tasks) on its leading axis"
             )
 
 
