@@ -4,6 +4,7 @@ session.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ with install_import_hook(["softmod.networks", "softmod.agent"], "beartype.bearty
     import softmod.networks.single_task  # noqa: F401
 
 
+from softmod.system.signals import STOPS
 from tests.reliability.table import (
     pytest_addoption,
     pytest_runtest_makereport,
@@ -77,6 +79,14 @@ def compiler(shared_cache: None) -> None:
 
     if not kernels.available():
         pytest.skip("no C compiler")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_delivered() -> None:
+    """Undo what `nohup make test` ignores: a run leaves ignored signals ignored."""
+    for number in STOPS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
