@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -11,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from softmod.command import Interface, tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
-from softmod.config.validate import check_fields
-from softmod.errors import ConfigError, SoftmodError, near
+from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.experiment.folder import refuse_links
 from softmod.system.streams import exit_with, say
 
@@ -74,16 +74,18 @@ def evaluate(
         ConfigError: an option is wrong, or the checkpoint's classes are not allowed.
         WorkerError: an environment failed, or nothing can be rendered here.
     """
-    cfg: EvaluateConfig = typed(compose(["checkpoint=''"], "evaluate"))
-    names = [field.name for field in dataclasses.fields(cfg)]
+    config = compose(["checkpoint=''"], "evaluate")
     for name in options:
-        if name not in names:
-            raise ConfigError(f"{name}: evaluate takes no such option{near(name, names)}")
-    output = options.get("output")
-    given = options | {"output": None if output is None else str(output)}
-    cfg = dataclasses.replace(cfg, checkpoint=str(checkpoint), allow=list(allow), **given)
-    check_fields(cfg, "")
-    return evaluated(cfg)
+        if name not in config:
+            raise ConfigError(f"{name}: evaluate takes no such option{near(name, config)}")
+    paths = {"checkpoint": str(checkpoint), "allow": list(allow)}
+    if options.get("output") is not None:
+        paths["output"] = str(options["output"])
+    try:
+        config.merge_with(options | paths)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"evaluate: {one_line(error)}") from error
+    return evaluated(typed(config))
 
 
 def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:

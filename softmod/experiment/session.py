@@ -99,6 +99,7 @@ class Session:
         self.pending = parts.saver.pending
         self.due = 0  # updates of this round
         self.made_before = 0  # updates before this round
+        self.over = False  # the training has ended, and the last evaluation follows
 
     # --- for callbacks ----------------------------------------------------------------------------
 
@@ -124,8 +125,12 @@ class Session:
         self.parts.log.own_metrics(self.parts.clock, values)
 
     def stop(self) -> None:
-        """End the training after this round, as `run.stop_at` does; the last evaluation follows."""
-        self.parts.clock.stopped = True
+        """End the training after this round, as `run.stop_at` does; the last evaluation follows.
+
+        No-op once the training has ended, so that a run can still be extended.
+        """
+        if not self.over:
+            self.parts.clock.stopped = True
 
     # --- a round ----------------------------------------------------------------------------------
 
@@ -223,6 +228,7 @@ class Session:
         The first save guarantees that the evaluated weights are on disk.
         """
         self._write()
+        self.over = True
         last = PendingWork(over=True)
         self._save(last)
         scores = self._evaluate(self.run.final_eval_goals, last)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its advice on folders it cannot write to
+_logger = logging.getLogger("matplotlib")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)  # no advice on folders that it cannot write to
 _backend = os.environ.pop("MPLBACKEND", None)  # a wrong one would be an error at the import
 try:
     import matplotlib
@@ -21,6 +23,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 finally:
+    _logger.setLevel(_level)
     if _backend is not None:
         os.environ["MPLBACKEND"] = _backend
 

@@ -17,8 +17,8 @@ from uuid import uuid4
 
 logger = logging.getLogger(__name__)
 
-# What network and FUSE file systems answer to a flush that they do not support.
-UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EROFS}
+# errors of network and FUSE file systems that do not support fsync
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
 @contextmanager

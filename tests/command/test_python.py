@@ -70,6 +70,8 @@ def test_a_wrong_call_is_answered_before_anything_is_written(overrides, message,
         softmod.evaluate("nowhere", goal=3)
     with pytest.raises(ConfigError, match="goals=0: must be in"):
         softmod.evaluate("nowhere", goals=0)
+    with pytest.raises(ConfigError, match="evaluate: .*'many'.* could not be converted to Integer"):
+        softmod.evaluate("nowhere", goals="many")
     with pytest.raises(CheckpointError, match="nowhere"):
         softmod.evaluate("nowhere")
     assert not list(here.iterdir())
@@ -94,6 +96,16 @@ def test_a_hydra_application_keeps_its_hydra(here):
         hydra_compose("evaluate", ["checkpoint=x"])
 
 
+def script(here: Path, cache: Path, text: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with a worker process; `{overrides}` in it are those of a small run."""
+    lines = [line for line in OVERRIDES if line != "workers=inline"]
+    (here / "mine.py").write_text(text.format(overrides=[*lines, "workers.processes=1", *more]))
+    return subprocess.run(
+        [sys.executable, "mine.py"], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_CACHE": str(cache)},
+    )  # fmt: skip
+
+
 SCRIPT = """
 import softmod
 result = softmod.train({overrides})
@@ -103,13 +115,7 @@ print("env steps", result.env_steps)
 
 def test_a_script_without_a_main_guard_trains_once(here, cache):
     """Worker processes do not import the script again."""
-    lines = [line for line in OVERRIDES if line != "workers=inline"] + ["workers.processes=1"]
-    (here / "mine.py").write_text(SCRIPT.format(overrides=lines))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_CACHE": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "mine.py"], env=environment, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    done = script(here, cache, SCRIPT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("env steps 600") == 1
     assert done.stdout.count("mean") == 1  # one table
@@ -131,13 +137,6 @@ if __name__ == "__main__":
 
 
 def test_a_task_set_of_the_main_script_reaches_the_workers(here, cache):
-    lines = [line for line in OVERRIDES if line != "workers=inline"]
-    lines += ["workers.processes=1", "env._target_=__main__.Mine"]
-    (here / "mine.py").write_text(OWN_TASKS.format(overrides=lines))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SOFTMOD_CACHE": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "mine.py"], env=environment, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    done = script(here, cache, OWN_TASKS, "env._target_=__main__.Mine")
     assert done.returncode == 0, done.stderr
     assert "env steps 600" in done.stdout

@@ -157,3 +157,14 @@ def test_metrics_of_a_callback_are_checked(name, value, message, here):
 
     with pytest.raises(ConfigError, match=message):
         softmod.train(OVERRIDES, callbacks=[Logging()])
+
+
+def test_stopping_in_the_last_evaluation_leaves_the_run_extensible(here):
+    class Late(softmod.Callback):
+        def on_evaluation(self, session, scores):
+            if session.env_steps >= 600:
+                session.stop()
+
+    result = softmod.train(OVERRIDES, callbacks=[Late()])
+    assert json.loads((result.folder / "result.json").read_text())["stopped_by_callback"] is False
+    assert softmod.train([*OVERRIDES, "run.steps_per_task=220"]).env_steps == 660

@@ -15,7 +15,7 @@ from softmod.errors import WorkerError
 from softmod.networks.gaussian import Actor
 from softmod.networks.mlp import MLP
 from softmod.networks.weights import flatten
-from softmod.workers import memory, process
+from softmod.workers import process
 from softmod.workers.memory import SharedWeights, weights_in
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
@@ -72,10 +72,6 @@ def test_a_temporary_folder_with_a_short_path_is_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
     process.choose_short_temporary_folder()
     assert multiprocessing.current_process()._config["tempdir"] is None
-
-
-def test_memory_is_anonymous_where_it_can_be():
-    assert memory.anonymous_memory(4096) > 2
 
 
 def test_a_policy_of_many_tensors_is_sent_without_shared_memory(monkeypatch):
