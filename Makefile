@@ -5,9 +5,10 @@ ARGS ?=
 RUN = .venv/bin/python -m
 PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
 OUTCOMES = build/reliability.jsonl
+CASES = build/cluster.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-reliability lint format types check bench ui notebooks docs wheel clean
+.PHONY: help setup train evaluate test test-reliability test-cluster lint format types check bench ui notebooks docs wheel clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -34,6 +35,11 @@ test-reliability: setup ## try all promises of docs/reliability.md in full and w
 	-$(RUN) pytest $(PARALLEL) -m "(bar or control or reliability) and not timed" --outcomes=$(OUTCOMES) $(ARGS)
 	-$(RUN) pytest -m "(bar or control) and timed" --outcomes=$(OUTCOMES) $(ARGS)
 	$(RUN) tests.reliability.table $(OUTCOMES) docs/reliability.md
+
+test-cluster: setup ## try a real SLURM of two nodes and a server on PostgreSQL; a quarter of an hour
+	rm -f $(CASES)
+	-$(RUN) pytest -m cluster tests/cluster --outcomes=$(CASES) $(ARGS)
+	$(RUN) tests.cluster.table $(CASES) docs/howto/cluster_cases.md
 
 lint: setup ## the linter, and whether the formatter would change anything
 	$(RUN) ruff check .

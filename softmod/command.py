@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from softmod.errors import SoftmodError
-from softmod.system import signals
+from softmod.system import signals, slurm
 from softmod.system.streams import complain
 from softmod.tracking.redact import redacted
 
@@ -44,9 +44,8 @@ def to_the_end(work: Callable[[], int]) -> int:
     try:
         return work()
     except signals.StoppedError as stop:
-        job = signals.requeue()
-        queued = f"; job {job} is queued again" if job else ""  # by SLURM
-        complain(f"softmod: {stop}; {stop.how}{queued}")
+        queued = slurm.ensure_rerun(signals.received())[1]
+        complain("; ".join(part for part in (f"softmod: {stop}", stop.how, queued) if part))
         return signals.STOPPED
     except Exception:
         signals.check()

@@ -30,7 +30,7 @@ from softmod.config.compose import compose, hydra_of, parse, register, typed, wi
 from softmod.config.groups import conf_folder
 from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
-from softmod.system import signals
+from softmod.system import signals, slurm
 from softmod.system.streams import complain, exit_with
 from softmod.tracking.redact import redacted
 
@@ -76,6 +76,21 @@ class Command:
         return compose(overrides, self.config_name, self.config_dir, hydra=True)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a command line asks for, after it was checked.
+
+    Attributes:
+        composed: configuration of its first job, with Hydra's part.
+        multirun: Hydra runs several jobs.
+        sweep: that the runs belong to, if any.
+    """
+
+    composed: DictConfig
+    multirun: bool
+    sweep: Sweep | None
+
+
 def train(
     overrides: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
@@ -103,8 +118,8 @@ def train(
     if config_dir is not None and not os.path.isdir(config_dir):
         raise ConfigError(f"config_dir={config_dir}: there is no such folder")
     command = Command(overrides=lines, config_dir=None if config_dir is None else str(config_dir))
-    multirun, seeds = check(command)
-    if multirun or seeds:
+    asked = check(command)
+    if asked.multirun or asked.sweep:
         raise ConfigError(
             "softmod.train makes one run: call it once for each seed or value, or sweep on the"
             " command line"
@@ -143,12 +158,12 @@ def run(arguments: list[str], ends: bool = False) -> int:
         flags = {flag.partition("=")[0] for flag in command.flags}
         if HELPS & flags:
             return show(command)
-        multirun, sweep = check(command)
+        asked = check(command)
         if SHOWS & flags:
             refuse_several(command)
             return show(command)
         with signals.handled(ends):
-            return to_the_end(partial(launch, command, multirun, sweep))
+            return to_the_end(partial(launch, command, asked))
     except KeyboardInterrupt:
         complain(
             "softmod: interrupted; run the same command again to resume from the last checkpoint"
@@ -224,11 +239,8 @@ def _take(command: Command, flag: str, value: str) -> None:
     command.flags += [] if value else [flag]
 
 
-def check(command: Command) -> tuple[bool, Sweep | None]:
+def check(command: Command) -> Checked:
     """Check every job of a command line before any starts.
-
-    Returns:
-        True if Hydra runs several jobs, and the sweep of the runs, if any.
 
     Raises:
         ConfigError: A job is invalid.
@@ -255,12 +267,12 @@ def check(command: Command) -> tuple[bool, Sweep | None]:
                 " another)"
             )
         checked(composed, command.config_name)
-        return False, sweep_identity(asked, seeds) if several else None
+        return Checked(composed, False, sweep_identity(asked, seeds) if several else None)
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         checked(command.compose(lines + job), command.config_name)
-    return True, sweep_identity(asked, [*swept, *seeds])
+    return Checked(composed, True, sweep_identity(asked, [*swept, *seeds]))
 
 
 def is_multirun(command: Command, composed: DictConfig) -> bool:
@@ -321,24 +333,29 @@ def show(command: Command) -> int:
     return 0
 
 
-def launch(command: Command, multirun: bool, sweep: Sweep | None) -> int:
+def launch(command: Command, asked: Checked) -> int:
     """Run the jobs with Hydra; return the exit code of the first that failed, or 0.
 
     Raises:
-        ConfigError: A launcher or a callback does not exist, or a folder is not writable.
+        ConfigError: A launcher or a callback does not exist, a folder is not writable, or a cluster
+            does not take the jobs.
     """
+    from softmod.experiment import jobs
+
     failed: list[int] = []  # exit codes of jobs in this process; some sweepers return nothing
-    task = partial(job, sweep=sweep, main=os.getpid(), failed=failed)
+    task = partial(job, sweep=asked.sweep, main=os.getpid(), failed=failed)
     name = command.config_name
     overrides = command.overrides
     try:
-        with hydra_of(command.config_dir) as hydra:
-            if multirun:
+        with hydra_of(command.config_dir) as hydra, jobs.waited_for(asked.composed):
+            if asked.multirun:
                 returned = hydra.multirun(name, task, overrides)
             else:
                 returned = hydra.run(name, task, overrides)
     except (HydraException, OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"Hydra: {one_line(error)}") from error
+    except RuntimeError as error:
+        raise jobs.explained(error) from error
     return next((code for code in (*failed, *codes(returned)) if code), 0)
 
 
@@ -371,12 +388,25 @@ def job(composed: DictConfig, sweep: Sweep | None, main: int, failed: list[int])
         code = one_job(composed, overrides, sweep)
         failed.append(code)
         return code
-    with signals.handled():
-        try:
-            return one_job(composed, overrides, sweep)
-        except signals.StoppedError:
-            signals.requeue()
+    return job_elsewhere(composed, overrides, sweep)
+
+
+def job_elsewhere(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> int:
+    """Run one job in a process of a launcher; return its exit code.
+
+    Raises:
+        StoppedError: SLURM stopped the job and will run it again. Without a return value, submitit
+            waits for that of the next time.
+    """
+    signals.handle_all()
+    try:
+        return one_job(composed, overrides, sweep)
+    except signals.StoppedError as stop:
+        again, how = slurm.ensure_rerun(signals.received())
+        complain(f"softmod: {stop}; {how or stop.how}")
+        if again:
             raise
+        return signals.STOPPED
 
 
 def one_job(composed: DictConfig, overrides: list[str], sweep: Sweep | None) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -92,6 +94,12 @@ def explain_file(message: str, text: str, names: Names) -> str | None:
     missing = re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", message)
     if missing and missing[1] in LAUNCHERS and missing[2] in EXTRAS:
         return f"{missing[1]}={missing[2]}: requires pip install {EXTRAS[missing[2]]}"
+    if missing and missing[1] in LAUNCHERS:
+        there = sorted({*options(missing[1], names.config_dir), *hydra_options(missing[1])})
+        return (
+            f"{missing[1]}={missing[2]}: {missing[1]} has no option {missing[2]}; it has"
+            f" {listed(there, missing[2])}{near(missing[2], there)}"
+        )
     if missing and missing[1] in GROUPS:
         there = options(missing[1], names.config_dir)
         return (
@@ -125,6 +133,11 @@ WANTED = {
     "bool": "true or false",
     "Boolean": "true or false",
 }
+
+
+def hydra_options(group: str) -> list[str]:
+    """List the options of a group of Hydra and of its installed plugins."""
+    return [Path(name).stem for name in ConfigStore.instance().list(group)]
 
 
 MOUNTED = {

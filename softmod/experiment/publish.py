@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from softmod.checkpoint import files as checkpoint
 from softmod.clock import Clock
 from softmod.config.identity import as_values, flat, identity
-from softmod.config.schema import TrainConfig
+from softmod.config.schema import TrackingConfig, TrainConfig
 from softmod.envs.tasks import flawed_success
 from softmod.errors import one_line
 from softmod.experiment.resources import Resources
@@ -22,7 +22,10 @@ from softmod.experiment.resume import write_missing_status
 from softmod.experiment.session import Parts
 from softmod.spec import EnvSpec, Result, TaskScore, mean_success
 from softmod.system import hardware as machine
+from softmod.system import slurm
+from softmod.system.files import network_file_system
 from softmod.tracking import journal as tracking
+from softmod.tracking import mlflow_store as store
 from softmod.tracking.console import Progress, print_table
 from softmod.tracking.redact import without_passwords
 from softmod.tracking.uploader import (
@@ -158,11 +161,36 @@ def introduce(cfg: TrainConfig, folder: Path, resources: Resources, parts: Parts
 
 
 def warn(cfg: TrainConfig, resources: Resources, spec: EnvSpec, progress: Progress) -> None:
-    """Print warnings: tasks with a flawed success signal, kernels or threads that changed."""
+    """Print warnings: tasks with a flawed success signal, resources that changed or lie idle, a
+    store that several nodes would damage.
+    """
     for task, flaw in flawed_success(spec.tasks, cfg.env.reward).items():
         progress.say(f"warning: success of {task} with env.reward={cfg.env.reward}: {flaw}")
     for difference in resources.differences():
         progress.say(f"warning: {difference}")
+    for idle in _idle_gpus(resources):
+        progress.say(f"warning: {idle}")
+    for shared in _shared_store(cfg.tracking):
+        progress.say(f"warning: {shared}")
+
+
+def _idle_gpus(resources: Resources) -> Iterator[str]:
+    """Yield a warning if this job of SLURM trains on the CPU of a node with GPUs."""
+    if resources.device == "none" and (why := slurm.idle_gpus()):
+        yield (
+            f"this job trains on the CPU, but {why}; fabric=cuda needs a PyTorch with CUDA and"
+            " hydra.launcher.gpus_per_node=1 (sbatch --gpus-per-node=1)"
+        )
+
+
+def _shared_store(cfg: TrackingConfig) -> Iterator[str]:
+    """Yield a warning if a job of SLURM tracks to an sqlite file on a network file system."""
+    path = store.database(store.store_uri(cfg.uri)) if cfg.mlflow and slurm.number() else None
+    if path and (kind := network_file_system(path)):
+        yield (
+            f"{path} lies on a network file system ({kind}), where jobs on several nodes can"
+            " damage it; set tracking.uri to the address of a server, or tracking=journal"
+        )
 
 
 def draw_success(journal: tracking.Journal, folder: Path) -> None:

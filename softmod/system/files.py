@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,33 @@ def flush(path: Path) -> None:
 
 def kind(path: Path) -> str:
     return "folders" if path.is_dir() else "files"
+
+
+NETWORK_FILE_SYSTEMS = (
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "panfs", "wekafs",
+    "glusterfs", "orangefs", "9p", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
+)  # fmt: skip
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the type of the network file system that a path lies on; None if it is local.
+
+    Args:
+        path: need not exist.
+        mounts: where Linux lists what is mounted; other systems have no such file.
+    """
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    kinds: dict[Path, str] = {}
+    for line in lines:
+        place, _, rest = line.partition(" - ")
+        point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), place.split()[4])
+        kinds[Path(point)] = rest.split()[0]
+    resolved = path.resolve()
+    kind = next((kinds[up] for up in (resolved, *resolved.parents) if up in kinds), "")
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
 @cache

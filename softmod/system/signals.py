@@ -3,16 +3,14 @@
 Ctrl-C ends the run at once, without saving. It raises KeyboardInterrupt and also sets a flag,
 because an exception raised in a destructor, in a callback or during the import of compiled code can
 get lost. The signals in `STOPS` only set a flag: the loop saves between two updates and raises
-`StoppedError`. A job that SLURM warned with SIGUSR1 or SIGUSR2 requests to be requeued.
+`StoppedError`. Whether a SLURM job then runs again: `softmod/system/slurm.py`.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,6 +22,7 @@ STOPPED = 143  # the exit code
 
 _interrupted = threading.Event()
 _stop: list[signal.Signals] = []
+_followers: list[Callable[[int], None]] = []
 
 
 class StoppedError(KeyboardInterrupt):
@@ -47,11 +46,7 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[signal.Signals, Any] = {}
-    for number in STOPS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
-            before[number] = signal.signal(number, _stop_later)
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
+    before = handle_all()
     try:
         yield
     finally:
@@ -59,6 +54,33 @@ def handled(to_the_end: bool = False) -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN if to_the_end and number in STOPS else handler)
         _interrupted.clear()
         _stop.clear()
+
+
+def handle_all() -> dict[signal.Signals, Any]:
+    """Handle signals as described above from now on; return the handlers before.
+
+    Within a job's own process, which may run several jobs: a signal stops the later ones too.
+    """
+    before: dict[signal.Signals, Any] = {}
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
+            before[number] = signal.signal(number, _stop_later)
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
+    return before
+
+
+@contextmanager
+def passed_on(to: Callable[[int], None]) -> Iterator[None]:
+    """Within `handled`, also call a function with each signal of `STOPS` that is received.
+
+    Args:
+        to: called with the signal's number; it may raise.
+    """
+    _followers.append(to)
+    try:
+        yield
+    finally:
+        _followers.remove(to)
 
 
 @contextmanager
@@ -112,29 +134,9 @@ def ending() -> bool:
     return stopping() or _interrupted.is_set()
 
 
-def requeue(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Requeue this job if SLURM warned it with SIGUSR1 or SIGUSR2 (submitit's); return its number,
-    or None.
-
-    SLURM itself requeues the jobs that it preempts with SIGTERM. Only the first task of a job
-    sends the request.
-
-    Args:
-        environment: with SLURM's variables.
-    """
-    job = environment.get("SLURM_JOB_ID")
-    warned = {signal.SIGUSR1, signal.SIGUSR2} & set(_stop)
-    if not job or not warned or environment.get("SLURM_PROCID", "0") != "0":
-        return None
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, check=False
-        )
-    except OSError:  # scontrol is not installed
-        return None
-    return job if done.returncode == 0 else None
+def received() -> tuple[signal.Signals, ...]:
+    """Return the signals of `STOPS` that were received."""
+    return tuple(_stop)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -144,3 +146,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _stop_later(number: int, frame: FrameType | None) -> None:
     _stop.append(signal.Signals(number))
+    for follow in tuple(_followers):
+        follow(number)

@@ -17,7 +17,7 @@ from softmod.envs.toy import ToyEnv
 from softmod.experiment import run as experiment
 from softmod.experiment import session
 from softmod.state import COMPONENTS, state_hash
-from softmod.system import signals
+from softmod.system import signals, slurm
 from softmod.tracking.names import WALL_CLOCK
 from softmod.workers.pool import Workers
 from tests.command.test_train import SMALL, here, metrics, only, run, state, statuses
@@ -254,54 +254,65 @@ def test_seen_failing_pending_work_is_needed(here, monkeypatch, undisturbed):
     )
 
 
-# --- SLURM ----------------------------------------------------------------------------------------
+# --- SLURM (a real one: tests/cluster) ------------------------------------------------------------
 
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a command on the path that records its arguments; return the record's path."""
+    """Put a command on the path that records its arguments and answers a question about a job;
+    return the record's path.
+    """
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
-    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    (folder / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >> {calls}\ncase "$1" in show) echo "JobId=7 $ABOUT";; esac\n'
+    )
     (folder / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return calls
 
 
+IN_ARRAY = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+IN_GRACE = "JobState=RUNNING Restarts=0 PreemptTime=2026-01-01T00:00:00"
+QUEUED = "JobState=COMPLETING Restarts=1"
+CANCELLED = "JobState=COMPLETING Restarts=0 PreemptTime=None"
+
+
 @pytest.mark.bar(9)
 @pytest.mark.parametrize(
-    ("number", "environment", "asked"),
+    ("number", "environment", "about", "asked", "said"),
     [
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "7"}, "requeue 7\n"),
-        (
-            signal.SIGUSR1,
-            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"},
-            "requeue 7_3\n",
-        ),
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, None),
-        (signal.SIGUSR2, {"SLURM_JOB_ID": "7"}, "requeue 7\n"),  # submitit's warning
-        (signal.SIGHUP, {"SLURM_JOB_ID": "7"}, None),
-        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # SLURM queues such a job itself
-        (signal.SIGUSR1, {}, None),
+        (signal.SIGUSR1, {"SLURM_JOB_ID": "7"}, "", "requeue 7", "job 7 is queued again"),
+        (signal.SIGUSR1, IN_ARRAY, "", "requeue 7_3", "job 7_3 is queued again"),
+        (signal.SIGUSR1, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, "", None, None),
+        (signal.SIGUSR2, {"SLURM_JOB_ID": "7"}, "", "requeue 7", "job 7 is queued again"),
+        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, IN_GRACE, "requeue 7", "job 7 is queued again"),
+        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, QUEUED, None, "SLURM has queued job 7 again"),
+        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, CANCELLED, None, None),
+        (signal.SIGHUP, {"SLURM_JOB_ID": "7"}, CANCELLED, None, None),
+        (signal.SIGUSR1, {}, "", None, None),
     ],
 )
-def test_a_job_that_was_warned_is_queued_again_once(
-    here, capsys, monkeypatch, scontrol, number, environment, asked
+def test_a_stopped_job_is_queued_again_if_it_is_to_run_again(
+    here, capsys, monkeypatch, scontrol, number, environment, about, asked, said
 ):
     for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
+    for name, value in (environment | {"ABOUT": about}).items():
         monkeypatch.setenv(name, value)
     send_at(monkeypatch, MTSAC, "training_step", 4, number)
     assert run() == signals.STOPPED
-    assert (scontrol.read_text() if scontrol.exists() else None) == asked
-    assert ("is queued again" in capsys.readouterr().err) == (asked is not None)
+    calls = scontrol.read_text().splitlines() if scontrol.exists() else []
+    assert [call for call in calls if call.startswith("requeue")] == ([asked] if asked else [])
+    printed = capsys.readouterr().err
+    assert said in printed if said else "queue" not in printed
 
 
-def test_a_machine_without_scontrol_is_no_failure(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(signals, "_stop", [signal.SIGUSR1])
-    assert signals.requeue({"SLURM_JOB_ID": "7"}) is None
+def test_a_refused_request_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # without scontrol
+    again, said = slurm.ensure_rerun([signal.SIGUSR1], {"SLURM_JOB_ID": "7"})
+    assert not again
+    assert said.startswith("SLURM does not queue job 7 again (")
 
 
 def swallow(*_):

@@ -65,7 +65,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[Any]:
     report.marks = [
         (mark.name, number)
         for mark in item.iter_markers()
-        if mark.name in ("bar", "control")
+        if mark.name in ("bar", "control", "case")
         for number in mark.args
     ]
     return report
@@ -100,6 +100,7 @@ def outcome_of(report: Any) -> dict[str, Any] | None:
         "outcome": report.outcome,
         "told": told,
         "took": report.duration,
+        "why": str(report.longrepr[2]) if report.outcome == "skipped" else "",
     }
 
 
