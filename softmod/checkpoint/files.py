@@ -102,8 +102,10 @@ def verify(folder: Path, whole: bool = True) -> dict[str, Any]:
         for name, hashed in manifest["files"].items():
             _check(folder, name, hashed, folder, depth=1)
         run = folder.resolve().parent.parent
-        for name, hashed in manifest["shared"].items() if whole else ():
-            _check(folder, name, hashed, run, depth=2)
+        for name, hashed in manifest["shared"].items():
+            _check_name(folder, name, depth=2)
+            if whole:
+                _check(folder, name, hashed, run, depth=2)
     metadata = _json(folder / "facts.json")
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{folder / 'facts.json'}: must be a JSON object")
@@ -135,16 +137,26 @@ def _check(checkpoint: Path, name: str, hashed: str, root: Path, depth: int) -> 
     Raises:
         CheckpointError: the file is outside `root`, missing, or changed.
     """
-    parts = Path(name).parts
+    _check_name(checkpoint, name, depth)
     path = root / name
-    links = path.is_symlink() or (depth > 1 and path.parent.is_symlink())
-    if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}) or links:
-        raise CheckpointError(
-            f"{checkpoint}: the manifest names a file outside the checkpoint: {name}"
-        )
+    if depth > 1 and path.parent.is_symlink():
+        raise CheckpointError(f"{path.parent}: is a link")
     _check_regular(path)
     if digest(path) != hashed:
         raise CheckpointError(f"{path}: does not match the hash in the manifest")
+
+
+def _check_name(checkpoint: Path, name: str, depth: int) -> None:
+    """Check that a name of the manifest leads nowhere else; the parameters are those of `_check`.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    parts = Path(name).parts
+    if len(parts) != depth or not set(parts).isdisjoint({"..", "/"}):
+        raise CheckpointError(
+            f"{checkpoint}: the manifest names a file outside the checkpoint: {name}"
+        )
 
 
 def _check_regular(path: Path) -> None:

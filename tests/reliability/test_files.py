@@ -405,7 +405,7 @@ def loud(ended: subprocess.CompletedProcess[str]) -> bool:
 def test_a_limit_on_the_size_of_files(stopped, here, undisturbed, record_property):
     last, before = all_in(stopped)[-1], hashes(stopped)
     size = (last / "agent.safetensors").stat().st_size
-    assert (stopped / "journal.jsonl").stat().st_size < size * 3 // 4
+    assert (stopped / "journal.jsonl").stat().st_size < size * 4 // 5
     ended = trained(here, *OFTEN, limit=size - 1)
     assert loud(ended), ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("softmod: ")

@@ -849,8 +849,8 @@ def test_a_faulty_command_line_does_not_repeat_a_password(
 
 UNSTRUCK = """
 from softmod import train
-from softmod.tracking import journal as tracking
-tracking.SECRETS = ()
+from softmod.tracking import redact
+redact.SECRETS = ()
 train.main()
 """
 
