@@ -119,7 +119,8 @@ class ProcessWorker:
         self.process = context.Process(
             target=serve, args=(packed, tasks, copies, training, weights.arena, remote), daemon=True
         )
-        with without_main_module(plan):
+        # Ctrl-C waits until all arguments are sent: half of them end the worker with a traceback.
+        with without_main_module(plan), signals.kept_from_children():
             self.process.start()
         remote.close()
         self.ready = False

@@ -23,9 +23,7 @@ def main() -> None:
     text = "\n".join(lines(outcomes)) + "\n"
     print(text)
     if skipped:
-        sys.exit(
-            f"{len(skipped)} cases were skipped ({skipped[0]['why']}); the page stays"
-        )
+        sys.exit(f"{len(skipped)} cases were skipped ({skipped[0]['why']}); the page stays")
     Path(sys.argv[2]).write_text(text)
     sys.exit("\n".join(["did not hold:", *failed]) if failed else 0)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from math import erf
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -491,6 +492,24 @@ def test_meta_worlds_physics_break_and_the_run_goes_on(damage, monkeypatch):
     )
     np.testing.assert_array_equal(rollout.obs[0, :, :4], expected.obs[0, :, :4])
     np.testing.assert_array_equal(rollout.next_obs[1], expected.next_obs[1])
+
+
+@pytest.mark.bar(10)
+def test_ctrl_c_waits_until_a_worker_has_all_its_arguments(monkeypatch):
+    start_worker(plan(), [0], [0], True, 10.0, inline=False).close()  # the fork server runs
+    start, started = ForkServerProcess.start, []
+
+    def interrupted(process: ForkServerProcess) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_worker(plan(), [0], [0], True, 10.0, inline=False)
+    (process,) = started
+    process.kill()
+    process.join()
 
 
 @pytest.mark.bar(10)
