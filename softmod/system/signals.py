@@ -87,8 +87,8 @@ def passed_on(to: Callable[[int], None]) -> Iterator[None]:
 def kept_from_children() -> Iterator[None]:
     """Block SIGINT and the signals of `STOPS` for processes started within this context.
 
-    Schedulers and terminals send these to all processes of a job. This process receives those that
-    arrive meanwhile when the context ends.
+    Schedulers and terminals send these to all processes of a job. This thread receives those that
+    arrive meanwhile when the context ends; the process may receive them in another thread.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -98,6 +98,26 @@ def kept_from_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # delivers the blocked ones
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Let a Ctrl-C within this context take effect at its end.
+
+    Blocking the signal is not enough: another thread of the process would receive it, and Python
+    would raise KeyboardInterrupt in this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 def check() -> None:

@@ -120,7 +120,7 @@ class ProcessWorker:
             target=serve, args=(packed, tasks, copies, training, weights.arena, remote), daemon=True
         )
         # Ctrl-C waits until all arguments are sent: half of them end the worker with a traceback.
-        with without_main_module(plan), signals.kept_from_children():
+        with without_main_module(plan), signals.deferred_interrupt():
             self.process.start()
         remote.close()
         self.ready = False

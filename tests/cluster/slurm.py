@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -76,6 +77,7 @@ class Slurm:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.cancel_all()
         for file in (*self.folder.glob("*.pid"), self.folder / "munge" / "pid"):
             if file.exists():
                 stop(int(file.read_text()))
@@ -115,6 +117,12 @@ class Slurm:
     def __call__(self, *words: str, folder: Path | None = None) -> str:
         """Run a command of SLURM in a folder; return its output."""
         return call(*words, environment=self.environment, folder=folder)
+
+    def cancel_all(self) -> None:
+        """Cancel the jobs that a failed test has left behind."""
+        with suppress(RuntimeError):  # the controller did not start
+            self("scancel", f"--user={getpass.getuser()}")
+            until(lambda: not self("squeue", "--noheader").strip(), 60)
 
     def submit(self, script: str, folder: Path, *words: str) -> str:
         """Submit a batch script; return the job's number."""

@@ -7,6 +7,7 @@ each value once, and its status is true.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,16 @@ from tests.cluster.slurm import Slurm, until
 
 pytestmark = pytest.mark.cluster
 
+# SLURM looks at time limits twice a minute: a warning a minute before comes 30 to 60 seconds
+# after the start, and a run of this length is warned at least once.
+LONGER = "run.steps_per_task=20000"
+
 
 @pytest.fixture
-def folder(tmp_path: Path, slurm: Slurm) -> Folder:
-    """Return a working folder whose commands see the cluster."""
-    return Folder(tmp_path, slurm.environment)
+def folder(tmp_path: Path, slurm: Slurm) -> Iterator[Folder]:
+    """Return a working folder whose commands see the cluster, which is empty again afterwards."""
+    yield Folder(tmp_path, slurm.environment)
+    slurm.cancel_all()
 
 
 def trains(folder: Folder, sessions: int = 1) -> None:
@@ -41,19 +47,20 @@ def as_undisturbed(folder: Folder, hashes: dict[str, str], sessions: int) -> Non
 
 @pytest.mark.case("time limit, a sweep by `hydra/launcher=slurm` (SIGUSR2)")
 def test_time_limit_of_a_sweep(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
-    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15"]
-    process = folder.train(*SLURM, "seed=0", *limit, "run.steps_per_task=12000")
-    assert slurm.ended(process) == 0, folder.printed()
-    as_undisturbed(folder, undisturbed("run.steps_per_task=12000"), 2)
+    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60"]
+    process = folder.train(*SLURM, "seed=0", *limit, LONGER)
+    assert slurm.ended(process, 600) == 0, folder.printed()
+    as_undisturbed(folder, undisturbed(LONGER), 2)
 
 
-@pytest.mark.case("time limit, `sbatch --signal=USR1@15` with srun")
+@pytest.mark.case("time limit, `sbatch --signal=USR1@60` with srun")
 def test_time_limit_of_a_script(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
-    script = folder.script("run.steps_per_task=12000")
-    job = slurm.submit(script, folder.path, "--time=1", "--signal=USR1@15", "--requeue")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", folder.printed()
+    words = ["--time=2", "--signal=USR1@60", "--requeue"]
+    job = slurm.submit(folder.script(LONGER), folder.path, *words)
+    ended = slurm.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=600)
+    assert ended == "COMPLETED", folder.printed()
     assert slurm.restarts(job) >= 1
-    as_undisturbed(folder, undisturbed("run.steps_per_task=12000"), 2)
+    as_undisturbed(folder, undisturbed(LONGER), 2)
 
 
 @pytest.mark.parametrize(
