@@ -320,13 +320,28 @@ class TrainConfig:
 class EvaluateConfig:
     """Configuration of `python -m softmod.evaluate`."""
 
-    # a checkpoint, or a run's folder (its newest checkpoint)
+    # a checkpoint, a run's folder (its newest checkpoint), or a policy that ships with softmod
     checkpoint: str = field(default=MISSING, metadata=PATH)
     goals: int = number(low=1, high=50)  # goals per task
     # worker processes; null: as many as the run had
     processes: int | None = number(low=0, high=MOST)
     video: bool = MISSING  # write a video per task
     video_episodes: int = number(low=1, high=50)  # episodes per video
+    # output folder; null: beside the checkpoints
+    output: str | None = field(default=MISSING, metadata=PATH)
+    allow: list[str] = MISSING  # packages of your own that a _target_ may name
+
+
+@dataclass
+class ExportConfig:
+    """Configuration of `python -m softmod.export`."""
+
+    # a checkpoint, a run's folder (its newest checkpoint), or a policy that ships with softmod
+    checkpoint: str = field(default=MISSING, metadata=PATH)
+    # onnx, torch: the policy; weights: a checkpoint without replay and optimizers; rollouts,
+    # replay: Minari datasets
+    formats: list[str] = choice("onnx", "torch", "weights", "rollouts", "replay")
+    goals: int = number(low=1, high=50)  # with rollouts: goals per task, an episode each
     # output folder; null: beside the checkpoints
     output: str | None = field(default=MISSING, metadata=PATH)
     allow: list[str] = MISSING  # packages of your own that a _target_ may name
