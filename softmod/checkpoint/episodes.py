@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 import numpy as np
-from numpy.typing import NDArray
 
 from softmod.agent.replay import Replay
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.load import spec_of
-from softmod.checkpoint.replay_files import FOLDER, Archive
+from softmod.checkpoint.replay_files import Archive
 from softmod.envs.episode import EvalEpisode
 from softmod.errors import CheckpointError
 from softmod.networks.gaussian import Actor, Policy

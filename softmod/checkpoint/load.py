@@ -157,8 +157,8 @@ def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
     if found is None:
         names = shipped()
         raise CheckpointError(
-            f"{path}: neither a checkpoint nor a run's folder with checkpoints in it, nor one of the"
-            f" policies that ship with softmod ({', '.join(names)}){near(str(path), names)}"
+            f"{path}: neither a checkpoint nor a run's folder with checkpoints in it, nor one of"
+            f" the policies that ship with softmod ({', '.join(names)}){near(str(path), names)}"
         )
     return found
 

@@ -332,6 +332,9 @@ class EvaluateConfig:
     allow: list[str] = MISSING  # packages of your own that a _target_ may name
 
 
+FORMATS = ("onnx", "torch", "weights", "rollouts", "replay")
+
+
 @dataclass
 class ExportConfig:
     """Configuration of `python -m softmod.export`."""
@@ -340,7 +343,7 @@ class ExportConfig:
     checkpoint: str = field(default=MISSING, metadata=PATH)
     # onnx, torch: the policy; weights: a checkpoint without replay and optimizers; rollouts,
     # replay: Minari datasets
-    formats: list[str] = choice("onnx", "torch", "weights", "rollouts", "replay")
+    formats: list[str] = field(default=MISSING, metadata={"choices": FORMATS})
     goals: int = number(low=1, high=50)  # with rollouts: goals per task, an episode each
     # output folder; null: beside the checkpoints
     output: str | None = field(default=MISSING, metadata=PATH)
