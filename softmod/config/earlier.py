@@ -7,6 +7,8 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "seeds": None,
+    "init_from": None,
+    "init_digest": None,
     "callbacks": [],
     "policy.exploration_noise": "white",
     "algorithm.value_scaling": "none",

@@ -249,8 +249,9 @@ class RunConfig:
     max_minutes: float | None = number(low=0.0, open_low=True)
     # mean success rate that ends the run when two evaluations in a row reach it; null: off
     stop_at: float | None = number(low=0.0, high=1.0)
-    # auto: resume if there is a checkpoint; must: only resume; never: start in a new folder
-    resume: str = choice("auto", "must", "never")
+    # auto: resume if there is a checkpoint; must: only resume; never: start in a new folder;
+    # weights: only resume, and refill the replay if it is missing or damaged
+    resume: str = choice("auto", "must", "never", "weights")
     folder: str = field(default=MISSING, metadata=PATH)  # parent folder of all runs
 
 
@@ -300,6 +301,11 @@ class TrainConfig:
     model: str = MISSING  # name of the model, set by its option
     seed: int = number(low=0)  # random seed
     seeds: list[int] | None = MISSING  # several seeds in one process, instead of `seed`
+    # weights to start from: a checkpoint, a run's folder or a policy that ships with softmod; null:
+    # new ones
+    init_from: str | None = field(default=MISSING, metadata=PATH)
+    # hash of these weights, which is part of the run's identity; null: filled in
+    init_digest: str | None = MISSING
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
