@@ -14,6 +14,8 @@ ADDED: dict[str, Any] = {
     "algorithm.value_scaling": "none",
     "algorithm.own": {},
     "fabric.kernels": "auto",
+    "tracking.model": True,
+    "tracking.register": None,
 }
 # normalization of each network class before `norm` was a key; "none" for all others
 NORM = {"softmod.networks.residual.Residual": "layer"}

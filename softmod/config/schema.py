@@ -289,6 +289,8 @@ class TrackingConfig:
     mlflow: bool = MISSING  # upload the journal to MLflow
     uri: str | None = MISSING  # MLflow store; null: an SQLite file in the working folder
     experiment: str | None = MISSING  # MLflow experiment; null: name of the task set
+    model: bool = MISSING  # log the best policy as an MLflow model; needs the extra `export`
+    register: str | None = MISSING  # name under which MLflow registers the best policy; null: none
     system_metrics: bool = MISSING  # log processor and memory use
     drain_seconds: float = number(low=0.0)  # seconds allowed for the last upload at the end
 

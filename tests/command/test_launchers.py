@@ -14,7 +14,7 @@ from tests.reliability.test_files import trained
 
 __all__ = ["here"]
 
-SWEEP = ("-m", "seed=0,1", "tracking=mlflow")
+SWEEP = ("-m", "seed=0,1", "tracking=mlflow", "tracking.model=false")
 LAUNCHERS = ("joblib", pytest.param("submitit_local", marks=pytest.mark.reliability))
 
 
