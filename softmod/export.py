@@ -103,7 +103,7 @@ def write_onnx(cfg: ExportConfig, folder: Path, metadata: dict[str, Any], output
     path = output / "policy.onnx"
     save_onnx(actor, spec.tasks, path)
     difference = largest_difference(actor, path, ROWS)
-    say(f"written: {path} (actions on {ROWS:,} observations differ by at most {difference:.1g})")
+    say(f"written: {path} (actions on {ROWS:,} observations differ by at most {difference:.2g})")
 
 
 def write_torch(cfg: ExportConfig, folder: Path, metadata: dict[str, Any], output: Path) -> None:

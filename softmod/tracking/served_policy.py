@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class ServedPolicy(PythonModel):
