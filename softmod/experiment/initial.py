@@ -29,6 +29,7 @@ COPIES = (  # arrays of a role that a checkpoint may lack, and those that stand 
     ("target_critic.", "critic."),
 )
 DIGITS = 16
+PREFIX = "sha"  # so that a hash is never read as a number
 SHOWN = 6  # arrays that are listed on the terminal
 
 
@@ -76,7 +77,7 @@ def pinned(cfg: TrainConfig) -> TrainConfig:
         return cfg
     try:
         folder = find(Path(cfg.init_from))[0]
-        found = digest(folder / "agent.safetensors")[:DIGITS]
+        found = PREFIX + digest(folder / "agent.safetensors")[:DIGITS]
     except (CheckpointError, OSError) as error:
         if cfg.init_digest is not None:
             return cfg

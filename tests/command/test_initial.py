@@ -94,12 +94,12 @@ def test_the_content_and_not_the_path_is_part_of_the_identity(source: Path, here
     assert softmod.train(line).folder != run.folder
     saved = json.loads((find(run.folder)[0] / "facts.json").read_text())["config"]
     digest = saved["init_digest"]
-    with pytest.raises(ConfigError, match=f"init_digest=0000.* have {digest}"):
-        softmod.train([*line, f"init_from={moved}", "init_digest='0000'"])
+    with pytest.raises(ConfigError, match=f"init_digest=sha0.* have {digest}"):
+        softmod.train([*line, f"init_from={moved}", "init_digest=sha0"])
     shutil.rmtree(moved)
     with pytest.raises(ConfigError, match="init_from=.*neither a checkpoint nor"):
         softmod.train([*line, f"init_from={moved}"])
-    gone = [*line, f"init_from={moved}", f"init_digest='{digest}'"]
+    gone = [*line, f"init_from={moved}", f"init_digest={digest}"]
     longer = softmod.train([*gone, "run.steps_per_task=150"])
     assert (longer.folder, longer.env_steps) == (run.folder, 300)
 
@@ -119,8 +119,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(source: Path, here: Path):
 def test_a_shipped_policy_is_a_start_and_an_unknown_one_is_named(here: Path):
     with pytest.raises(ConfigError, match="init_from=mt1O.*mt10, quickstart.*did you mean mt10"):
         softmod.train([*SHORT, "init_from=mt1O"])
-    with pytest.raises(ConfigError, match="init_digest=12: only with init_from"):
-        softmod.train([*SHORT, "init_digest='12'"])
+    with pytest.raises(ConfigError, match="init_digest=sha1: only with init_from"):
+        softmod.train([*SHORT, "init_digest=sha1"])
     assert not list(here.iterdir())
 
 
