@@ -30,6 +30,7 @@ MARK = re.compile(r"<!-- generated: (\w+) -->")
 COMMANDS = (  # module, and the words before --help
     ("softmod.train",),
     ("softmod.evaluate",),
+    ("softmod.export",),
     ("softmod.report",),
     ("softmod.search",),
     ("softmod.envs",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from softmod.command import Interface, tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
-from softmod.experiment.folder import refuse_links
+from softmod.experiment.folder import output_folder
 from softmod.system.streams import exit_with, say
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
 
-  checkpoint=FOLDER    a checkpoint, or a run's folder (its newest checkpoint)
+  checkpoint=FOLDER    a checkpoint, a run's folder (its newest checkpoint), or mt10 or quickstart,
+                       the policies that ship with softmod
   goals=50             goals per task
   processes=null       worker processes; null: as many as the run had
   video=false          true: also write an mp4 per task and a GIF of all tasks
@@ -62,7 +62,8 @@ def evaluate(
     """Evaluate the policy of a checkpoint, as `python -m softmod.evaluate` does.
 
     Args:
-        checkpoint: a checkpoint, or a run's folder (its newest checkpoint).
+        checkpoint: a checkpoint, a run's folder (its newest checkpoint), or the name of a policy
+            that ships with softmod.
         allow: packages of your own that the checkpoint's tasks and networks come from.
         options: the command's other keys, such as `goals=10` or `video=True`.
 
@@ -111,7 +112,7 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         seed = int(facts["seed"])
         env_steps = int(facts["clock"]["env_steps"])
         processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
-    output = folder_for(cfg, folder)
+    output = output_folder(cfg.output, folder, "evaluation")
     weights = flatten(actor)
     with Workers(Plan(suite, actor, seed), processes, training=False) as workers:
         scores = workers.evaluate(weights, cfg.goals)
@@ -132,25 +133,6 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
             say(f"written: {path}")
     return scores
-
-
-def folder_for(cfg: EvaluateConfig, checkpoint: Path) -> Path:
-    """Create the output folder if it is missing; return its path.
-
-    Raises:
-        ConfigError: It cannot be created, or it is a link that leads out of the run's folder.
-    """
-    above = checkpoint.resolve().parent
-    run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run
-    run = Path(os.path.relpath(run)) if run.is_relative_to(Path.cwd()) else run
-    output = Path(cfg.output) if cfg.output else run / "evaluation"
-    if not cfg.output:
-        refuse_links(output, within=output.parent)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from error
-    return output
 
 
 sys.modules[__name__].__class__ = Interface  # `softmod.evaluate(...)`

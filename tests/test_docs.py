@@ -102,7 +102,7 @@ def test_the_reference_has_every_option_and_key(hooks: ModuleType):
         assert f"**`{name}`**" in shown
     shown = hooks.keys()
     assert "| `discount` | `0.98` | number in [0, 1] |" in shown
-    assert "| `resume` | `auto` | `auto`, `must`, `never` |" in shown
+    assert "| `resume` | `auto` | `auto`, `must`, `never`, `weights` |" in shown
     assert "`num_experts`" in hooks.networks()
     assert "`atoms`" in hooks.heads()
     assert "`eval/success_rate/<task>`" in hooks.metrics()

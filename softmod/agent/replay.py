@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -251,6 +252,26 @@ class Replay:
             self.size, (self.spec.num_tasks, batch), generator=generator, device=self.device
         )
         number = draws + (self.written - self.size)  # row numbers
+        return self._transitions(number, n_step, discount)
+
+    def all_of(self, task: int) -> tuple[Batch, Int[Tensor, " count"]]:
+        """Return all transitions of one task that can be drawn, oldest first, `[1, count, ...]`.
+
+        Returns:
+            The transitions over one step, and the numbers of their episodes.
+        """
+        one = Replay(replace(self.spec, tasks=(self.spec.tasks[task],)), 0, "meta", self.copies)
+        one.ring = self.ring
+        one.written = self.written
+        one.rows = self.rows[task : task + 1]
+        one.episodes = self.episodes[task : task + 1]
+        number = torch.arange(self.written - self.size, self.written, device=self.device)[None]
+        return one._transitions(number, 1, 1.0), one._rows(number)[0, :, -1].long()
+
+    def _transitions(
+        self, number: Int[Tensor, "task batch"], n_step: int, discount: float
+    ) -> Batch:
+        """Return the transitions that start at the given rows."""
         state, action, reward, episode = self._rows(number).split(self.widths, -1)
         total = reward.squeeze(-1)
         factor = torch.full_like(reward.squeeze(-1), discount)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.shipped import SHIPPED, shipped
 from softmod.config import trust
 from softmod.config.earlier import completed
 from softmod.config.instantiate import build
@@ -123,7 +124,8 @@ def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
     """Load the policy of a checkpoint, or of the newest checkpoint in a run's folder.
 
     Args:
-        path: folder of the checkpoint or run.
+        path: folder of the checkpoint or run, or the name of a policy that ships with softmod:
+            "mt10" or "quickstart".
         allow: your own packages whose classes may be built. An `allow` stored in the checkpoint is
             ignored.
 
@@ -140,21 +142,23 @@ def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the metadata of a checkpoint, verified.
 
     Args:
-        path: the folder.
+        path: the folder, or the name of a policy that ships with softmod.
         whole: whether the replay is needed too, and checked.
 
     Raises:
         CheckpointError: there is no valid checkpoint.
     """
-    path = path.expanduser()
+    path = SHIPPED / path if str(path) in shipped() else path.expanduser()
     if path.resolve().name == "checkpoints":
         path = path.resolve().parent
     if (path / "manifest.json").exists():
         return path, checkpoint.verify(path, whole)
     found = checkpoint.newest(path, whole)
     if found is None:
+        names = shipped()
         raise CheckpointError(
-            f"{path}: neither a checkpoint nor a run's folder with checkpoints in it"
+            f"{path}: neither a checkpoint nor a run's folder with checkpoints in it, nor one of"
+            f" the policies that ship with softmod ({', '.join(names)}){near(str(path), names)}"
         )
     return found
 

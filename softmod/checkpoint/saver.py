@@ -189,13 +189,16 @@ class Saver:
         if self._attempt("evaluation", lambda: checkpoint.save(folder, groups, metadata)):
             self.best = mean
 
-    def restore(self, folder: Path, metadata: dict[str, Any], clock: Clock) -> None:
+    def restore(
+        self, folder: Path, metadata: dict[str, Any], clock: Clock, replay: bool = True
+    ) -> None:
         """Restore all parts from a checkpoint.
 
         Args:
             folder: the checkpoint's folder.
             metadata: the checkpoint's metadata.
             clock: restored too.
+            replay: restore the replay too. Without it, the updates of a pending round are dropped.
 
         Raises:
             CheckpointError: the checkpoint does not match the parts; some of them may be restored
@@ -211,7 +214,8 @@ class Saver:
             for name, hashed in checkpoint.shared(folder).items()
         }
         counters = metadata["counters"]
-        self.archive.restore(pieces, int(counters["written"]))
+        if replay:
+            self.archive.restore(pieces, int(counters["written"]))
         self.agent.updates = int(counters["updates"])
         self.best = float(counters["best"])
         self.workers.restore(self._under_way(folder))
@@ -220,8 +224,8 @@ class Saver:
             self.agent.skipped = torch.tensor(skipped, device=self.replay.device)
         if pending := metadata.get("begun"):
             self.pending = PendingWork(
-                policy=self._policy(folder) if pending["updates"] else None,
-                updates=int(pending["updates"]),
+                policy=self._policy(folder) if pending["updates"] and replay else None,
+                updates=int(pending["updates"]) if replay else 0,
                 evaluation=bool(pending["evaluation"]),
                 over=bool(pending.get("over")),
             )

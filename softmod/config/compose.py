@@ -40,6 +40,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=schema.TrainConfig)
     store.store(name="evaluate_schema", node=schema.EvaluateConfig)
+    store.store(name="export_schema", node=schema.ExportConfig)
     store.store(name="report_schema", node=schema.ReportConfig)
     store.store(group="schema/env", name="env", node=schema.EnvConfig)
     for name, node in schema.NETWORKS.items():

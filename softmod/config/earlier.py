@@ -7,11 +7,15 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "seeds": None,
+    "init_from": None,
+    "init_digest": None,
     "callbacks": [],
     "policy.exploration_noise": "white",
     "algorithm.value_scaling": "none",
     "algorithm.own": {},
     "fabric.kernels": "auto",
+    "tracking.model": True,
+    "tracking.register": None,
 }
 # normalization of each network class before `norm` was a key; "none" for all others
 NORM = {"softmod.networks.residual.Residual": "layer"}

@@ -12,7 +12,7 @@ from typing import Any
 from softmod.config import schema
 
 NOT_RESULTS = {
-    "": ("seed", "seeds", "name", "tracking", "published_task_weights", "callbacks"),
+    "": ("seed", "seeds", "name", "tracking", "published_task_weights", "callbacks", "init_from"),
     "env": ("fast",),
     "run": ("steps_per_task", "max_minutes", "stop_at", "resume", "folder", "eval_every",
             "eval_goals",
@@ -45,6 +45,8 @@ def of_results(cfg: schema.TrainConfig) -> dict[str, Any]:
             node.pop(name)
     if not values["algorithm"]["own"]:
         del values["algorithm"]["own"]  # keeps the identities from before this key existed
+    if values["init_digest"] is None:
+        del values["init_digest"]  # likewise
     return values
 
 

@@ -249,8 +249,9 @@ class RunConfig:
     max_minutes: float | None = number(low=0.0, open_low=True)
     # mean success rate that ends the run when two evaluations in a row reach it; null: off
     stop_at: float | None = number(low=0.0, high=1.0)
-    # auto: resume if there is a checkpoint; must: only resume; never: start in a new folder
-    resume: str = choice("auto", "must", "never")
+    # auto: resume if there is a checkpoint; must: only resume; never: start in a new folder;
+    # weights: only resume, and refill the replay if it is missing or damaged
+    resume: str = choice("auto", "must", "never", "weights")
     folder: str = field(default=MISSING, metadata=PATH)  # parent folder of all runs
 
 
@@ -288,6 +289,8 @@ class TrackingConfig:
     mlflow: bool = MISSING  # upload the journal to MLflow
     uri: str | None = MISSING  # MLflow store; null: an SQLite file in the working folder
     experiment: str | None = MISSING  # MLflow experiment; null: name of the task set
+    model: bool = MISSING  # log the best policy as an MLflow model; needs the extra `export`
+    register: str | None = MISSING  # name under which MLflow registers the best policy; null: none
     system_metrics: bool = MISSING  # log processor and memory use
     drain_seconds: float = number(low=0.0)  # seconds allowed for the last upload at the end
 
@@ -300,6 +303,11 @@ class TrainConfig:
     model: str = MISSING  # name of the model, set by its option
     seed: int = number(low=0)  # random seed
     seeds: list[int] | None = MISSING  # several seeds in one process, instead of `seed`
+    # weights to start from: a checkpoint, a run's folder or a policy that ships with softmod; null:
+    # new ones
+    init_from: str | None = field(default=MISSING, metadata=PATH)
+    # hash of these weights, which is part of the run's identity; null: filled in
+    init_digest: str | None = MISSING
     env: Any = field(default_factory=dict)
     actor: Any = field(default_factory=dict)
     critic: Any = field(default_factory=dict)
@@ -320,13 +328,31 @@ class TrainConfig:
 class EvaluateConfig:
     """Configuration of `python -m softmod.evaluate`."""
 
-    # a checkpoint, or a run's folder (its newest checkpoint)
+    # a checkpoint, a run's folder (its newest checkpoint), or a policy that ships with softmod
     checkpoint: str = field(default=MISSING, metadata=PATH)
     goals: int = number(low=1, high=50)  # goals per task
     # worker processes; null: as many as the run had
     processes: int | None = number(low=0, high=MOST)
     video: bool = MISSING  # write a video per task
     video_episodes: int = number(low=1, high=50)  # episodes per video
+    # output folder; null: beside the checkpoints
+    output: str | None = field(default=MISSING, metadata=PATH)
+    allow: list[str] = MISSING  # packages of your own that a _target_ may name
+
+
+FORMATS = ("onnx", "torch", "weights", "rollouts", "replay")
+
+
+@dataclass
+class ExportConfig:
+    """Configuration of `python -m softmod.export`."""
+
+    # a checkpoint, a run's folder (its newest checkpoint), or a policy that ships with softmod
+    checkpoint: str = field(default=MISSING, metadata=PATH)
+    # onnx, torch: the policy; weights: a checkpoint without replay and optimizers; rollouts,
+    # replay: Minari datasets
+    formats: list[str] = field(default=MISSING, metadata={"choices": FORMATS})
+    goals: int = number(low=1, high=50)  # with rollouts: goals per task, an episode each
     # output folder; null: beside the checkpoints
     output: str | None = field(default=MISSING, metadata=PATH)
     allow: list[str] = MISSING  # packages of your own that a _target_ may name

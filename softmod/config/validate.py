@@ -53,15 +53,16 @@ def expanded(value: Any) -> Any:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:
-    """Check that a value is one of its choices, if it has any.
+    """Check that a value, or each of a list, is one of its choices, if it has any.
 
     Raises:
         ConfigError: It is not.
     """
-    if choices is not None and value not in choices:
-        raise ConfigError(
-            f"{name}={value}: must be one of {', '.join(choices)}{near(str(value), choices)}"
-        )
+    for one in value if isinstance(value, list) else [value]:
+        if choices is not None and one not in choices:
+            raise ConfigError(
+                f"{name}={one}: must be one of {', '.join(choices)}{near(str(one), choices)}"
+            )
 
 
 def check_range(

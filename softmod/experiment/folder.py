@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from softmod.checkpoint.shipped import SHIPPED
 from softmod.errors import ConfigError
 from softmod.tracking.record import JOURNAL, lines
 
@@ -40,6 +41,32 @@ def refuse_links(folder: Path, within: Path | None = None) -> None:
                 )
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise ConfigError(f"{path}: is neither a file nor a folder; remove it")
+
+
+def output_folder(given: str | None, checkpoint: Path, name: str) -> Path:
+    """Create the folder for the output of a command on a checkpoint; return its path.
+
+    Args:
+        given: path on the command line; None: the folder `name` of the checkpoint's run, or below
+            `runs` for a policy that ships with softmod.
+        checkpoint: the checkpoint's folder.
+        name: what the output is.
+
+    Raises:
+        ConfigError: It cannot be created, or it is a link that leads out of the run's folder.
+    """
+    above = checkpoint.resolve().parent
+    run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run
+    run = Path("runs", checkpoint.name) if above == SHIPPED.resolve() else run
+    run = Path(os.path.relpath(run)) if run.is_relative_to(Path.cwd()) else run
+    output = Path(given) if given else run / name
+    if not given:
+        refuse_links(output, within=output.parent)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from error
+    return output
 
 
 def nearest_run(folder: Path, wanted: Mapping[str, Any]) -> str | None:

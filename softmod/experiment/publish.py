@@ -15,8 +15,9 @@ from softmod.checkpoint import files as checkpoint
 from softmod.clock import Clock
 from softmod.config.identity import as_values, flat, identity
 from softmod.config.schema import TrackingConfig, TrainConfig
+from softmod.config.trust import foreign
 from softmod.envs.tasks import flawed_success
-from softmod.errors import one_line
+from softmod.errors import ConfigError, one_line
 from softmod.experiment.resources import Resources
 from softmod.experiment.resume import write_missing_status
 from softmod.experiment.session import Parts
@@ -27,6 +28,7 @@ from softmod.system.files import network_file_system
 from softmod.tracking import journal as tracking
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.console import Progress, print_table
+from softmod.tracking.model import POLICY
 from softmod.tracking.redact import without_passwords
 from softmod.tracking.uploader import (
     INTERRUPTED_DRAIN,
@@ -205,6 +207,28 @@ def draw_success(journal: tracking.Journal, folder: Path) -> None:
     journal.artifact(folder / "success.png")
 
 
+def write_policy(journal: tracking.Journal, folder: Path) -> None:
+    """Write the best policy as `policy.onnx`, which becomes a model in MLflow.
+
+    A failure only logs a warning, so that it cannot end the run.
+    """
+    from softmod.checkpoint.load import actor_of
+    from softmod.networks.portable import ONNX, require, save_onnx
+
+    best = folder / "checkpoints" / "best"
+    try:
+        require(*ONNX)
+        metadata = checkpoint.verify(best)
+        actor = actor_of(best, metadata, foreign(metadata["config"]))
+        save_onnx(actor, metadata["spec"]["tasks"], folder / POLICY)
+    except ConfigError as error:
+        Progress(0).say(f"no model of the policy in MLflow: {error}")
+    except Exception as error:  # of the exporter, for a network of the user
+        logger.warning("%s could not be written (%s)", POLICY, one_line(error))
+    else:
+        journal.artifact(folder / POLICY)
+
+
 def conclude(
     cfg: TrainConfig, folder: Path, journal: tracking.Journal, clock: Clock, scores: list[TaskScore]
 ) -> Result:
@@ -228,6 +252,8 @@ def conclude(
     journal.artifact(folder / "evaluation.json")
     draw_success(journal, folder)
     journal.artifact(folder / "checkpoints" / "best", under="checkpoints")
+    if cfg.tracking.mlflow and cfg.tracking.model:
+        write_policy(journal, folder)
     with checkpoint.writing(folder / "result.json"):
         (folder / "result.json").write_text(json.dumps(result, indent=1))
     minutes = clock.seconds / 60

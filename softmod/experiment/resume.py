@@ -91,15 +91,20 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
     """Return the checkpoint to resume from, and its metadata; None for a new run.
 
     Raises:
-        CheckpointError: there is none and `run.resume=must`; or none of them is valid; or the
-            newest valid one belongs to another configuration.
-        ConfigError: there is none, `run.resume=must`, and a similar run exists beside it.
+        CheckpointError: there is none and `run.resume=must` or `weights`; or none of them is valid;
+            or the newest valid one belongs to another configuration.
+        ConfigError: there is none, `run.resume=must` or `weights`, and a similar run exists beside
+            it.
     """
-    found = checkpoint.newest(folder)
-    if found is None and cfg.run.resume == "must":
+    found = checkpoint.newest(folder, whole=cfg.run.resume != "weights")
+    if found is None and cfg.run.resume in ("must", "weights"):
         if nearest := nearest_run(folder, flat(of_results(cfg)) | {"seed": cfg.seed}):
-            raise ConfigError(f"{nearest}; run.resume=must needs an equal configuration")
-        raise CheckpointError(f"run.resume=must: no checkpoint in {folder / 'checkpoints'}")
+            raise ConfigError(
+                f"{nearest}; run.resume={cfg.run.resume} needs an equal configuration"
+            )
+        raise CheckpointError(
+            f"run.resume={cfg.run.resume}: no checkpoint in {folder / 'checkpoints'}"
+        )
     if found and found[1].get("identity") != identity(cfg):
         raise CheckpointError(
             f"{found[0]}: belongs to another configuration ({found[1].get('identity')})"

@@ -17,11 +17,12 @@ from softmod.clock import Clock, Schedule
 from softmod.config.identity import as_values, identity
 from softmod.config.schema import TrainConfig
 from softmod.config.trust import foreign
-from softmod.errors import UpdateError
+from softmod.errors import CheckpointError, UpdateError
 from softmod.experiment.build import Models, assemble, make_agent, make_plan
 from softmod.experiment.callbacks import Callback, make_callbacks
 from softmod.experiment.checks import check_compiler, check_device
 from softmod.experiment.folder import refuse_links
+from softmod.experiment.initial import REPORT, initialize, pinned
 from softmod.experiment.loop import Run, alone, train
 from softmod.experiment.publish import (
     conclude,
@@ -113,6 +114,7 @@ def one_run(
 
     With a `board`, it is one of several runs that share a process and a progress display.
     """
+    cfg = pinned(cfg)
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
     if result := finished(cfg, folder):
@@ -159,9 +161,16 @@ def _train(
         signals.leave_if_told()
         log = Log(journal, spec, progress, cfg.tracking.system_metrics)
         parts = make_parts(cfg, models, resources, workers, log, folder, callbacks)
+        remarks: list[str] = []
         if found:
-            restore(parts, *found)
+            remarks = restore(parts, *found)
+        elif cfg.init_from is not None:
+            taken = initialize(cfg, parts.saver.agent, folder)
+            journal.artifact(folder / REPORT)
+            remarks = [f"init_from={cfg.init_from}: {line}" for line in taken.lines()]
         progress.say(introduce(cfg, folder, resources, parts))
+        for remark in remarks:
+            progress.say(remark)
         warn(cfg, resources, spec, progress)
         try:
             scores = yield from train(cfg.run, parts)
@@ -198,16 +207,32 @@ def make_parts(
     return Parts(agent, replay, workers, Clock(), schedule, log, saver, callbacks)
 
 
-def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> None:
-    """Restore all parts from a checkpoint.
+def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> list[str]:
+    """Restore all parts from a checkpoint; return remarks for the terminal.
+
+    With `run.resume=weights`, a replay that is missing or damaged stays empty. It is refilled as in
+    the warm-up, but with actions of the trained policy.
 
     Raises:
         CheckpointError: the checkpoint does not match the parts.
     """
+    lost = ""
+    if parts.saver.about["config"]["run"]["resume"] == "weights":
+        try:
+            files.verify(checkpoint)
+        except CheckpointError as error:
+            lost = str(error)
     with reading(checkpoint):
-        parts.saver.restore(checkpoint, metadata, parts.clock)
+        parts.saver.restore(checkpoint, metadata, parts.clock, replay=not lost)
         if "log" in metadata:
             parts.log.restore(metadata["log"])
+    if not lost:
+        return []
+    parts.log.journal.tags({"softmod.replay_refilled_at": str(parts.clock.env_steps)})
+    steps = parts.schedule.warmup_per_task
+    return [
+        f"{lost}; the replay is filled with {steps:,} steps of each task before the next update"
+    ]
 
 
 def bundle_of(parts: Parts, folder: Path) -> str:

@@ -163,7 +163,8 @@ class Session:
         agent = self.parts.agent
         clock = self.parts.clock
         schedule = self.parts.schedule
-        self.due = schedule.updates(clock.env_steps)
+        replay = self.parts.replay  # one that was lost is refilled first (run.resume=weights)
+        self.due = schedule.updates(replay.written * replay.spec.num_tasks)
         self.made_before = agent.updates - self.pending.updates
         examine = clock.will_pass(self.run.log_every, schedule.env_steps)
         number = self.due - self.pending.updates

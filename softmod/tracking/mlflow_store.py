@@ -30,6 +30,11 @@ CHANGED = "softmod.changed."  # prefix of a param's name: its new value in a res
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # dashboard shows runs, not traces
 MAX_NAME = 250  # characters of the name of a metric, param or tag
 SQLITE = "sqlite:///"
+LOCATIONS = (  # tables and columns of an sqlite store with paths below the artifact folder
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
 ROUTING = "routing"  # key of the routing images
 
 
@@ -146,7 +151,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def follow_move(path: Path) -> None:
-    """Point the runs of an sqlite store that was moved or copied to the artifacts beside it.
+    """Point runs and models of an sqlite store that was moved or copied to the artifacts beside it.
 
     MLflow keeps absolute paths. Artifacts of the moved project would go to where it was.
     """
@@ -159,11 +164,12 @@ def follow_move(path: Path) -> None:
             (*KIND, new),
         ).fetchall()
         for (old,) in elsewhere:
-            store.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
-                " WHERE substr(artifact_uri, 1, ?) = ?",
-                (new, len(old) + 1, len(old) + 1, f"{old}/"),
-            )
+            for table, column in LOCATIONS:
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
             store.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
                 (new, old),

@@ -23,6 +23,7 @@ from softmod.system.files import atomic_write
 from softmod.system.signals import kept_from_children
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import ENDED, in_use, now
+from softmod.tracking.model import POLICY, log_policy
 from softmod.tracking.record import JOURNAL, Line, Record, lines
 from softmod.tracking.redact import redacted
 
@@ -207,6 +208,7 @@ class Sender:
         if not record.run_id:
             raise ConfigError(f"{folder}: holds no journal of a run (it has no header)")
         self.identity = record.run_id
+        self.register = record.params.get("tracking.register")  # name of the policy's model
         to = _destination(folder, record)
         with store.one_at_a_time(to["uri"]):
             self.client = store.connect(to["uri"])
@@ -377,11 +379,13 @@ class Sender:
 
     def _send_artifact(self, path: str, under: str) -> None:
         whole = (self.folder / path).resolve()
-        if whole.exists() and whole.is_relative_to(self.folder.resolve()):
-            self.client.log_artifact(self.run, str(whole), under or None)
-            self.artifacts_sent += 1
-        else:
+        if not whole.exists() or not whole.is_relative_to(self.folder.resolve()):
             logger.warning("%s: not in the run's folder; not uploaded", path)
+            return
+        self.client.log_artifact(self.run, str(whole), under or None)
+        if path == POLICY:
+            log_policy(self.client, self.experiment, self.run, whole, self.register)
+        self.artifacts_sent += 1
 
     def _send_pictures(self) -> None:
         """Draw and send the routing probabilities of each step that has no image yet."""

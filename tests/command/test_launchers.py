@@ -19,7 +19,7 @@ from tests.reliability.test_killed import command
 
 __all__ = ["here"]
 
-SWEEP = ("-m", "seed=0,1", "tracking=mlflow")
+SWEEP = ("-m", "seed=0,1", "tracking=mlflow", "tracking.model=false")
 LAUNCHERS = ("joblib", pytest.param("submitit_local", marks=pytest.mark.reliability))
 
 

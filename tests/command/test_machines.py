@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
@@ -249,5 +250,10 @@ def test_a_project_that_was_moved_or_copied(here, monkeypatch):
         assert one.info.artifact_uri.startswith((here / "copy").as_uri())
         artifacts = Path(one.info.artifact_uri.removeprefix("file://"))
         assert (artifacts / "evaluation.json").is_file()
+    models = client.search_logged_models([experiment])
+    assert len(models) == (2 if find_spec("onnxscript") else 0)
+    for model in models:
+        assert model.artifact_location.startswith((here / "copy").as_uri())
+        assert Path(model.artifact_location.removeprefix("file://"), "MLmodel").is_file()
     assert not (here / "a").exists()
     assert {path: path.stat().st_mtime_ns for path in (here / "b").rglob("*")} == original

@@ -21,6 +21,7 @@ KINDS = {
         *(kind for _, kind, _ in help.SECTIONS),
         schema.AdamConfig,
         schema.EvaluateConfig,
+        schema.ExportConfig,
         schema.ReportConfig,
     )
 }

@@ -332,7 +332,7 @@ STEADY = [
     "workers=inline", "run.steps_per_task=100000000", "run.eval_every=100000000",
     "run.save_every=100000000",
     "run.log_every=75", "env.horizon=50", "run.round_steps=25", "run.batch_per_task=64",
-    "tracking.drain_seconds=8",
+    "tracking.drain_seconds=8", "tracking.model=false",
 ]  # fmt: skip
 HEALTHY: list[tuple[float, str]] = []
 FAULTS = {  # what happens, how many seconds after the first round; at 0 before the start
@@ -519,7 +519,13 @@ def test_six_jobs_at_once_on_a_new_database(
         folder.mkdir()
     jobs = [
         start(
-            folder, environment, "workers=inline", uri, f"seed={seed}", "tracking.drain_seconds=60"
+            folder,
+            environment,
+            "workers=inline",
+            uri,
+            f"seed={seed}",
+            "tracking.drain_seconds=60",
+            "tracking.model=false",
         )
         for seed, folder in enumerate(folders)
     ]
