@@ -230,9 +230,7 @@ def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> list[st
         return []
     parts.log.journal.tags({"softmod.replay_refilled_at": str(parts.clock.env_steps)})
     steps = parts.schedule.warmup_per_task
-    return [
-        f"{lost}; the replay is filled with {steps:,} steps of each task before the next update"
-    ]
+    return [f"{lost}; {steps:,} steps of each task refill the replay before the next update"]
 
 
 def bundle_of(parts: Parts, folder: Path) -> str:

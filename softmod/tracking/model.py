@@ -111,5 +111,5 @@ def register_model(client: MlflowClient, run: str, model: str, name: str) -> Non
             raise
     source = f"models:/{model}"
     versions = client.search_model_versions(f"name = '{name}'")
-    if all(known.run_id != run or known.model_id != model for known in versions):
+    if all(known.source != source for known in versions):
         client.create_model_version(name, source, run_id=run, model_id=model)

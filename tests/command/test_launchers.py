@@ -52,6 +52,7 @@ def test_a_launcher_gives_equal_results_under_one_parent(
     (here / "other").mkdir()
     monkeypatch.chdir(here / "one")
     assert run(*SWEEP) == 0
+    assert not list((here / "one").glob("runs/*/*/policy.onnx"))  # tracking.model=false
     assert trained(here / "other", *SWEEP, f"hydra/launcher={launcher}").returncode == 0
     assert results(here / "one") == results(here / "other")
     assert len({seed for seed, _, _ in results(here / "other")}) == 2
