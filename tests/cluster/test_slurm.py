@@ -95,11 +95,11 @@ def test_preemption_of_a_sweep(slurm: Slurm, folder: Folder, undisturbed: Undist
 def test_cancellation(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
     job = slurm.submit(folder.script(), folder.path, "--requeue")
     trains(folder)
+    until(lambda: folder.statuses() == [("0", "RUNNING")], 60)
     slurm("scancel", job)
     assert slurm.wait_for(job, "CANCELLED", "PENDING", "RUNNING") == "CANCELLED"
     saved = folder.env_steps()
-    with folder.database() as store:
-        until(lambda: statuses(store) == [("0", "KILLED")], 60)
+    until(lambda: folder.statuses() == [("0", "KILLED")], 60)
     job = slurm.submit(folder.script(), folder.path)
     assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", folder.printed()
     assert saved > 0
@@ -108,7 +108,7 @@ def test_cancellation(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
 
 @pytest.mark.case("a node fails: the other one goes on")
 def test_node_failure(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
-    job = slurm.submit(folder.script(), folder.path, "--nodelist=n1,n2", "--nodes=1", "--requeue")
+    job = slurm.submit(folder.script(), folder.path, "--nodes=1", "--requeue")
     trains(folder)
     node = slurm.job(job)["NodeList"]
     slurm("scontrol", "update", f"NodeName={node}", "State=down", "Reason=failed")
