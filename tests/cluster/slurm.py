@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 INSTALL = "apt-get install slurmctld slurmd slurm-client munge postgresql"
 NODES = ("n1", "n2")
@@ -113,6 +115,17 @@ class Slurm:
         """Start the daemon of a node."""
         (self.folder / node).mkdir(exist_ok=True)
         self("slurmd", "-N", node)
+
+    def fail(self, node: str) -> None:
+        """Let a node fail: kill its daemon and all processes of its jobs, and mark it as down."""
+        own = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURMD_NODENAME": node}
+        daemon = psutil.Process(int((self.folder / f"{node}.pid").read_text()))
+        tasks = [one for one in psutil.process_iter() if own.items() <= variables(one).items()]
+        steps = [up for one in tasks for up in one.parents() if up.name() == "slurmstepd"]
+        for process in {daemon, *steps, *tasks}:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self("scontrol", "update", f"NodeName={node}", "State=down", "Reason=failed")
 
     def __call__(self, *words: str, folder: Path | None = None) -> str:
         """Run a command of SLURM in a folder; return its output."""
@@ -211,6 +224,14 @@ def free_ports(number: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def variables(process: psutil.Process) -> dict[str, str]:
+    """Return the environment of a process; empty if it has ended or is somebody else's."""
+    try:
+        return dict(process.environ())
+    except psutil.Error:
+        return {}
 
 
 def stop(pid: int) -> None:

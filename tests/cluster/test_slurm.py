@@ -111,12 +111,12 @@ def test_node_failure(slurm: Slurm, folder: Folder, undisturbed: Undisturbed):
     job = slurm.submit(folder.script(), folder.path, "--nodes=1", "--requeue")
     trains(folder)
     node = slurm.job(job)["NodeList"]
-    slurm("scontrol", "update", f"NodeName={node}", "State=down", "Reason=failed")
+    slurm.fail(node)
     try:
         assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", folder.printed()
         assert slurm.job(job)["NodeList"] != node
     finally:
-        slurm("scontrol", "update", f"NodeName={node}", "State=resume")
+        slurm.start_node(node)
     as_undisturbed(folder, undisturbed(), 2)
 
 
