@@ -59,7 +59,7 @@ bench: setup ## the figures of the README's performance table, on this machine; 
 	$(RUN) benchmarks $(ARGS)
 
 ui: setup ## the dashboard on 127.0.0.1 (PORT=5000)
-	MLFLOW_DISABLE_TELEMETRY=true $(RUN) mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+	$(RUN) softmod.ui port=$(PORT)
 
 notebooks: setup ## execute the notebooks against the runs in this folder
 	$(RUN) jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb

@@ -33,6 +33,7 @@ COMMANDS = (  # module, and the words before --help
     ("softmod.export",),
     ("softmod.report",),
     ("softmod.search",),
+    ("softmod.ui",),
     ("softmod.envs",),
     ("softmod.state",),
     ("softmod.state", "pack"),

@@ -63,14 +63,20 @@ def sweep_identity(fixed: list[Override], swept: list[str], *kind: str) -> dict[
         *kind: Words that distinguish sweeps from searches.
 
     Returns:
-        `id`, 16 hexadecimal digits, and `name`, for the parent run in MLflow.
+        `id`, 16 hexadecimal digits, and for the sweep's run in MLflow `name`, `fixed` (the shared
+        overrides, one a line) and `swept` (the keys).
     """
     lines = sorted(str(override.input_line) for override in fixed)
     digest = hashlib.sha256(json.dumps([lines, sorted(swept), *kind]).encode()).hexdigest()[:16]
     chosen = {override.get_key_element(): str(override.value()) for override in fixed}
     subject = chosen.get("experiment") or chosen.get("env", "quickstart")
     varied = ", ".join(sorted(swept)) or chosen.get("sweep", "sweep")
-    return {"id": digest, "name": f"{subject}: {' '.join([*kind, varied])}"}
+    return {
+        "id": digest,
+        "name": f"{subject}: {' '.join([*kind, varied])}",
+        "fixed": "\n".join(lines),
+        "swept": ", ".join(sorted(swept)),
+    }
 
 
 def tell(error: Exception, overrides: str = "") -> int:
@@ -78,8 +84,14 @@ def tell(error: Exception, overrides: str = "") -> int:
 
     An unexpected error is printed with its traceback. SOFTMOD_TRACEBACK=1 adds it to all errors.
     """
-    if not isinstance(error, SoftmodError) or os.environ.get("SOFTMOD_TRACEBACK") == "1":
-        complain(redacted("".join(traceback.format_exception(error))).rstrip("\n"))
-    about = f" [{overrides}]" if overrides else ""
-    complain(redacted(f"softmod: {error}{about}"))
+    complain(described(error, overrides))
     return error.exit_code if isinstance(error, SoftmodError) else 1
+
+
+def described(error: BaseException, overrides: str = "") -> str:
+    """Return what `tell` prints about an error, without passwords."""
+    about = f" [{overrides}]" if overrides else ""
+    line = f"softmod: {error}{about}"
+    if isinstance(error, SoftmodError) and os.environ.get("SOFTMOD_TRACEBACK") != "1":
+        return redacted(line)
+    return redacted("".join(traceback.format_exception(error)).rstrip("\n") + f"\n{line}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +19,9 @@ from softmod.command import Interface, tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
-from softmod.experiment.folder import output_folder
+from softmod.experiment.folder import output_folder, run_of
 from softmod.system.streams import exit_with, say
+from softmod.tracking.destination import DESTINATION
 
 if TYPE_CHECKING:
     from softmod.spec import TaskScore
@@ -30,6 +35,7 @@ USAGE = """usage: python -m softmod.evaluate checkpoint=FOLDER [KEY=VALUE ...]
   video=false          true: also write an mp4 per task and a GIF of all tasks
   video_episodes=1     episodes per video
   output=null          folder for evaluation.json and videos; null: beside the checkpoints
+  tracking=mlflow      send the result to the run in MLflow, if it is there; journal: do not send it
   allow=[]             packages of your own that the checkpoint's tasks and networks come from"""
 
 
@@ -65,7 +71,7 @@ def evaluate(
         checkpoint: a checkpoint, a run's folder (its newest checkpoint), or the name of a policy
             that ships with softmod.
         allow: packages of your own that the checkpoint's tasks and networks come from.
-        options: the command's other keys, such as `goals=10` or `video=True`.
+        options: the command's other keys, such as `goals=10`, `video=True` or `tracking="journal"`.
 
     Returns:
         The scores, one for each task.
@@ -75,7 +81,8 @@ def evaluate(
         ConfigError: an option is wrong, or the checkpoint's classes are not allowed.
         WorkerError: an environment failed, or nothing can be rendered here.
     """
-    config = compose(["checkpoint=''"], "evaluate")
+    tracking = options.pop("tracking", "mlflow")
+    config = compose(["checkpoint=''", f"tracking={tracking}"], "evaluate")
     for name in options:
         if name not in config:
             raise ConfigError(f"{name}: evaluate takes no such option{near(name, config)}")
@@ -132,7 +139,35 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
 
         for path in record(suite, actor, min(goals, cfg.video_episodes), output):
             say(f"written: {path}")
+    send(cfg, run_of(folder), output)
     return scores
+
+
+def send(cfg: EvaluateConfig, run: Path, output: Path) -> None:
+    """Send the result to the run in MLflow, if the run is tracked there.
+
+    A failure is printed with the command that repeats it.
+    """
+    if not cfg.tracking.mlflow or not (run / DESTINATION).is_file():
+        return
+    command = ["-m", "softmod.upload", str(run), "--evaluation", str(output)]
+    uri = {"MLFLOW_TRACKING_URI": cfg.tracking.uri} if cfg.tracking.uri else {}
+    seconds = cfg.tracking.drain_seconds
+    reason = f"no answer within {seconds:.0f} s"
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [sys.executable, *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=os.environ | uri,
+        )
+        if not done.returncode:
+            say(f"sent to MLflow; {done.stdout.strip()}")
+            return
+        reason = (done.stderr.strip().splitlines() or ["unknown reason"])[-1]
+    say(f"not sent to MLflow ({reason}); send it with: {shlex.join(['python', *command])}")
 
 
 sys.modules[__name__].__class__ = Interface  # `softmod.evaluate(...)`

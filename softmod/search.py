@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -104,8 +105,12 @@ def read(arguments: list[str]) -> Search:
             "no search space given; add one, for example algorithm.discount=interval(0.9,1)"
             " (--help lists the forms)"
         )
-    search = Search([str(override.input_line) for override in fixed], space, int(own["trials"]),
-                    own["storage"], study_identity(fixed, space))  # fmt: skip
+    sweep = study_identity(fixed, space) | {
+        "runs": own["trials"],
+        "command": shlex.join(["python", "-m", "softmod.search", *arguments]),
+    }
+    lines = [str(override.input_line) for override in fixed]
+    search = Search(lines, space, int(own["trials"]), own["storage"], sweep)
     first = {key: ends(one)[0] for key, one in space.items()}
     for key, one in space.items():
         for end in ends(one):

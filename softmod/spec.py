@@ -179,6 +179,17 @@ def mean_success(scores: Sequence[TaskScore]) -> float:
     return sum(score.success_rate for score in scores) / len(scores)
 
 
+def iqm(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the interquartile mean over the last two axes: `[..., seed, task]` to `[...]`.
+
+    A quarter of the values, rounded down, is cut at each end.
+    """
+    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = flat.shape[-1] // 4
+    middle: NDArray[np.float64] = flat[..., cut : flat.shape[-1] - cut].mean(-1)
+    return middle
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of a finished run.

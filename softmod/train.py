@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -59,7 +61,7 @@ SHOWS = {"--cfg", "-c", "--info", "-i"}  # print the configuration and run nothi
 HELPS = {"--hydra-help", "--shell-completion", "-sc"}
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 
-Sweep = dict[str, str]  # with the keys id and name
+Sweep = dict[str, str]  # see `command.sweep_identity` and `described`
 
 
 @dataclass
@@ -254,6 +256,7 @@ def check(command: Command) -> Checked:
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = command.compose(lines + first)
+    number = len(composed.get("seeds") or [0])
     one_seed = [str(o.input_line) for o in parsed if o.get_key_element() == "seed"]
     several = composed.get("seeds") is not None
     if one_seed and several:
@@ -267,12 +270,21 @@ def check(command: Command) -> Checked:
                 " another)"
             )
         checked(composed, command.config_name)
-        return Checked(composed, False, sweep_identity(asked, seeds) if several else None)
+        own = sweep_identity(asked, seeds) | described(command, number) if several else None
+        return Checked(composed, False, own)
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         checked(command.compose(lines + job), command.config_name)
-    return Checked(composed, True, sweep_identity(asked, [*swept, *seeds]))
+    jobs = math.prod(len(values) for values in swept.values())
+    own = sweep_identity(asked, [*swept, *seeds]) | described(command, jobs * number)
+    return Checked(composed, True, own)
+
+
+def described(command: Command, runs: int) -> Sweep:
+    """Return the number of runs of a sweep and its command, for its run in MLflow."""
+    words = ["python", "-m", "softmod.train", *command.flags, *command.overrides]
+    return {"runs": str(runs), "command": shlex.join(words)}
 
 
 def is_multirun(command: Command, composed: DictConfig) -> bool:

@@ -1,7 +1,7 @@
 """`python -m softmod.upload <run folder>`: send the missing part of a run's journal to MLflow.
 
-Training starts it with `--follow` as a process of its own. Exit codes: 0 everything is sent, 1 not
-everything is sent, 2 there is no run.
+Training starts it with `--follow` as a process of its own, an evaluation with `--evaluation`. Exit
+codes: 0 everything is sent, 1 not everything is sent, 2 there is no run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from softmod.experiment.folder import refuse_links
 from softmod.system import signals
 from softmod.system.files import locked
 from softmod.system.streams import exit_with
+from softmod.tracking import evaluation
 from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
-from softmod.tracking.uploader import Sender
+from softmod.tracking.sender import Sender
 
 POLL = 0.5  # seconds between uploads
 # seconds before a retry
@@ -91,6 +92,7 @@ def follow(folder: Path) -> None:
                     sender.end()
                 sender.send()
                 if ending:
+                    sender.sum_up()
                     return
                 delay = FIRST_DELAY
                 parent.gone.wait(POLL)
@@ -122,6 +124,7 @@ def once(folder: Path) -> None:
         sender = Sender(folder)
         sender.end()
         sender.send()
+        sender.sum_up()
     print(
         f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts;"
         " nothing is missing"
@@ -161,11 +164,21 @@ def main() -> int:
     parser.add_argument(
         "--follow", action="store_true", help="upload until stdin closes; used by training"
     )
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="OUTPUT",
+        help="send an evaluation instead: the folder with evaluation.json, and videos if any",
+    )
     arguments = parser.parse_args()
     prepare_environment()
     sys.stdout, sys.stderr = Redacting(sys.stdout), Redacting(sys.stderr)
     try:
-        (follow if arguments.follow else once)(arguments.folder)
+        if arguments.evaluation:
+            refuse_links(arguments.folder)
+            print(evaluation.send(arguments.folder, arguments.evaluation))
+        else:
+            (follow if arguments.follow else once)(arguments.folder)
     except ConfigError as error:
         print(redacted(str(error)), file=sys.stderr)
         return error.exit_code

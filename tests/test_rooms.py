@@ -28,7 +28,7 @@ FLOORS = [  # each may import what stands above it in this list, and its own
     ("command",),
     ("experiment",),
     ("report",),
-    ("train", "evaluate", "export", "search", "upload", "state", "replay_fault"),
+    ("train", "evaluate", "export", "search", "upload", "state", "replay_fault", "ui"),
     ("softmod",),  # the Python interface
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

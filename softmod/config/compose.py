@@ -42,6 +42,7 @@ def register() -> None:
     store.store(name="evaluate_schema", node=schema.EvaluateConfig)
     store.store(name="export_schema", node=schema.ExportConfig)
     store.store(name="report_schema", node=schema.ReportConfig)
+    store.store(name="ui_schema", node=schema.UiConfig)
     store.store(group="schema/env", name="env", node=schema.EnvConfig)
     for name, node in schema.NETWORKS.items():
         store.store(group="schema/network", name=name, node=node)

@@ -338,6 +338,16 @@ class EvaluateConfig:
     # output folder; null: beside the checkpoints
     output: str | None = field(default=MISSING, metadata=PATH)
     allow: list[str] = MISSING  # packages of your own that a _target_ may name
+    # mlflow: the result goes to the run in MLflow, if the run is there; journal: it does not
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class UiConfig:
+    """Configuration of `python -m softmod.ui`."""
+
+    port: int = number(low=1, high=65_535)  # port on this machine
+    uri: str | None = MISSING  # an SQLite store; null: as for training
 
 
 FORMATS = ("onnx", "torch", "weights", "rollouts", "replay")

@@ -43,6 +43,17 @@ def refuse_links(folder: Path, within: Path | None = None) -> None:
                 raise ConfigError(f"{path}: is neither a file nor a folder; remove it")
 
 
+def run_of(checkpoint: Path) -> Path:
+    """Return the folder of a checkpoint's run; one that was copied has none but that above it.
+
+    For a policy that ships with softmod it is a folder below `runs`.
+    """
+    above = checkpoint.resolve().parent
+    run = above.parent if above.name == "checkpoints" else above
+    run = Path("runs", checkpoint.name) if above == SHIPPED.resolve() else run
+    return Path(os.path.relpath(run)) if run.is_relative_to(Path.cwd()) else run
+
+
 def output_folder(given: str | None, checkpoint: Path, name: str) -> Path:
     """Create the folder for the output of a command on a checkpoint; return its path.
 
@@ -55,11 +66,7 @@ def output_folder(given: str | None, checkpoint: Path, name: str) -> Path:
     Raises:
         ConfigError: It cannot be created, or it is a link that leads out of the run's folder.
     """
-    above = checkpoint.resolve().parent
-    run = above.parent if above.name == "checkpoints" else above  # one that was copied has no run
-    run = Path("runs", checkpoint.name) if above == SHIPPED.resolve() else run
-    run = Path(os.path.relpath(run)) if run.is_relative_to(Path.cwd()) else run
-    output = Path(given) if given else run / name
+    output = Path(given) if given else run_of(checkpoint) / name
     if not given:
         refuse_links(output, within=output.parent)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,37 @@ from softmod.config.identity import as_values, flat, identity
 from softmod.config.schema import TrackingConfig, TrainConfig
 from softmod.config.trust import foreign
 from softmod.envs.tasks import flawed_success
-from softmod.errors import ConfigError, one_line
+from softmod.errors import ConfigError, SaveError, one_line
+from softmod.experiment.callbacks import Callback
 from softmod.experiment.resources import Resources
 from softmod.experiment.resume import write_missing_status
-from softmod.experiment.session import Parts
-from softmod.spec import EnvSpec, Result, TaskScore, mean_success
+from softmod.experiment.session import Metrics, Parts, Session
+from softmod.spec import EnvSpec, Result, Rollout, TaskScore, mean_success
 from softmod.system import hardware as machine
 from softmod.system import slurm
 from softmod.system.files import network_file_system
+from softmod.tracking import dashboard
 from softmod.tracking import journal as tracking
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.console import Progress, print_table
+from softmod.tracking.descriptions import key_of, run_name
 from softmod.tracking.model import POLICY
 from softmod.tracking.redact import without_passwords
+from softmod.tracking.transcript import TRANSCRIPT, Transcript
 from softmod.tracking.uploader import (
     INTERRUPTED_DRAIN,
     Uploader,
     is_uploaded,
     mark_uploaded,
     start_uploader,
+    uploaded_experiment,
 )
 
 logger = logging.getLogger(__name__)
+
+# overrides that are not part of a run's name, by key and by prefix
+SHOWN_ELSEWHERE = ("env", "experiment", "name", "run", "run.folder", "sweep")
+UNIMPORTANT = ("tracking", "hydra.")
 
 
 def mlflow_metadata(
@@ -46,25 +55,20 @@ def mlflow_metadata(
 ) -> dict[str, Any]:
     """Return the run's experiment, name and sweep for MLflow.
 
-    The name lists the overrides, without those that the experiment or the folder shows already.
+    The name begins with what differs from the other runs of its sweep. Without a sweep it lists
+    the overrides, except those that the experiment shows already.
     """
-    skipped = (
-        "seed=",
-        "experiment=",
-        "model=",
-        "name=",
-        "env=",
-        "run=",
-        "tracking",
-        "run.folder",
-        "sweep=",
-        "hydra.",
-    )
-    own = [override for override in overrides if not override.startswith(skipped)]
-    name = " ".join([cfg.name, f"seed={cfg.seed}", *own])
+    keys = (sweep or {}).get("swept", "").split(", ")
+    swept = [line for line in overrides if key_of(line) in keys]
+    others = [
+        line
+        for line in overrides
+        if key_of(line) not in SHOWN_ELSEWHERE and not line.startswith(UNIMPORTANT)
+    ]
+    params = {"model": cfg.model, "seed": cfg.seed}
     return {
         "experiment": cfg.tracking.experiment or cfg.env.name,
-        "run_name": name[:250],
+        "run_name": run_name(params, swept, [] if sweep else others)[: store.MAX_NAME],
         "sweep": sweep,
     }
 
@@ -107,9 +111,38 @@ def followed(
         seconds = min(INTERRUPTED_DRAIN, seconds)
         raise
     finally:
+        with suppress(SaveError):  # the journal cannot be written, which was reported
+            journal.artifact(folder / TRANSCRIPT)
         journal.status(status)
         if uploader is not None:
             drain(uploader, seconds, folder, cfg, sweep)
+
+
+class Announce(Callback):
+    """Prints the dashboard's address once the uploader has found the run's experiment.
+
+    Args:
+        cfg: configuration of the run.
+        progress: display on the terminal.
+    """
+
+    def __init__(self, cfg: TrainConfig, progress: Progress) -> None:
+        self.cfg = cfg
+        self.progress = progress
+        self.announced = not cfg.tracking.mlflow
+
+    def on_round_end(self, session: Session, metrics: Metrics, rollout: Rollout) -> None:
+        """Print the address, once."""
+        if not self.announced and (line := dashboard_line(self.cfg, session.folder)):
+            self.progress.say(line)
+            self.announced = True
+
+
+def dashboard_line(cfg: TrainConfig, folder: Path) -> str | None:
+    """Return the line with the dashboard's address; None as long as MLflow was not reached."""
+    uri = store.store_uri(cfg.tracking.uri)
+    experiment = uploaded_experiment(folder, uri)
+    return dashboard.line(uri, experiment) if experiment else None
 
 
 def upload_finished(
@@ -133,7 +166,9 @@ def drain(
     cfg: TrainConfig,
     sweep: Mapping[str, str] | None,
 ) -> None:
-    """Wait until the upload is complete; if it is not, print the command that completes it.
+    """Wait until the upload is complete, and print the dashboard's address.
+
+    If it is not complete, print the command that completes it instead.
 
     Args:
         uploader: the run's uploader.
@@ -146,10 +181,13 @@ def drain(
         if uploader.close(seconds):
             mark_uploaded(folder, cfg.tracking, sweep)
     finally:
+        line = dashboard_line(cfg, folder)
         if not uploader.complete:
-            Progress(0).say(
+            line = (
                 f"upload to MLflow incomplete; complete it with: python -m softmod.upload {folder}"
             )
+        if line:
+            Progress(0, transcript=Transcript(folder)).say(line)
 
 
 def introduce(cfg: TrainConfig, folder: Path, resources: Resources, parts: Parts) -> str:
@@ -257,5 +295,6 @@ def conclude(
     with checkpoint.writing(folder / "result.json"):
         (folder / "result.json").write_text(json.dumps(result, indent=1))
     minutes = clock.seconds / 60
-    print_table(scores, f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes")
+    title = f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes"
+    print_table(scores, title, Transcript(folder))
     return Result(folder, scores, clock.env_steps, clock.seconds)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from softmod.checkpoint import files
 from softmod.checkpoint.files import reading
 from softmod.checkpoint.saver import Saver
 from softmod.clock import Clock, Schedule
+from softmod.command import described
 from softmod.config.identity import as_values, identity
 from softmod.config.schema import TrainConfig
 from softmod.config.trust import foreign
@@ -25,6 +26,7 @@ from softmod.experiment.folder import refuse_links
 from softmod.experiment.initial import REPORT, initialize, pinned
 from softmod.experiment.loop import Run, alone, train
 from softmod.experiment.publish import (
+    Announce,
     conclude,
     followed,
     introduce,
@@ -42,7 +44,8 @@ from softmod.system import signals
 from softmod.tracking.console import Board, Progress, print_means, print_table
 from softmod.tracking.journal import Journal
 from softmod.tracking.metrics import Log
-from softmod.tracking.redact import without_passwords
+from softmod.tracking.redact import redacted, without_passwords
+from softmod.tracking.transcript import Transcript
 from softmod.workers.pool import Workers
 
 
@@ -133,10 +136,30 @@ def one_run(
         if files.versions(folder) != there:
             found = resume_point(cfg, folder)
         tell_about(journal, cfg, folder)
-        journal.tags({"softmod.command": shlex.join(["python", "-m", "softmod.train", *overrides])})
-        with followed(cfg, folder, journal, overrides, sweep):
+        command = redacted(shlex.join(["python", "-m", "softmod.train", *overrides]))
+        journal.tags({"softmod.command": command})
+        with followed(cfg, folder, journal, overrides, sweep), transcribed(folder, command):
             result = yield from _train(cfg, folder, journal, found, models, called, board)
     return result
+
+
+@contextmanager
+def transcribed(folder: Path, command: str) -> Iterator[None]:
+    """Write the begin of a session, its warnings and the error that ends it to `train.log`."""
+    transcript = Transcript(folder)
+    transcript.begin(command)
+    try:
+        with transcript.of_warnings():
+            yield
+    except signals.StoppedError as stop:
+        transcript.line(f"softmod: {stop}; {stop.how}")
+        raise
+    except KeyboardInterrupt:
+        transcript.line("softmod: interrupted")
+        raise
+    except Exception as error:
+        transcript.line(described(error))
+        raise
 
 
 def _train(
@@ -153,7 +176,14 @@ def _train(
     resources = claim(cfg, models.suite, found[1] if found else {}, beside=board is not None)
     journal.tags(resources.tags())
     total = cfg.run.steps_per_task * spec.num_tasks
-    progress = Progress(total, cfg.run.max_minutes, board=board, name=f"seed {cfg.seed}")
+    progress = Progress(
+        total,
+        cfg.run.max_minutes,
+        board=board,
+        name=f"seed {cfg.seed}",
+        transcript=Transcript(folder),
+    )
+    callbacks = (*callbacks, Announce(cfg, progress))
     signals.leave_if_told()
     plan = make_plan(cfg, models.suite, models.actor)
     workers = Workers(plan, resources.processes, cfg.workers.copies, cfg.workers.timeout)

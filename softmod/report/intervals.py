@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from softmod.spec import iqm as iqm
+
 Scores = NDArray[np.float64]  # [seed, task], or [seed] of task means
 Statistic = Callable[[Scores], Scores]  # maps [..., seed, task] to [...]
 
@@ -26,17 +28,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def iqm(scores: Scores) -> Scores:
-    """Return the interquartile mean over the last two axes: `[..., seed, task]` to `[...]`.
-
-    A quarter of the values, rounded down, is cut at each end.
-    """
-    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
-    cut = flat.shape[-1] // 4
-    middle: Scores = flat[..., cut : flat.shape[-1] - cut].mean(-1)
-    return middle
 
 
 def mean(scores: Scores) -> Scores:

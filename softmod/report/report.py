@@ -22,6 +22,8 @@ from softmod.report.runs import (
     from_folders,
     from_mlflow,
 )
+from softmod.system.streams import say
+from softmod.tracking import dashboard
 from softmod.tracking.mlflow_store import prepare_environment, store_uri
 from softmod.tracking.names import routing_entropy
 
@@ -65,6 +67,9 @@ def report(cfg: ReportConfig, output: Path) -> Path:
             if path.is_file() and path.stat().st_mtime >= began - 1:  # skip older reports
                 below = path.parent.relative_to(output).as_posix()
                 client.log_artifact(parent, str(path), f"report/{below}".removesuffix("/."))
+        experiment = client.get_run(parent).info.experiment_id
+        if line := dashboard.line(uri, experiment, parent):
+            say(line)
     return page
 
 

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from softmod.config.identity import NOT_RESULTS
 from softmod.errors import ConfigError
-from softmod.tracking.names import SUCCESS_MEAN, TRAINING_SECONDS, success_rate
+from softmod.tracking.names import (
+    EARLIER_USAGE,
+    SUCCESS_MEAN,
+    TRAINING_SECONDS,
+    USAGE,
+    success_rate,
+)
 from softmod.tracking.record import JOURNAL, Record
 
 PROTOCOL = {  # keys that must be equal for success rates to be comparable, with their names
@@ -239,7 +245,7 @@ def _from_mlflow(client: Any, run: Any) -> Run:
             metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)
         }
         for name in run.data.metrics
-        if not name.startswith("system/")
+        if not name.startswith((USAGE, EARLIER_USAGE))
     }
     return Run(run.info.run_id, run.info.status, renamed(config), values, run.data.tags)
 

@@ -118,11 +118,11 @@ class Usage:
         except psutil.Error:
             return {}
         values = {
-            "system/memory_gib": resident / 2**30,
-            "system/memory_percent": psutil.virtual_memory().percent,
+            "memory_gib": resident / 2**30,
+            "memory_percent": psutil.virtual_memory().percent,
         }
         if self.last is not None and clock > self.last[0]:
             then, before = self.last
-            values["system/cpu_percent"] = max(0.0, 100.0 * (seconds - before) / (clock - then))
+            values["cpu_percent"] = max(0.0, 100.0 * (seconds - before) / (clock - then))
         self.last = clock, seconds
         return values

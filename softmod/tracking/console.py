@@ -14,6 +14,7 @@ from rich.table import Table
 
 from softmod.clock import Clock
 from softmod.spec import TaskScore, mean_success
+from softmod.tracking.transcript import Transcript
 
 
 class Terminal(Console):
@@ -77,6 +78,7 @@ class Progress:
         console: by default stderr; unused with a board.
         board: display shared with other runs; None: a display of its own.
         name: label of the run on a shared display.
+        transcript: file that gets the permanent lines too.
     """
 
     def __init__(
@@ -86,10 +88,12 @@ class Progress:
         console: Terminal | None = None,
         board: Board | None = None,
         name: str = "",
+        transcript: Transcript | None = None,
     ) -> None:
         self.board = board or Board(console)
         self.own = board is None
         self.name = "" if board is None else name
+        self.transcript = transcript
         self.console = self.board.console
         self.total = total
         self.minutes = minutes
@@ -121,6 +125,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a permanent line, labelled with the run's name on a shared display."""
+        if self.transcript is not None:
+            self.transcript.line(line)
         with self.console.tolerated():
             self.console.print(
                 f"{self.name}: {line}" if self.name else line, highlight=False, soft_wrap=True
@@ -202,12 +208,19 @@ def table(scores: list[TaskScore]) -> Table:
     return result
 
 
-def print_table(scores: list[TaskScore], title: str) -> None:
-    """Print the table of scores on stdout, 100 columns wide if it is not a terminal."""
-    console = Terminal() if sys.stdout is not None and sys.stdout.isatty() else Terminal(width=100)
-    with console.tolerated():
-        console.print(title, highlight=False, soft_wrap=True)
-        console.print(table(scores))
+def print_table(scores: list[TaskScore], title: str, transcript: Transcript | None = None) -> None:
+    """Print the table of scores on stdout, and into a run's transcript.
+
+    It is 100 columns wide if it is not for a terminal.
+    """
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    consoles = [Terminal() if terminal else Terminal(width=100)]
+    if transcript is not None:
+        consoles.append(Terminal(file=transcript, width=100))
+    for console in consoles:
+        with console.tolerated():
+            console.print(title, highlight=False, soft_wrap=True)
+            console.print(table(scores))
 
 
 def print_means(means: Mapping[int, float]) -> None:

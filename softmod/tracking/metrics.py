@@ -107,10 +107,12 @@ class Log:
         Raises:
             SaveError: the third write in a row failed.
         """
-        values = by_name(self.metrics, self.spec) | self._episodes() | self._rates()
+        # Success first: MLflow lists metrics in the order in which it first got them.
+        episodes = self._episodes()
+        values = episodes | by_name(self.metrics, self.spec) | episodes | self._rates()
         values |= {names.physics_faults(task): count for task, count in self.faults.items()}
         if self.usage is not None:
-            values |= self.usage.read()
+            values |= {f"{names.USAGE}{name}": use for name, use in self.usage.read().items()}
         values[names.TRAINING_SECONDS] = clock.seconds
         self.journal.metrics(values, clock.env_steps)
         self._clear()
@@ -192,7 +194,7 @@ class Log:
             for task, returns in sorted(self.returns.items())
         }
         self.returns.clear()
-        return values | self._train_success()
+        return self._train_success() | values
 
     def _train_success(self) -> dict[str, float]:
         """Return the fraction of each task's last training episodes that reached success."""

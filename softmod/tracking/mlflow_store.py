@@ -1,10 +1,11 @@
-"""Access to MLflow: finds or creates the store, the experiment, a sweep's parent run and a run.
+"""Access to MLflow: finds or creates the store, the experiment, a sweep's run and a run.
 
 MLflow is imported within functions, because the import takes seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from softmod.system.files import locked
 from softmod.system.user import ensure_identity
+from softmod.tracking.descriptions import TaskSet, with_own_lines
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,7 +30,15 @@ PARENT_TAG = "mlflow.parentRunId"  # the latest sweep, under which the dashboard
 MEMBER_TAG = "softmod.sweep."  # prefix of a parent's id: one tag for each sweep of a run
 CHANGED = "softmod.changed."  # prefix of a param's name: its new value in a resumed run
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # dashboard shows runs, not traces
+NOTE_TAG = "mlflow.note.content"  # description, in Markdown
+# Limits of MLflow:
 MAX_NAME = 250  # characters of the name of a metric, param or tag
+MAX_METRICS = 1000  # per request
+MAX_PARAMS = 100  # params or tags per request
+MAX_PARAM = 6000  # characters
+MAX_TAG = 5000  # characters
+MAX_EXPERIMENT_TAG = 5000
+MAX_NOTE = 8000  # of a run
 SQLITE = "sqlite:///"
 LOCATIONS = (  # tables and columns of an sqlite store with paths below the artifact folder
     ("runs", "artifact_uri"),
@@ -204,23 +214,27 @@ def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = N
     return str(found.experiment_id)
 
 
-def ensure_parent(client: MlflowClient, experiment: str, sweep: Mapping[str, str]) -> str:
-    """Return the id of a sweep's parent run; create it, with status FINISHED, if it is missing.
+def ensure_parent(
+    client: MlflowClient, experiment: str, sweep: Mapping[str, str], started: int
+) -> tuple[str, bool]:
+    """Return the id of a sweep's run, created if it is missing, and True if it is new.
 
     Args:
         client: client of the store.
         experiment: id of the experiment.
         sweep: `id` and `name` of the sweep.
+        started: milliseconds since the epoch, for a new one.
     """
 
     def make() -> Run:
-        run = client.create_run(
-            experiment, tags={SWEEP_TAG: sweep["id"]}, run_name=sweep["name"][:MAX_NAME]
+        return client.create_run(
+            experiment,
+            start_time=started,
+            tags={SWEEP_TAG: sweep["id"]},
+            run_name=sweep["name"][:MAX_NAME],
         )
-        client.set_terminated(run.info.run_id, "FINISHED")
-        return run
 
-    return _find_or_make(client, experiment, SWEEP_TAG, sweep["id"], make)[0]
+    return _find_or_make(client, experiment, SWEEP_TAG, sweep["id"], make)
 
 
 def ensure_run(
@@ -249,7 +263,7 @@ def delete_duplicates(client: MlflowClient, experiment: str, identity: str, keep
 
     They exist if a slow server executed a request twice, after a retry.
     """
-    for run in _search(client, experiment, RUN_TAG, identity):
+    for run in search(client, experiment, RUN_TAG, identity):
         if run.info.run_id != keep:
             client.delete_run(run.info.run_id)
 
@@ -261,19 +275,19 @@ def _find_or_make(
 
     If several processes create one at the same time, all keep the first and delete the others.
     """
-    if found := _search(client, experiment, tag, value):
+    if found := search(client, experiment, tag, value):
         return found[0].info.run_id, False
-    if found := _search(client, experiment, tag, value, deleted=True):
+    if found := search(client, experiment, tag, value, deleted=True):
         client.restore_run(found[0].info.run_id)
         return found[0].info.run_id, False
     made = make().info.run_id
-    first = next((run.info.run_id for run in _search(client, experiment, tag, value)), made)
+    first = next((run.info.run_id for run in search(client, experiment, tag, value)), made)
     if first != made:
         client.delete_run(made)
     return first, first == made
 
 
-def _search(
+def search(
     client: MlflowClient, experiment: str, tag: str, value: str, deleted: bool = False
 ) -> list[Run]:
     """Return the runs with this tag, oldest first."""
@@ -282,6 +296,25 @@ def _search(
     view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", run_view_type=view)
     return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def describe_run(client: MlflowClient, run: str, text: str) -> None:
+    """Set the description of a run; what a person wrote below the previous one stays."""
+    before = client.get_run(run).data.tags.get(NOTE_TAG, "")
+    after = with_own_lines(text, before, MAX_NOTE)
+    if after != before:
+        client.set_tag(run, NOTE_TAG, after)
+
+
+def log_task_set(client: MlflowClient, run: str, task_set: TaskSet) -> None:
+    """Log the task set of a run as its data set; logging it again changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tasks = json.dumps({"tasks": task_set.tasks})
+    profile = json.dumps({"tasks": len(task_set.tasks)})
+    dataset = Dataset(task_set.name, task_set.digest, "softmod", tasks, profile=profile)
+    used_in = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run, [DatasetInput(dataset, [used_in])])
 
 
 def image_steps(client: MlflowClient, run: str, key: str) -> set[int]:

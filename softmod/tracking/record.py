@@ -128,6 +128,10 @@ class Record:
         """Return the names of the metrics."""
         return sorted(self.values)
 
+    def names_at(self, step: int) -> list[str]:
+        """Return the names of the metrics that have a value at a step."""
+        return [name for name in self.names() if step in self.values[name]]
+
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return a metric as (step, value) pairs, by step."""
         return sorted(self.values.get(name, {}).items())

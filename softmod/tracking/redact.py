@@ -10,7 +10,9 @@ SECRETS = (
     (re.compile(r"(://)(?:[^\s:/@]*:\S*|[^\s/@]+)@"), r"\1***@"),
     (
         re.compile(
-            r"([?&;](?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", re.IGNORECASE
+            r"([?&;](?!viewStateShareKey=)"  # of the dashboard's address: the name of a view
+            r"(?:\w*password|passwd|pwd|\w*token|\w*secret|\w*key)=)[^&\s'\"]+",
+            re.IGNORECASE,
         ),
         r"\1***",
     ),

@@ -8,7 +8,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,6 @@ class Folder:
     def database(self) -> AbstractContextManager[Any]:
         """Connect to mlflow.db."""
         return closing(sqlite3.connect(self.path / "mlflow.db"))
-
-    def statuses(self) -> list[tuple[str, str]]:
-        """Return seed and status of each run in mlflow.db, once there is one."""
-        with suppress(sqlite3.OperationalError), self.database() as store:
-            return statuses(store)
-        return []
 
 
 def statuses(store: Any) -> list[tuple[str, str]]:

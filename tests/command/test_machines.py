@@ -25,7 +25,7 @@ from softmod.system import user
 from softmod.tracking import figures
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.console import Terminal
-from softmod.tracking.uploader import Sender
+from softmod.tracking.sender import Sender
 from tests.command.test_train import SMALL, here, only, run, statuses
 
 __all__ = ["here"]

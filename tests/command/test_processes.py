@@ -102,7 +102,10 @@ def test_a_sweep_is_one_parent_and_a_child_per_job(swept: Path) -> None:
         assert {f"eval/success_rate/toy-{task}" for task in ("reach", "opposite", "touch")} <= set(
             run.data.metrics
         )
-        assert f"seed={run.data.params['seed']}" in run.info.run_name
+        short = {"soft_modular_small": "soft_small", "mt_mh_sac": "mh_sac"}[
+            run.data.params["model"]
+        ]
+        assert run.info.run_name == f"{short} s{run.data.params['seed']}"
         assert {"version.torch", "softmod.group"} <= set(run.data.tags)
         kept = swept / "mlartifacts" / run.info.run_id / "artifacts"
         for name in (

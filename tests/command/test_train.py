@@ -334,6 +334,25 @@ def test_success_in_training_is_logged(here):
     assert all(0 <= metrics(only(here))[key] <= 1 for key in logged)
 
 
+def test_train_log_has_what_was_printed_over_all_sessions(here, capsys):
+    assert run("run.steps_per_task=100") == 0
+    assert run() == 0
+    printed = capsys.readouterr()
+    lines = (only(here) / "train.log").read_text().splitlines()
+    sessions = [line for line in lines if line.startswith("--- ")]
+    assert len(sessions) == 2
+    assert all("python -m softmod.train experiment=toy" in line for line in sessions)
+    shown = [*printed.err.splitlines(), *printed.out.splitlines()]
+    assert sorted(line for line in lines if line not in sessions) == sorted(shown)
+
+
+def test_train_log_has_the_error_that_ended_a_run(here, capsys):
+    assert run("env._target_=tests.faulty.Faulty", "env.name=raise-25") == 5
+    *_, last = (only(here) / "train.log").read_text().splitlines()
+    assert last == capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("softmod: RuntimeError: the simulation broke")
+
+
 def test_evaluation_repeats_the_last_figures(here, capsys):
     assert run() == 0
     folder = only(here)

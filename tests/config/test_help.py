@@ -23,6 +23,7 @@ KINDS = {
         schema.EvaluateConfig,
         schema.ExportConfig,
         schema.ReportConfig,
+        schema.UiConfig,
     )
 }
 

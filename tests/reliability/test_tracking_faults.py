@@ -31,9 +31,10 @@ import pytest
 
 from softmod import train
 from softmod.tracking import mlflow_store as store
+from softmod.tracking.destination import DESTINATION
 from softmod.tracking.journal import Journal
 from softmod.tracking.record import JOURNAL, Record
-from softmod.tracking.uploader import CURSOR, DESTINATION, Sender
+from softmod.tracking.sender import CURSOR, Sender
 from tests.command.test_processes import BRIEF, ROOT, command, environment
 from tests.reliability.proxy import Proxy
 from tests.tracking.test_uploader import database

@@ -20,8 +20,10 @@ import pytest
 from softmod.report.runs import Run, from_mlflow
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import Journal
+from softmod.tracking.mlflow_store import MAX_METRICS
 from softmod.tracking.record import JOURNAL, Record
-from softmod.tracking.uploader import CURSOR, LOG, MAX_METRICS, Sender, start_uploader
+from softmod.tracking.sender import CURSOR, Sender
+from softmod.tracking.uploader import LOG, start_uploader
 from tests import settings
 
 store.prepare_environment()
@@ -140,7 +142,7 @@ def test_a_run_and_its_resumption(journal: Journal) -> None:
     assert (run.data.params["run.lr"], len(run.data.params["run.long"])) == ("0.0003", 6000)
     assert run.data.tags["softmod.name"] == "toy"
     (parent,) = runs(store.SWEEP_TAG)
-    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "balance")
+    assert (parent.info.status, parent.info.run_name) == ("KILLED", "balance")
     assert run.data.tags[store.PARENT_TAG] == parent.info.run_id
     artifacts = Path("mlartifacts", run.info.run_id, "artifacts")
     assert (artifacts / "best/checkpoint/actor").read_text() == "checkpoint/actor"
@@ -254,7 +256,8 @@ import os, signal, sys, time
 from pathlib import Path
 from tests import settings
 from softmod.tracking.journal import Journal
-from softmod.tracking.uploader import CURSOR, start_uploader
+from softmod.tracking.sender import CURSOR
+from softmod.tracking.uploader import start_uploader
 journal = Journal(Path("runs/toy/seed_0"))
 journal.status("RUNNING")
 about = {"experiment": "toy", "run_name": "toy", "sweep": None}
