@@ -28,6 +28,7 @@ from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 from softmod.tracking.sender import Sender
+from softmod.tracking.uploader import Patience
 
 POLL = 0.5  # seconds between uploads
 # seconds before a retry
@@ -41,20 +42,23 @@ LOCK = ".uploading"
 class Parent:
     """The training process, watched through the pipe on stdin."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.gone = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """Wait until the pipe closes, then end this process.
 
-        The pipe carries the seconds that the uploader may still take. It is empty if training was
-        killed.
+        The pipe carries the seconds that the uploader may still take, and whether training was
+        interrupted. It is empty if training was killed.
         """
-        sent = sys.stdin.buffer.read()
-        seconds = float(sent) if sent else ORPHAN_SECONDS
+        sent = sys.stdin.buffer.read().split()
+        seconds, interrupted = (float(sent[0]), sent[1] == b"1") if sent else (ORPHAN_SECONDS, True)
         self.gone.set()
-        time.sleep(seconds)
+        patience = Patience(self.folder, seconds, interrupted)
+        while not patience.exhausted():
+            time.sleep(POLL)
         os._exit(1)
 
 
@@ -79,7 +83,7 @@ def follow(folder: Path) -> None:
     for number in (signal.SIGINT, *signals.STOPS):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole job; only stdin ends this process
     os.nice(5)
-    parent = Parent()
+    parent = Parent(folder)
     sender = None
     delay = FIRST_DELAY
     last = ""

@@ -292,7 +292,7 @@ class TrackingConfig:
     model: bool = MISSING  # log the best policy as an MLflow model; needs the extra `export`
     register: str | None = MISSING  # name under which MLflow registers the best policy; null: none
     system_metrics: bool = MISSING  # log processor and memory use
-    drain_seconds: float = number(low=0.0)  # seconds allowed for the last upload at the end
+    drain_seconds: float = number(low=0.0)  # seconds that the last upload may stall
 
 
 @dataclass

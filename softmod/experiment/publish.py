@@ -35,7 +35,6 @@ from softmod.tracking.model import POLICY
 from softmod.tracking.redact import without_passwords
 from softmod.tracking.transcript import TRANSCRIPT, Transcript
 from softmod.tracking.uploader import (
-    INTERRUPTED_DRAIN,
     Uploader,
     is_uploaded,
     mark_uploaded,
@@ -99,7 +98,6 @@ def followed(
     """Log the run's status, RUNNING until it ends, and upload the journal in the background."""
     uploader: Uploader | None = None
     status = "FAILED"
-    seconds = cfg.tracking.drain_seconds
     journal.status("RUNNING")
     try:
         if cfg.tracking.mlflow:
@@ -108,14 +106,13 @@ def followed(
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        seconds = min(INTERRUPTED_DRAIN, seconds)
         raise
     finally:
         with suppress(SaveError):  # the journal cannot be written, which was reported
             journal.artifact(folder / TRANSCRIPT)
         journal.status(status)
         if uploader is not None:
-            drain(uploader, seconds, folder, cfg, sweep)
+            drain(uploader, status == "KILLED", folder, cfg, sweep)
 
 
 class Announce(Callback):
@@ -156,12 +153,12 @@ def upload_finished(
     written = write_missing_status(folder, env_steps)
     if cfg.tracking.mlflow and (written or not is_uploaded(folder, cfg.tracking, sweep)):
         uploader = start_uploader(folder, cfg.tracking, mlflow_metadata(cfg, overrides, sweep))
-        drain(uploader, cfg.tracking.drain_seconds, folder, cfg, sweep)
+        drain(uploader, False, folder, cfg, sweep)
 
 
 def drain(
     uploader: Uploader,
-    seconds: float,
+    interrupted: bool,
     folder: Path,
     cfg: TrainConfig,
     sweep: Mapping[str, str] | None,
@@ -172,13 +169,13 @@ def drain(
 
     Args:
         uploader: the run's uploader.
-        seconds: to wait; less after Ctrl-C.
+        interrupted: wait only briefly.
         folder: the run's folder.
         cfg: configuration of the run.
         sweep: id and name of the sweep that the run belongs to.
     """
     try:
-        if uploader.close(seconds):
+        if uploader.close(cfg.tracking.drain_seconds, interrupted):
             mark_uploaded(folder, cfg.tracking, sweep)
     finally:
         line = dashboard_line(cfg, folder)

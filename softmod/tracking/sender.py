@@ -95,6 +95,7 @@ class Sender:
         # Steps that MLflow has, by metric; None if the cursor suffices to avoid duplicates.
         self.known: dict[str, set[int]] | None = None if new or self.cursor.offset else {}
         self.overruled = False  # FAILED was sent because training ended without a status
+        self._save_cursor()
 
     def send(self) -> None:
         """Send all that is new in the journal, metrics first."""

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 CURSOR = ".uploaded"  # state of the upload
 LOG = "upload.log"
 SWEEPS = ".sweeps"  # sweeps of the run that MLflow has completely, and their stores
+POLL = 0.1  # seconds
 INTERRUPTED_DRAIN = 2.0  # seconds left for uploading after Ctrl-C
 
 
@@ -34,30 +36,33 @@ class Uploader:
 
     Args:
         process: None if it could not be started.
+        folder: the run's folder.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | None, folder: Path) -> None:
         self.process = process
+        self.folder = folder
 
     @property
     def complete(self) -> bool:
         """Return True if MLflow has everything; else `python -m softmod.upload` completes it."""
         return self.process is not None and self.process.returncode == 0
 
-    def close(self, drain_seconds: float) -> bool:
+    def close(self, drain_seconds: float, interrupted: bool = False) -> bool:
         """Wait for the upload to complete, then end the process; return True if it is complete.
 
         Args:
-            drain_seconds: maximum time to wait; Ctrl-C reduces it to `INTERRUPTED_DRAIN`.
+            drain_seconds: how long to wait while the upload does not advance.
+            interrupted: the run was interrupted: wait for at most `INTERRUPTED_DRAIN` seconds.
         """
         process = self.process
         if process is None:
             return False
+        patience = Patience(self.folder, drain_seconds, interrupted)
         try:
-            _request_shutdown(process, drain_seconds)
-            process.wait(drain_seconds)
-        except subprocess.TimeoutExpired:
-            pass
+            _request_shutdown(process, patience)
+            while process.poll() is None and not patience.exhausted():
+                time.sleep(POLL)
         except KeyboardInterrupt:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(min(drain_seconds, INTERRUPTED_DRAIN))
@@ -67,6 +72,40 @@ class Uploader:
                 process.kill()
                 process.wait()
         return self.complete
+
+
+class Patience:
+    """How long the upload may go on after training ended.
+
+    It may as long as it advances: many jobs that end together share processors and a store. The
+    uploader and the run each wait by this rule.
+
+    Args:
+        folder: the run's folder.
+        seconds: allowed without an advance.
+        interrupted: allow at most `INTERRUPTED_DRAIN` seconds in all.
+    """
+
+    def __init__(self, folder: Path, seconds: float, interrupted: bool) -> None:
+        self.cursor = folder / CURSOR
+        self.seconds = min(seconds, INTERRUPTED_DRAIN) if interrupted else seconds
+        self.interrupted = interrupted
+        self.last = time.monotonic()
+        self.state = self._state()
+
+    def exhausted(self) -> bool:
+        """Return True once the time is over; to be called often."""
+        if not self.interrupted and (state := self._state()) != self.state:
+            self.state = state
+            self.last = time.monotonic()
+        return time.monotonic() - self.last > self.seconds
+
+    def _state(self) -> int:
+        """Return when the uploader last saved its state, after each part that it sent."""
+        try:
+            return self.cursor.stat().st_mtime_ns
+        except OSError:
+            return 0
 
 
 def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str, Any]) -> Uploader:
@@ -93,8 +132,8 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
             )
     except OSError as error:
         logger.warning("%s: the upload to MLflow cannot be started (%s)", folder, error)
-        return Uploader(None)
-    return Uploader(process)
+        return Uploader(None, folder)
+    return Uploader(process, folder)
 
 
 def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
@@ -136,12 +175,12 @@ def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
     return f"{sweep['id']} {redacted(store.store_uri(tracking.uri))}"
 
 
-def _request_shutdown(process: subprocess.Popen[bytes], drain_seconds: float) -> None:
+def _request_shutdown(process: subprocess.Popen[bytes], patience: Patience) -> None:
     """Send the drain time and close the pipe; a pipe closed without it means training died."""
     if process.stdin is None or process.stdin.closed:
         return
     try:
-        process.stdin.write(f"{drain_seconds}\n".encode())
+        process.stdin.write(f"{patience.seconds} {int(patience.interrupted)}\n".encode())
         process.stdin.close()
     except OSError:  # the process has ended
         pass

@@ -183,15 +183,21 @@ def test_they_are_small_and_have_a_card():
         assert "license | MIT" in card
 
 
-@pytest.mark.parametrize(
-    ("name", "tasks"),
-    [("mt10", ["reach-v3", "drawer-open-v3", "window-close-v3"]), ("quickstart", ["reach-v3"])],
-)
-def test_they_solve_their_tasks(name: str, tasks: list[str]):
+@pytest.mark.parametrize("name", ["mt10", "quickstart"])
+def test_they_solve_their_tasks(name: str):
+    """Both play goals of MT10, because those of MT50, the quickstart's, take longer to draw."""
     policy = softmod.load(name)
+    suite = softmod.load("mt10").suite
     assert len(policy.tasks) == {"mt10": 10, "quickstart": 3}[name]
-    for task in tasks:
-        assert [policy.episode(task, goal)[1] for goal in range(3)] == [True] * 3
+    for task in ("reach-v3", "drawer-close-v3", "window-close-v3"):
+        index = suite.spec.tasks.index(task)
+        env = suite.make(index)
+        for goal in suite.goals(index)[:3]:
+            episode = EvalEpisode(env, goal, suite.spec.horizon)
+            while not episode.over:
+                episode.step(policy.act(episode.obs, task))
+            assert episode.success
+        env.close()
 
 
 def test_output_for_them_is_in_the_working_folder(here: Path):

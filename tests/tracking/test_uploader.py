@@ -23,7 +23,7 @@ from softmod.tracking.journal import Journal
 from softmod.tracking.mlflow_store import MAX_METRICS
 from softmod.tracking.record import JOURNAL, Record
 from softmod.tracking.sender import CURSOR, Sender
-from softmod.tracking.uploader import LOG, start_uploader
+from softmod.tracking.uploader import LOG, Patience, start_uploader
 from tests import settings
 
 store.prepare_environment()
@@ -434,3 +434,15 @@ def test_where_the_store_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert store.store_uri(None) == "http://host"
     assert store.store_uri("http://other") == "http://other"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_upload_may_go_on_as_long_as_it_advances(tmp_path: Path, interrupted: bool):
+    patience = Patience(tmp_path, 0.4, interrupted)
+    lasted, began = 0.0, time.monotonic()
+    while not patience.exhausted() and lasted < 3.0:
+        lasted = time.monotonic() - began
+        if lasted < 1.0:
+            (tmp_path / CURSOR).write_text(str(lasted))
+        time.sleep(0.05)
+    assert (0.3 < lasted < 1.0) if interrupted else (1.2 < lasted < 3.0)
