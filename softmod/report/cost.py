@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +17,7 @@ from softmod.config.instantiate import build
 from softmod.config.schema import TrainConfig
 from softmod.errors import SoftmodError
 from softmod.experiment.build import make_agent, networks
+from softmod.experiment.resources import make_fabric
 from softmod.report.runs import Run
 from softmod.spec import EnvSpec, TaskSuite
 
@@ -49,9 +49,8 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     """Count the cost by running one update on random data, on the CPU."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
-    agent, _ = make_agent(
-        cfg, spec, *networks(cfg, spec), L.Fabric(accelerator="cpu", devices=1), fused=False
-    )
+    cfg.fabric.accelerator = "cpu"
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg, "32-true"), fused=False)
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)

@@ -59,6 +59,7 @@ def test_variables_of_a_launcher_do_not_change_a_run(here, monkeypatch):
         monkeypatch.setenv(name, "0")
     assert run() == 0
     assert statuses(only(here))[-1] == "FINISHED"
+    assert report(["runs=[runs]", "output=report"]) == 0  # which counts an update's FLOP
 
 
 def test_a_user_without_a_name_and_a_home(monkeypatch, tmp_path):
