@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 
 # SLURM looks at time limits twice a minute: a warning a minute before comes 30 to 60 seconds
 # after the start, and a run of this length is warned at least once.
-LONGER = "run.steps_per_task=20000"
+LONGER = "run.steps_per_task=40000"
 
 
 @pytest.fixture
