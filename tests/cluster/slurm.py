@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -157,10 +158,14 @@ class Slurm:
         return self.job(number)["JobState"]
 
     def spare_delays(self) -> None:
-        """Let jobs that are queued again start now; SLURM holds them back for two minutes."""
-        for line in self("squeue", "--noheader", "--array", "--format=%i %r").splitlines():
-            number, _, reason = line.strip().partition(" ")
-            if reason == "BeginTime":
+        """Let jobs that are queued again start soon; SLURM holds them back for two minutes.
+
+        Not at once: a node refuses a job that it is still clearing up (credential revoked).
+        """
+        for line in self("squeue", "--noheader", "--array", "--format=%i %r %V").splitlines():
+            number, reason, queued = line.split()
+            waited = datetime.now() - datetime.fromisoformat(queued)
+            if reason == "BeginTime" and waited > timedelta(seconds=5):
                 self("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def wait_for(self, number: str, *states: str, seconds: float = 180) -> str:
