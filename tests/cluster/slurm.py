@@ -162,8 +162,8 @@ class Slurm:
 
         Not at once: a node refuses a job that it is still clearing up (credential revoked).
         """
-        for line in self("squeue", "--noheader", "--array", "--format=%i %r %V").splitlines():
-            number, reason, queued = line.split()
+        for line in self("squeue", "--noheader", "--array", "--format=%i|%r|%V").splitlines():
+            number, reason, queued = line.strip().split("|")
             waited = datetime.now() - datetime.fromisoformat(queued)
             if reason == "BeginTime" and waited > timedelta(seconds=5):
                 self("scontrol", "update", f"JobId={number}", "StartTime=now")
