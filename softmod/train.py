@@ -80,7 +80,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a command line asks for, after it was checked.
+    """Jobs that a command line requests, after it was checked.
 
     Attributes:
         composed: configuration of its first job, with Hydra's part.

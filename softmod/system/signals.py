@@ -71,7 +71,7 @@ def handle_all() -> dict[signal.Signals, Any]:
 
 @contextmanager
 def passed_on(to: Callable[[int], None]) -> Iterator[None]:
-    """Within `handled`, also call a function with each signal of `STOPS` that is received.
+    """Call a function with each signal of `STOPS` that is received; used within `handled`.
 
     Args:
         to: called with the signal's number; it may raise.

@@ -75,9 +75,9 @@ class Uploader:
 
 
 class Patience:
-    """How long the upload may go on after training ended.
+    """Limit on the upload after training ended: it may go on as long as it advances.
 
-    It may as long as it advances: many jobs that end together share processors and a store. The
+    Many jobs that end together share processors and a store. The
     uploader and the run each wait by this rule.
 
     Args:

@@ -8,7 +8,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ LINE = [  # trains for about 20 seconds on a core
 SLURM = [  # what a person types for this cluster
     "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2",
 ]  # fmt: skip
+NO_PARENT = "p.run_uuid not in (select run_uuid from tags where key = 'softmod.sweep_id')"
 Values = dict[tuple[str, str, int], set[float]]  # by seed, metric and step
 
 
@@ -97,13 +98,19 @@ class Folder:
         """Connect to mlflow.db."""
         return closing(sqlite3.connect(self.path / "mlflow.db"))
 
+    def statuses(self) -> list[tuple[str, str]]:
+        """Return seed and status of each run in mlflow.db, once there is one."""
+        with suppress(sqlite3.OperationalError), self.database() as store:
+            return statuses(store)
+        return []
+
 
 def statuses(store: Any) -> list[tuple[str, str]]:
     """Return seed and status of each run in a store of MLflow, without parents of sweeps."""
     rows = store.cursor()
     rows.execute(
         "select p.value, r.status from runs r join params p on p.run_uuid = r.run_uuid"
-        " where p.key = 'seed' order by p.value"
+        f" where p.key = 'seed' and {NO_PARENT} order by p.value"
     )
     return [(str(seed), str(status)) for seed, status in rows.fetchall()]
 
@@ -113,7 +120,7 @@ def held_once(folder: Folder, store: Any) -> int:
     rows = store.cursor()
     rows.execute(
         "select p.value, m.key, m.step, m.value from metrics m"
-        " join params p on p.run_uuid = m.run_uuid where p.key = 'seed'"
+        f" join params p on p.run_uuid = m.run_uuid where p.key = 'seed' and {NO_PARENT}"
     )
     stored = [(key, value) for *key, value in rows.fetchall()]
     journaled = folder.journaled()

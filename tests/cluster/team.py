@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import psutil
+
 from tests.cluster.slurm import INSTALL, free_ports, until
 
 USER = "postgres"  # PostgreSQL refuses to run as root
@@ -103,6 +105,12 @@ class Server:
             return bool(urlopen(f"{self.uri}/health", timeout=2).status == 200)
         except OSError:
             return False
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the server and its workers since it was started."""
+        top = psutil.Process(self.process.pid)
+        times = [process.cpu_times() for process in (top, *top.children(recursive=True))]
+        return sum(time.user + time.system for time in times)
 
     def kill(self) -> None:
         """Kill the server and its workers at once."""

@@ -44,16 +44,21 @@ def test_six_jobs_and_a_server_that_is_killed(
     slurm: Slurm, postgres: Postgres, server: Server, tmp_path: Path, record_property
 ):
     environment = slurm.environment | {"MLFLOW_TRACKING_URI": server.uri}
+    idle = server.cpu_seconds()
     folder = Folder(tmp_path / "jobs", environment)
     folder.path.mkdir()
     process = folder.train(*SLURM, "seed=0,1,2,3,4,5", "run.steps_per_task=4000")
     until(lambda: folder.sessions() >= 6 and folder.env_steps() > 600, 180)
+    used = server.cpu_seconds() - idle
     server.kill()
     time.sleep(20)
     server.start()
+    idle = server.cpu_seconds()
     assert slurm.ended(process, 600) == 0, folder.printed()
+    used += server.cpu_seconds() - idle
     with postgres.connect() as store:
         assert statuses(store) == [(str(seed), "FINISHED") for seed in range(6)]
         values = held_once(folder, store)
     assert values > 600
     record_property("counted", f"6 runs, {values:,} values in the journals and in PostgreSQL")
+    record_property("measured", f"{used:.0f} s of the server's processor time")
