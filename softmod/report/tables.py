@@ -27,6 +27,9 @@ Cell = str | int | float | Interval | None
 Cost = Callable[[Group], tuple[int, int, float] | None]
 
 
+MOST_COLUMNS = 12  # tasks that a table for a README shows as columns
+
+
 @dataclass
 class Table:
     """A table with a caption, columns and rows; its files are named `name`."""
@@ -142,7 +145,10 @@ def per_seed(comparison: Comparison) -> Table:
 
 
 def readme(comparison: Comparison) -> Table:
-    """Tabulate success per seed for a README: short task names, no column for a single model."""
+    """Tabulate success per seed for a README: short task names, no column for a single model.
+
+    With more than `MOST_COLUMNS` tasks, tasks are the rows and seeds the columns.
+    """
     table = per_seed(comparison)
     single = len(comparison.groups) == 1
     columns = [column.removesuffix("-v3") for column in table.columns]
@@ -150,7 +156,11 @@ def readme(comparison: Comparison) -> Table:
     rows = [
         [*row[single:-scores], *(f"{cell:.2f}" for cell in row[-scores:])] for row in table.rows
     ]
-    return Table("readme", table.caption, columns[single:], rows)
+    if len(comparison.tasks) <= MOST_COLUMNS:
+        return Table("readme", table.caption, columns[single:], rows)
+    names = [f"seed {row[0]}" if single else f"{row[0]}, seed {row[1]}" for row in rows]
+    cells = zip(columns[-scores:], *(row[-scores:] for row in rows), strict=True)
+    return Table("readme", table.caption, ["task", *names], [list(line) for line in cells])
 
 
 def task_sets(found: Sequence[Comparison]) -> Table:
