@@ -20,7 +20,7 @@ from tests.reliability.test_killed import command
 
 __all__ = ["here"]
 
-SWEEP = ("-m", "seed=0,1", "tracking=mlflow", "tracking.model=false")
+SWEEP = ("-m", "seed=0,1", "tracking=mlflow")
 LAUNCHERS = ("joblib", pytest.param("submitit_local", marks=pytest.mark.reliability))
 
 

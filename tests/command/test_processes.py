@@ -28,7 +28,7 @@ BRIEF = [
     "experiment=toy", "fabric.threads=1", "env.horizon=20", "run.round_steps=10",
     "run.steps_per_task=200",
     "run.warmup_per_task=40", "run.batch_per_task=8", "run.eval_every=300", "run.eval_goals=2",
-    "run.final_eval_goals=4", "run.save_every=300", "run.log_every=150",
+    "run.final_eval_goals=4", "run.save_every=300", "run.log_every=150", "tracking.model=false",
 ]  # fmt: skip
 
 store.prepare_environment()

@@ -30,7 +30,7 @@ SMALL = [
     "run.log_every=60",
     "actor.module_width=8", "critic.module_width=8",
     "actor.embedding_width=8", "critic.embedding_width=8", "actor.gating_width=8",
-    "critic.gating_width=8",
+    "critic.gating_width=8", "tracking.model=false",
 ]  # fmt: skip
 
 

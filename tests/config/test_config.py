@@ -379,7 +379,7 @@ def test_a_sweep_is_checked_before_its_first_job():
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_job_of_a_sweep_is_valid(name):
-    assert check(split([f"sweep={name}"]))[1] is not None
+    assert check(split([f"sweep={name}"])).sweep is not None
 
 
 def test_checking_imports_nothing_heavy():
@@ -440,19 +440,19 @@ def test_folder_of_a_run():
 
 
 def test_identity_of_a_sweep_is_its_question():
-    first = check(split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac"]))[1]
-    more = check(split(["-m", "model=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"]))[1]
+    first = check(split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac"])).sweep
+    more = check(split(["-m", "model=mt_sac,mt_mh_sac", "seed=0,1,2", "experiment=toy"])).sweep
     other = check(
         split(["-m", "experiment=toy", "seed=0,1", "model=mt_sac,mt_mh_sac", "run=smoke"])
-    )[1]
+    ).sweep
     assert first == more
     assert first["id"] != other["id"]
     assert first["name"] == "toy: model, seed"
-    assert check(split(["experiment=toy"]))[1] is None
-    assert check(split(["sweep=seeds", "experiment=toy"]))[1]["name"] == "toy: seed"
+    assert check(split(["experiment=toy"])).sweep is None
+    assert check(split(["sweep=seeds", "experiment=toy"])).sweep["name"] == "toy: seed"
     assert sweep_identity([], ["seed"]) != sweep_identity([], ["model"])
-    assert check(split(["-m", "env=mt10", "seed=0,1"]))[1]["name"] == "mt10: seed"
-    assert check(split(["sweep=seeds"]))[1]["name"] == "quickstart: seed"
+    assert check(split(["-m", "env=mt10", "seed=0,1"])).sweep["name"] == "mt10: seed"
+    assert check(split(["sweep=seeds"])).sweep["name"] == "quickstart: seed"
 
 
 # --- _target_ -------------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ def own(tmp_path: Path) -> str:
         ("experiment=syntax", "cannot be read: .*experiment/syntax.yaml"),
         ("experiment=keyy", "experiment has no option keyy; it has .*key, .*did you mean key"),
         ("model=per_tas", "model has no option per_tas; it has per_task.*did you mean per_task"),
-        ("hydra/launcher=joblib_", "Could not find 'hydra/launcher/joblib_'"),
+        ("hydra/launcher=joblib_", "has no option joblib_; it has basic, .*did you mean joblib"),
     ],
 )
 def test_messages_for_mistakes_in_files_of_the_user(override: str, message: str, own: str):

@@ -23,7 +23,7 @@ from softmod.tracking.sender import CURSOR, Sender
 from tests.command.test_train import SMALL
 
 LINE = [*(word for word in SMALL if word != "tracking=journal"), "fabric.compile=eager"]
-LINE += ["tracking.system_metrics=false", "tracking.uri=sqlite:///mlflow.db"]
+LINE += ["tracking.model=true", "tracking.system_metrics=false", "tracking.uri=sqlite:///mlflow.db"]
 
 ALONE = """
 import sys

@@ -505,8 +505,12 @@ def test_ctrl_c_waits_until_a_worker_has_all_its_arguments(monkeypatch):
         started.append(process)
 
     monkeypatch.setattr(ForkServerProcess, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        start_worker(plan(), [0], [0], True, 10.0, inline=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_worker(plan(), [0], [0], True, 10.0, inline=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     (process,) = started
     process.kill()
     process.join()
