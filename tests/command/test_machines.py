@@ -230,7 +230,7 @@ def test_a_name_that_the_output_cannot_encode(here):
 
 def test_a_project_that_was_moved_or_copied(here, monkeypatch):
     """Runs, store and artifacts stay together; the original is left alone."""
-    with_mlflow = ["tracking=mlflow", "tracking.system_metrics=false"]
+    with_mlflow = ["tracking=mlflow", "tracking.model=true", "tracking.system_metrics=false"]
     (here / "a").mkdir()
     monkeypatch.chdir(here / "a")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
