@@ -20,8 +20,8 @@ from tests.cluster.slurm import Slurm, until
 pytestmark = pytest.mark.cluster
 
 # SLURM looks at time limits twice a minute: a warning a minute before comes 30 to 60 seconds
-# after the start, and a run of this length is warned at least once.
-LONGER = "run.steps_per_task=40000"
+# after the start, and a run of this length, a minute or more, is warned at least once.
+LONGER = "run.steps_per_task=65000"
 
 
 @pytest.fixture
