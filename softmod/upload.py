@@ -28,7 +28,7 @@ from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 from softmod.tracking.sender import Sender
-from softmod.tracking.uploader import Patience
+from softmod.tracking.uploader import LOCK, Patience
 
 POLL = 0.5  # seconds between uploads
 # seconds before a retry
@@ -36,7 +36,6 @@ FIRST_DELAY = 0.5
 LONGEST_DELAY = 10.0
 ORPHAN_SECONDS = 1.5  # for the remaining lines after training was killed
 TURN_SECONDS = 5.0  # for another uploader of the same run to end
-LOCK = ".uploading"
 
 
 class Parent:
@@ -103,6 +102,7 @@ def follow(folder: Path) -> None:
             except ConfigError:
                 raise
             except Exception as error:
+                sender = None  # what it found may have changed, such as a sweep's run
                 last = complain(error, last)
                 time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
                 delay = min(2.0 * delay, LONGEST_DELAY)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from softmod.system.files import locked
 from softmod.system.user import ensure_identity
 from softmod.tracking.descriptions import TaskSet, with_own_lines
+from softmod.tracking.journal import now
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -215,7 +216,7 @@ def ensure_experiment(client: MlflowClient, name: str, artifacts: str | None = N
 
 
 def ensure_parent(
-    client: MlflowClient, experiment: str, sweep: Mapping[str, str], started: int
+    client: MlflowClient, experiment: str, sweep: Mapping[str, str]
 ) -> tuple[str, bool]:
     """Return the id of a sweep's run, created if it is missing, and True if it is new.
 
@@ -223,13 +224,12 @@ def ensure_parent(
         client: client of the store.
         experiment: id of the experiment.
         sweep: `id` and `name` of the sweep.
-        started: milliseconds since the epoch, for a new one.
     """
 
     def make() -> Run:
         return client.create_run(
             experiment,
-            start_time=started,
+            start_time=now(),  # so that the oldest was created first
             tags={SWEEP_TAG: sweep["id"]},
             run_name=sweep["name"][:MAX_NAME],
         )
@@ -258,12 +258,15 @@ def ensure_run(
     return _find_or_make(client, experiment, RUN_TAG, identity, make)
 
 
-def delete_duplicates(client: MlflowClient, experiment: str, identity: str, keep: str) -> None:
-    """Delete other runs with this identity.
+def delete_duplicates(
+    client: MlflowClient, experiment: str, tag: str, value: str, keep: str
+) -> None:
+    """Delete other runs with this tag.
 
-    They exist if a slow server executed a request twice, after a retry.
+    They exist if a slow server executed a request twice, after a retry, or if two processes
+    created the run of a sweep at the same time.
     """
-    for run in search(client, experiment, RUN_TAG, identity):
+    for run in search(client, experiment, tag, value):
         if run.info.run_id != keep:
             client.delete_run(run.info.run_id)
 

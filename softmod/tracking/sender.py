@@ -21,7 +21,7 @@ from softmod.tracking.model import POLICY, log_policy
 from softmod.tracking.record import JOURNAL, Line, Record, lines
 from softmod.tracking.redact import redacted
 from softmod.tracking.sweeps import Sweep
-from softmod.tracking.uploader import CURSOR
+from softmod.tracking.uploader import CURSOR, LOCK, STARTED
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -75,15 +75,16 @@ class Sender:
         self.register = record.params.get("tracking.register")  # name of the policy's model
         self.summary = Summary.of(record)
         to = destination.load(folder, record)
+        import mlflow.tracking  # noqa: F401  (seconds, so not while others wait for the store)
+
         with store.one_at_a_time(to["uri"]):
+            folder.joinpath(LOCK).write_bytes(STARTED)
             self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
                 self.client, to["experiment"], store.artifact_root(to["uri"])
             )
             sweep = to["sweep"]
-            self.sweep = (
-                Sweep(self.client, self.experiment, sweep, record.started) if sweep else None
-            )
+            self.sweep = Sweep(self.client, self.experiment, sweep) if sweep else None
         self.run, new = store.ensure_run(
             self.client, self.experiment, self.identity, record.started, to["run_name"]
         )
@@ -126,8 +127,11 @@ class Sender:
             self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
             self.overruled = True
         if self.sweep:
+            self.sweep.enter(self.run)
             self.sweep.end(interrupted=self.overruled or status == "KILLED")
-        store.delete_duplicates(self.client, self.experiment, self.identity, keep=self.run)
+        store.delete_duplicates(
+            self.client, self.experiment, store.RUN_TAG, self.identity, keep=self.run
+        )
 
     def sum_up(self) -> None:
         """Bring the sweep up to date after everything was sent."""

@@ -62,21 +62,31 @@ class Sweep:
         experiment: id of the experiment.
         sweep: `id` and `name`, and if known `runs` (their number), `command`, `fixed` (overrides,
             one a line) and `swept` (keys).
-        started: milliseconds since the epoch, for a new one.
     """
 
-    def __init__(
-        self, client: MlflowClient, experiment: str, sweep: Mapping[str, str], started: int
-    ) -> None:
+    def __init__(self, client: MlflowClient, experiment: str, sweep: Mapping[str, str]) -> None:
         self.client = client
         self.experiment = experiment
         self.sweep = sweep
-        self.run, new = store.ensure_parent(client, experiment, sweep, started)
+        self.run = self._found()
+
+    def _found(self) -> str:
+        """Return the id of the sweep's run, created if it is missing."""
+        run, new = store.ensure_parent(self.client, self.experiment, self.sweep)
         if new:
-            self._log_params()
+            self._log_params(run)
+        return run
 
     def enter(self, member: str) -> None:
-        """Make a run a member, shown below this sweep."""
+        """Make a run a member, shown below this sweep.
+
+        Runs that began at the same time may have created one each: all enter the oldest, and the
+        others are deleted.
+        """
+        self.run = self._found()
+        store.delete_duplicates(
+            self.client, self.experiment, store.SWEEP_TAG, self.sweep["id"], keep=self.run
+        )
         self.client.set_tag(member, store.PARENT_TAG, self.run)
         self.client.set_tag(member, store.MEMBER_TAG + self.run, "member")
 
@@ -151,7 +161,7 @@ class Sweep:
         found = store.search(self.client, self.experiment, store.MEMBER_TAG + self.run, "member")
         return [Member.of(run) for run in found]
 
-    def _log_params(self) -> None:
+    def _log_params(self, run: str) -> None:
         """Log what all runs have in common, and which keys vary."""
         from mlflow.entities import Param
 
@@ -161,7 +171,7 @@ class Sweep:
             values["swept"] = swept
         params = [Param(key, value[: store.MAX_PARAM]) for key, value in values.items()]
         for batch in store.batches(params, store.MAX_PARAMS):
-            self.client.log_batch(self.run, params=batch, synchronous=True)
+            self.client.log_batch(run, params=batch, synchronous=True)
 
 
 def joint_status(statuses: Sequence[str], expected: int) -> str:

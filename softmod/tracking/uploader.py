@@ -28,7 +28,10 @@ CURSOR = ".uploaded"  # state of the upload
 LOG = "upload.log"
 SWEEPS = ".sweeps"  # sweeps of the run that MLflow has completely, and their stores
 POLL = 0.1  # seconds
+LOCK = ".uploading"  # holds STARTED once the uploader has its turn at the store
+STARTED = b"1"
 INTERRUPTED_DRAIN = 2.0  # seconds left for uploading after Ctrl-C
+START = 120.0  # seconds to start, since many jobs may do so at once
 
 
 class Uploader:
@@ -82,12 +85,13 @@ class Patience:
 
     Args:
         folder: the run's folder.
-        seconds: allowed without an advance.
+        seconds: allowed without an advance; an uploader that is still starting has `START`.
         interrupted: allow at most `INTERRUPTED_DRAIN` seconds in all.
     """
 
     def __init__(self, folder: Path, seconds: float, interrupted: bool) -> None:
         self.cursor = folder / CURSOR
+        self.lock = folder / LOCK
         self.seconds = min(seconds, INTERRUPTED_DRAIN) if interrupted else seconds
         self.interrupted = interrupted
         self.last = time.monotonic()
@@ -98,7 +102,14 @@ class Patience:
         if not self.interrupted and (state := self._state()) != self.state:
             self.state = state
             self.last = time.monotonic()
-        return time.monotonic() - self.last > self.seconds
+        return time.monotonic() - self.last > self._allowed()
+
+    def _allowed(self) -> float:
+        """Return the seconds that are allowed without an advance."""
+        with suppress(OSError):
+            if not self.interrupted and self.lock.stat().st_size == 0:
+                return max(self.seconds, START)
+        return self.seconds
 
     def _state(self) -> int:
         """Return when the uploader last saved its state, after each part that it sent."""
@@ -119,6 +130,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
     uri = store.store_uri(tracking.uri)
     command = [sys.executable, "-m", "softmod.upload", str(folder), "--follow"]
     try:
+        (folder / LOCK).write_bytes(b"")
         destination.save(folder, tracking, metadata)
         with (folder / LOG).open("ab") as log, kept_from_children():
             process = subprocess.Popen(

@@ -338,3 +338,17 @@ def test_names_begin_with_what_differs(overrides: list[str], swept: list[str], n
     found = mlflow_metadata(typed(compose(overrides)), overrides, sweep)["run_name"]
     assert found == name
     assert without_seed("soft lr=1e-3 s12") == "soft lr=1e-3"
+
+
+def test_runs_that_create_their_sweep_at_the_same_time(database):
+    """All end up in the oldest, although a run had entered another."""
+    run = Trained("mt_sac", 0, SWEEP).evaluated(800, 0.0, 1.0).sent()
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name("toy").experiment_id
+    (late,) = store.search(mlflow, experiment, store.SWEEP_TAG, SWEEP["id"])
+    early = mlflow.create_run(experiment, start_time=1, tags={store.SWEEP_TAG: SWEEP["id"]})
+    run.ended()
+    (kept,) = store.search(mlflow, experiment, store.SWEEP_TAG, SWEEP["id"])
+    assert kept.info.run_id == early.info.run_id != late.info.run_id
+    (member,) = store.search(mlflow, experiment, store.MEMBER_TAG + kept.info.run_id, "member")
+    assert member.data.tags[store.PARENT_TAG] == kept.info.run_id

@@ -23,7 +23,7 @@ from softmod.tracking.journal import Journal
 from softmod.tracking.mlflow_store import MAX_METRICS
 from softmod.tracking.record import JOURNAL, Record
 from softmod.tracking.sender import CURSOR, Sender
-from softmod.tracking.uploader import LOG, Patience, start_uploader
+from softmod.tracking.uploader import LOCK, LOG, STARTED, Patience, start_uploader
 from tests import settings
 
 store.prepare_environment()
@@ -406,7 +406,7 @@ def test_doubles_and_deleted_ones(here: Path) -> None:
     late = mlflow.create_run(experiment, start_time=2000, tags={store.RUN_TAG: "a"}).info.run_id
     assert store.ensure_run(mlflow, experiment, "a", started=1000, name="r") == (run, False)
     assert len(runs()) == 2
-    store.delete_duplicates(mlflow, experiment, "a", keep=run)
+    store.delete_duplicates(mlflow, experiment, store.RUN_TAG, "a", keep=run)
     assert [run.info.run_id for run in runs()] == [run] != [late]
     mlflow.delete_experiment(experiment)
     assert store.ensure_experiment(mlflow, "toy") == experiment
@@ -446,3 +446,34 @@ def test_an_upload_may_go_on_as_long_as_it_advances(tmp_path: Path, interrupted:
             (tmp_path / CURSOR).write_text(str(lasted))
         time.sleep(0.05)
     assert (0.3 < lasted < 1.0) if interrupted else (1.2 < lasted < 3.0)
+
+
+def test_patience_with_an_uploader_that_is_starting(tmp_path, monkeypatch):
+    """Many jobs that start at once share few processors: the first contact may take longer."""
+    monkeypatch.setattr("softmod.tracking.uploader.START", 0.3)
+    (tmp_path / LOCK).touch()
+    starting = Patience(tmp_path, 0.0, interrupted=False)
+    interrupted = Patience(tmp_path, 0.0, interrupted=True)
+    time.sleep(0.01)
+    assert not starting.exhausted()
+    assert interrupted.exhausted()
+    (tmp_path / LOCK).write_bytes(STARTED)
+    assert starting.exhausted()
+    (tmp_path / LOCK).write_bytes(b"")
+    time.sleep(0.3)
+    assert starting.exhausted()
+
+
+def test_a_sweep_that_was_deleted_meanwhile(journal: Journal) -> None:
+    """Assert that a failed try leaves nothing behind that makes the next one fail as well."""
+    metadata = about(sweep=SWEEP)
+    uploader = start_uploader(journal.folder, settings.tracking(), metadata)
+    journal.status("RUNNING")
+    wait_for(lambda: client().get_experiment_by_name("toy") and runs(store.SWEEP_TAG), 60)
+    client().delete_run(runs(store.SWEEP_TAG)[0].info.run_id)
+    journal.metrics({"a": 1.0}, 1)
+    journal.status("FINISHED")
+    assert uploader.close(60)
+    (sweep,) = runs(store.SWEEP_TAG)
+    assert only_run().data.tags[store.PARENT_TAG] == sweep.info.run_id
+    assert only_run().info.status == sweep.info.status == "FINISHED"
