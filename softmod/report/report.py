@@ -140,6 +140,11 @@ def add_swaps(
         page.picture(
             swaps.swaps_figure(policy.tasks, values, page.folder / "swaps.png"), table.caption
         )
+        agreement = swaps.agreement(routing.similarity(rollouts), values)
+        page.text(
+            "Rank correlation of a swap's success with the similarity of the two tasks' routing:"
+            f" {agreement:.2f}."
+        )
 
 
 def write(

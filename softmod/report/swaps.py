@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from torch import nn
 
 from softmod.checkpoint.load import TrainedPolicy
@@ -126,6 +127,17 @@ def swaps_table(tasks: Sequence[str], values: NDArray[np.float64]) -> Table:
     ]
     caption = "Success of the row's task with the routing of the column's task"
     return Table("swaps", caption, ["task", *names], rows)
+
+
+def agreement(similarities: NDArray[np.float64], successes: NDArray[np.float64]) -> float:
+    """Compute Spearman's rank correlation of two matrices `[task, task]` off the diagonal.
+
+    It is NaN if one of them is constant there.
+    """
+    others = ~np.eye(len(successes), dtype=bool)
+    if np.ptp(similarities[others]) == 0 or np.ptp(successes[others]) == 0:
+        return float("nan")
+    return float(spearmanr(similarities[others], successes[others]).statistic)
 
 
 @drawn

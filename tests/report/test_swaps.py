@@ -98,6 +98,15 @@ def test_a_task_is_played_with_learned_mean_and_uniform_routing(policy: TrainedP
         assert uniform == 0.5
 
 
+def test_agreement_leaves_out_the_tasks_own_routing():
+    similarities = np.array([[1, 0.1, 0.2], [0.3, 1, 0.4], [0.5, 0.6, 1]])
+    successes = similarities / 2
+    np.fill_diagonal(successes, 0)
+    assert swaps.agreement(similarities, successes) == pytest.approx(1)
+    assert swaps.agreement(similarities, -successes) == pytest.approx(-1)
+    assert np.isnan(swaps.agreement(similarities, np.eye(3)))
+
+
 def test_another_network_has_no_router_to_replace():
     policy: Any = SimpleNamespace(actor=SimpleNamespace(network=object()))
     with pytest.raises(ConfigError, match="swap=true: for soft modular networks only"):
