@@ -27,11 +27,13 @@ class TrainedPolicy:
     Attributes:
         tasks: names of the tasks that it was trained on, by index.
         suite: task set that it was trained on, with environments and goals.
+        actor: its networks.
     """
 
     def __init__(self, actor: Actor, suite: TaskSuite) -> None:
         self.tasks = suite.spec.tasks
         self.suite = suite
+        self.actor = actor
         self._policy = Policy(actor)
 
     def act(self, obs: ArrayLike, task: str | int) -> NDArray[np.float32]:

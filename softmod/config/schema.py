@@ -375,7 +375,7 @@ class ReportConfig:
     parent: str | None = MISSING  # id or name of a sweep's parent run in MLflow; typed as sweep=
     runs: list[str] = field(default=MISSING, metadata=PATH)  # folders with runs
     results: list[str] = field(default=MISSING, metadata=PATH)  # folders with saved results
-    # a checkpoint or a run's folder, for a report on its routing
+    # a checkpoint, a run's folder or a shipped policy, for a report on its routing
     checkpoint: str | None = field(default=MISSING, metadata=PATH)
     # with runs: folder in which to save them as results
     save: str | None = field(default=MISSING, metadata=PATH)
@@ -384,4 +384,5 @@ class ReportConfig:
     level: float = number(low=0.0, high=1.0)  # mean success rate for the steps-to-reach column
     episodes: int = number(low=1, high=50)  # episodes per task, with checkpoint
     video: bool = MISSING  # with checkpoint: a video per task with the routing graph
+    swap: bool = MISSING  # with checkpoint: success of each task with the routing of the others
     allow: list[str] = MISSING  # packages of your own that a _target_ may name

@@ -18,7 +18,8 @@ USAGE = """usage: python -m softmod.report SOURCE [KEY=VALUE ...]    where SOURC
   sweep=PARENT         a sweep in MLflow, by id or name of its parent run; logs the report to it
   runs=[FOLDER,...]    run folders, or their parent folders; reads the journals, without MLflow
   results=[FOLDER,...] folders with saved results, one JSON file per seed
-  checkpoint=FOLDER    a checkpoint or a run's folder; reports on its routing
+  checkpoint=FOLDER    a checkpoint, a run's folder, or mt10 or quickstart, the policies that ship
+                       with softmod; reports on its routing
 
 and KEY is one of
 
@@ -26,7 +27,10 @@ and KEY is one of
   save=FOLDER          with runs=: save the runs as results in this folder
   level=0.8            mean success rate for the steps-to-reach column, in [0, 1]
   episodes=5           with checkpoint=: episodes per task
-  video=false          with checkpoint=: an mp4 per task with the routing graph beside the robot
+  video=false          with checkpoint=: an mp4 per task with the routing graph beside the robot,
+                       and a WebP of all tasks
+  swap=false           with checkpoint=: success of each task with the routing of the others,
+                       and with constant routing; takes minutes
   uri=null             MLflow store; null: MLFLOW_TRACKING_URI, or mlflow.db in this folder
   allow=[]             packages of your own that tasks and networks come from"""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from softmod.checkpoint import files as checkpoint
+from softmod.checkpoint.load import TrainedPolicy, load
 from softmod.config.schema import ReportConfig
 from softmod.errors import ConfigError
-from softmod.report import cost, figures, results, routing, tables
+from softmod.report import cost, figures, results, routing, sharing, swaps, tables
 from softmod.report.page import Page, budget_line, machines_line, protocol_line, unequal_line
 from softmod.report.runs import (
     GOALS,
@@ -78,12 +79,12 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
 
     Raises:
         CheckpointError: There is no valid checkpoint at `path`.
-        ConfigError: The network does not route, its classes are not allowed, or the output cannot
-            be written.
+        ConfigError: The network does not route, its classes are not allowed, `swap` is true for
+            another network than a soft modular one, or the output cannot be written.
     """
-    from softmod.checkpoint.load import load
-
     policy = load(path, cfg.allow)
+    if cfg.swap:
+        swaps.router_of(policy)
     rollouts = routing.roll_out(policy, cfg.episodes)
     if not rollouts:
         raise ConfigError(f"checkpoint={path}: its network does not route")
@@ -99,6 +100,10 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
             routing.graphs(rollouts, output / "graphs.png"),
             "Connections by mean probability, per task",
         )
+        page.picture(
+            routing.courses(rollouts, output / "courses.png"),
+            "Weights of the modules along an episode",
+        )
         if len(rollouts) > 1:
             page.picture(
                 routing.similarity_figure(rollouts, output / "similarity.png"),
@@ -107,12 +112,39 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         page.picture(
             routing.task_map(rollouts, output / "map.png"), "Routing of states, colored by task"
         )
+        page.table(sharing.sources_table(rollouts))
+        page.table(sharing.variation_table(rollouts))
+        if len(rollouts) > 1:
+            page.table(sharing.distances_table(rollouts))
+        if cfg.swap:
+            add_swaps(page, policy, rollouts, cfg.episodes)
         if cfg.video:
             from softmod.report.moving import videos
 
             for video in videos(policy, output):
                 page.link(video, video.name)
         return page.write()
+
+
+def add_swaps(
+    page: Page, policy: TrainedPolicy, rollouts: Sequence[routing.Rollouts], episodes: int
+) -> None:
+    """Add success with the routing of other tasks, and with constant routing."""
+    page.heading("Other routing")
+    page.text(f"{episodes} episodes of each task.")
+    page.table(swaps.frozen(policy, rollouts, episodes))
+    if len(rollouts) > 1:
+        values = swaps.swapped(policy, episodes)
+        table = swaps.swaps_table(policy.tasks, values)
+        page.table(table)
+        page.picture(
+            swaps.swaps_figure(policy.tasks, values, page.folder / "swaps.png"), table.caption
+        )
+        agreement = swaps.agreement(routing.similarity(rollouts), values)
+        page.text(
+            "Rank correlation of a swap's success with the similarity of the two tasks' routing:"
+            f" {agreement:.2f}."
+        )
 
 
 def write(

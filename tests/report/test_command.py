@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from softmod.report import moving, routing
 from softmod.report.__main__ import run
 from softmod.report.routing import Rollouts
-from softmod.report.video import AFTER_SUCCESS, EVERY
+from softmod.report.video import AFTER_SUCCESS, EVERY, THUMBNAIL
 from softmod.train import run as train
 from tests.command.test_train import SMALL, here
 
@@ -69,13 +70,22 @@ def test_tasks_share_what_their_routes_have_in_common():
     """Compare one layer with two targets: equal, half equal, nothing in common."""
 
     def task(first: list[float], second: list[float]) -> Rollouts:
-        return Rollouts("t", [np.tile(np.array([first, second]), (5, 1, 1))], 1, 1)
+        return Rollouts("t", [np.tile(np.array([first, second]), (5, 1, 1))], 1, [5])
 
     rollouts = [task([1, 0], [1, 0]), task([1, 0], [0, 1]), task([0, 1], [0, 1])]
     np.testing.assert_allclose(
         routing.similarity(rollouts), [[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]]
     )
     assert rollouts[0].vectors().shape == (5, 4)
+
+
+def test_a_course_is_the_mean_of_episodes_of_different_lengths():
+    """One target, two sources: an episode of three steps, and one of a single step."""
+    first = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    steps = np.concatenate([first, [[0.0, 1.0]]])[:, None]
+    course = routing.course(Rollouts("t", [steps], 2, [3, 1]), 0)
+    np.testing.assert_allclose(course[:, 0], np.linspace(0.5, 0, routing.POINTS))
+    np.testing.assert_allclose(course.sum(1), 1)
 
 
 class Env:
@@ -110,13 +120,19 @@ def test_videos_show_routing_beside_the_robot_until_after_success(tmp_path: Path
         suite=suite, tasks=["reach-v3"], routing=lambda obs, task: [layer[0] for layer in routes],
         act=lambda obs, task: np.zeros(4),
     )  # fmt: skip
-    frames = list(moving.play(policy, 0, 0))
+    moments = list(moving.play(policy, 0, 0))
     assert env.closed
-    assert [int(frame[0, 0, 0]) for frame in frames] == list(range(0, 20 + AFTER_SUCCESS, EVERY))
-    height, width, _ = frames[0].shape
-    assert width == 100 + 480
-    assert height == 480
-    assert (frames[0][100:, :100] == 255).all()
-    (written,) = moving.videos(policy, tmp_path)
+    steps = list(range(0, 20 + AFTER_SUCCESS, EVERY))
+    assert [int(robot[0, 0, 0]) for robot, _ in moments] == steps
+    robot, layers = moments[0]
+    np.testing.assert_array_equal(layers[0], routes[0][0])
+    frame = moving.beside(robot, moving.graph(layers, "reach-v3", "black"))
+    assert frame.shape == (480, 100 + 480, 3)
+    assert (frame[100:, :100] == 255).all()
+    written, webp = moving.videos(policy, tmp_path)
     assert written.name == "routes_reach-v3.mp4"
     assert written.stat().st_size > 1_000
+    assert webp.name == "routes.webp"
+    with Image.open(webp) as pictures:
+        assert pictures.size == (THUMBNAIL, 2 * THUMBNAIL)
+        assert 1 < pictures.n_frames <= len(steps)
