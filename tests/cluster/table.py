@@ -59,7 +59,7 @@ def lines(outcomes: list[Outcome]) -> Iterator[str]:
 def slurm_version() -> str:
     """Return the version of SLURM, as in slurm-wlm 22.05.8."""
     try:
-        done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
+        done = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=False)
     except OSError:
         return "no SLURM"
     return done.stdout.strip()
