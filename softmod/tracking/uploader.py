@@ -111,12 +111,13 @@ class Patience:
                 return max(self.seconds, START)
         return self.seconds
 
-    def _state(self) -> int:
-        """Return when the uploader last saved its state, after each part that it sent."""
-        try:
-            return self.cursor.stat().st_mtime_ns
-        except OSError:
-            return 0
+    def _state(self) -> list[int]:
+        """Return when the uploader had its turn, and when it last saved what it had sent."""
+        times = []
+        for path in (self.lock, self.cursor):
+            with suppress(OSError):
+                times.append(path.stat().st_mtime_ns)
+        return times
 
 
 def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str, Any]) -> Uploader:

@@ -457,11 +457,11 @@ def test_patience_with_an_uploader_that_is_starting(tmp_path, monkeypatch):
     time.sleep(0.01)
     assert not starting.exhausted()
     assert interrupted.exhausted()
-    (tmp_path / LOCK).write_bytes(STARTED)
-    assert starting.exhausted()
-    (tmp_path / LOCK).write_bytes(b"")
     time.sleep(0.3)
     assert starting.exhausted()
+    (tmp_path / LOCK).write_bytes(STARTED)
+    starting.seconds = 5.0
+    assert not starting.exhausted()
 
 
 def test_a_sweep_that_was_deleted_meanwhile(journal: Journal) -> None:
