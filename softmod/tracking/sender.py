@@ -78,7 +78,7 @@ class Sender:
         import mlflow.tracking  # noqa: F401  (seconds, so not while others wait for the store)
 
         with store.one_at_a_time(to["uri"]):
-            folder.joinpath(LOCK).write_bytes(STARTED)
+            self._report_start()
             self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
                 self.client, to["experiment"], store.artifact_root(to["uri"])
@@ -97,6 +97,12 @@ class Sender:
         self.known: dict[str, set[int]] | None = None if new or self.cursor.offset else {}
         self.overruled = False  # FAILED was sent because training ended without a status
         self._save_cursor()
+
+    def _report_start(self) -> None:
+        """Mark the uploader as started, once."""
+        lock = self.folder / LOCK
+        if not lock.exists() or not lock.stat().st_size:
+            lock.write_bytes(STARTED)
 
     def send(self) -> None:
         """Send all that is new in the journal, metrics first."""
