@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softmod import kernels
+
 LEAST_SPREAD = 0.02  # of scaled values; a smaller spread is treated as noise
 SOLVED_SHARE = 0.1  # the distance from success assigned to a task that always succeeds
 
@@ -121,6 +123,22 @@ def actor_loss(
     """
     per_task = (temperature[:, None] * log_prob - value).mean(-1)
     return (per_task * weight).mean()
+
+
+def policy_loss(
+    value: Float[Tensor, "task batch"],
+    log_prob: Float[Tensor, "task batch"],
+    temperature: Float[Tensor, " task"],
+    weight: Float[Tensor, " task"],
+    scaled: bool,
+) -> Float[Tensor, ""]:
+    """Return `actor_loss`, with values divided by their `spread` if `scaled`."""
+    inputs = value, log_prob, temperature, weight
+    if kernels.in_fp32(*inputs) and value.shape[-1] <= kernels.heads.MOST:
+        return kernels.heads.policy_loss(*inputs, LEAST_SPREAD if scaled else 0.0)
+    if scaled:
+        value = value.float() / spread(value.float())
+    return actor_loss(value, log_prob, temperature, weight)
 
 
 def temperature_loss(

@@ -1,0 +1,220 @@
+"""A comparison of the compiled operations of version 2 with PyTorch's, before their first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softmod.kernels import heads, layers, optimizer, policy
+from softmod.kernels.halves import TO_HALF
+from softmod.kernels.switch import UPDATE, used
+
+CLOSE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # tolerance for results of size 1
+
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def agrees() -> bool:
+    """Return whether all compiled functions agree with PyTorch on examples."""
+    with used(UPDATE), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        return all(_layers(dtype) and _losses(dtype) for dtype in CLOSE) and _batch() and _steps()
+
+
+def same(
+    ours: Function, theirs: Function, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> bool:
+    """Return whether results and gradients of two functions agree.
+
+    Args:
+        ours: is given the inputs in `dtype`.
+        theirs: is given the inputs in fp32.
+        inputs: values that `dtype` represents exactly.
+        dtype: float32 or bfloat16.
+    """
+    results = []
+    for function, kind in ((ours, dtype), (theirs, torch.float32)):
+        leaves = [value.detach().to(kind, copy=True).requires_grad_() for value in inputs]
+        out = function(*leaves)
+        outputs = out if isinstance(out, tuple) else (out,)
+        weights = [_ramp(value).to(value.dtype) for value in outputs]
+        grads = torch.autograd.grad(outputs, leaves, weights)
+        results.append([value.detach().float() for value in (*outputs, *grads)])
+    return all(_close(a, b, CLOSE[dtype]) for a, b in zip(*results, strict=True))
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    size = max(1.0, float(theirs.abs().max()))
+    return torch.allclose(ours, theirs, rtol=0, atol=tolerance * size)
+
+
+def _ramp(value: Tensor) -> Tensor:
+    return torch.linspace(-1, 2, value.numel()).view_as(value).bfloat16()
+
+
+def _values(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16().float()
+
+
+def _layers(dtype: torch.dtype) -> bool:
+    x, square, bias = _values(2, 6, 21), _values(2, 21, 21) / 4, _values(2, 1, 21)
+
+    def dense(x: Tensor, weight: Tensor, bias: Tensor, norm: bool, relu: bool) -> Tensor:
+        out = torch.baddbmm(bias, x, weight)
+        out = out + (out.to(dtype).float() - out).detach()  # rounded, so that ReLUs agree
+        out = functional.layer_norm(out, out.shape[-1:]) if norm else out
+        return out.relu() if relu else out
+
+    for norm in (False, True):
+        for relu in (False, True):
+            if not same(
+                lambda *args, n=norm, r=relu: layers.linear(*args, n, r),
+                lambda *args, n=norm, r=relu: dense(*args, n, r),
+                (x, square, bias), dtype,
+            ):  # fmt: skip
+                return False
+    by_task, rows = x.view(2, 2, 3, 21), _values(2, 2, 21)
+    route, modules = _values(2, 6, 2, 3), _values(2, 3, 6, 21)
+    mixed = "srtj,sjrd->strd"
+    return (
+        same(
+            layers.block,
+            lambda x, w, b, v, c: x + dense(dense(x, w, b, True, True), v, c, True, False),
+            (x, square, bias, square.flip(1), bias.flip(1)), dtype,
+        )
+        and same(
+            layers.normalized_sum,
+            lambda x, y: functional.layer_norm(x + y.unsqueeze(2), (21,)).relu(),
+            (by_task, rows), dtype,
+        )
+        and same(layers.relu, torch.relu, (x,), dtype)
+        and same(lambda x: layers.softmax(3 * x), lambda x: (3 * x).softmax(-1), (route,), dtype)
+        and all(
+            same(
+                lambda x, y, r=relu: layers.product(x, y.unsqueeze(2), r),
+                lambda x, y, r=relu: (x * y.unsqueeze(2)).relu() if r else x * y.unsqueeze(2),
+                (by_task, rows), dtype,
+            )
+            and same(
+                lambda x, y, r=relu: layers.mix(x, y, r),
+                lambda x, y, r=relu: torch.einsum(mixed, y, x).relu() if r
+                else torch.einsum(mixed, y, x),
+                (modules, route), dtype,
+            )
+            for relu in (False, True)
+        )
+    )  # fmt: skip
+
+
+def _losses(dtype: torch.dtype) -> bool:
+    from softmod.agent import losses
+    from softmod.networks.gaussian import split, squash
+
+    outputs, support = 2 * _values(2, 3, 4, 21), torch.linspace(-5, 5, 21)
+    target, weight = _values(3, 4, 21).softmax(-1), torch.linspace(0.5, 1.5, 3)
+    reward, entropy, discount = _values(3, 4), _values(3, 4), torch.rand(3, 4)
+    projected = heads.categorical_target(
+        reward, discount, outputs.to(dtype), entropy, support
+    )
+    first = reward + discount * entropy
+    expected = losses.project(
+        torch.addcmul(first[..., None], discount[..., None], support),
+        outputs.softmax(-1).mean(0), support,
+    )  # fmt: skip
+    noise = _values(3, 4, 5)
+    return (
+        _close(projected, expected, CLOSE[torch.float32])
+        and same(
+            lambda x: heads.cross_entropy(x, target, weight),
+            lambda x: losses.cross_entropy(x, target, weight),
+            (outputs,), dtype,
+        )
+        and same(
+            lambda x: heads.expected_value(x, support),
+            lambda x: (x.softmax(-1) * support).sum(-1).mean(0),
+            (outputs,), dtype,
+        )
+        and all(
+            same(
+                lambda x, k=kind: policy.sample(x, noise, k == "tanh"),
+                lambda x, k=kind: squash(*split(x, k), noise),
+                (_values(3, 4, 10),), dtype,
+            )
+            for kind in ("tanh", "clamp")
+        )
+    )  # fmt: skip
+
+
+def _batch() -> bool:
+    from softmod.agent import losses
+
+    x, scale, mean = _values(3, 8), torch.rand(8) + 0.5, _values(8)
+    least, temperature, weight = losses.LEAST_SPREAD, torch.rand(3), torch.rand(3) + 0.5
+    largest = torch.tensor([0.0, 2.0, 3.0])
+    divisor = torch.where(largest > 0, (largest + 4 * temperature) / 10, 1.0)
+    return (
+        _close(policy.normalize_obs(x, mean, scale, 1.0), ((x - mean) * scale).clamp(-1, 1), 1e-6)
+        and _close(
+            policy.scale_rewards(x, temperature, largest, 4.0, 10.0), x / divisor[:, None], 1e-5
+        )
+        and all(
+            same(
+                lambda v, p, s=scaled: heads.policy_loss(
+                    v, p, temperature, weight, least if s else 0.0
+                ),
+                lambda v, p, s=scaled: losses.actor_loss(
+                    v / losses.spread(v) if s else v, p, temperature, weight
+                ),
+                (_values(3, 8), _values(3, 8)),
+            )
+            for scaled in (False, True)
+        )
+    )  # fmt: skip
+
+
+def _steps() -> bool:
+    """Compare steps of Adam and AdamW with clipping, and what is fused with them."""
+    values = [_values(2, 37), _values(4, 5)]
+    half, whole = TO_HALF(values), [value.bfloat16() for value in values]
+    if not all(map(torch.equal, half, whole)):
+        return False
+    return all(_adam(kind, values) for kind in (torch.optim.Adam, torch.optim.AdamW))
+
+
+def _adam(kind: type[torch.optim.Adam], values: Sequence[Tensor]) -> bool:
+    from softmod.agent.update import clip_stacked
+
+    sets = []
+    for ours in (True, False):
+        parameters = [value.clone().requires_grad_() for value in values]
+        steps = kind(parameters, lr=0.1, weight_decay=0.1, fused=True)
+        targets = [torch.zeros_like(value) for value in values]
+        for number in range(3):
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.grad = (value * (number - 1.5)).roll(number)
+            norms = optimizer.gradient_norms(parameters, 2)
+            if ours and number:
+                optimizer.adam(
+                    steps, norms=norms, max_norm=0.5, targets=targets if number == 2 else (),
+                    smoothing=0.5,
+                )  # fmt: skip
+            else:
+                with used(0):
+                    expected = clip_stacked(parameters, 2, 0.5)
+                    steps.step()
+                if not _close(norms, expected, 1e-5):
+                    return False
+                if number == 2:
+                    torch._foreach_lerp_(targets, [p.detach() for p in parameters], 0.5)
+        state = [steps.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        moved = [target.clone() for target in targets]
+        optimizer.move(moved, values, 0.25)
+        expected_moves = [t + 0.25 * (v - t) for t, v in zip(targets, values, strict=True)]
+        sets.append([*parameters, *state, *targets, *moved, *expected_moves])
+    moves = len(values)
+    return all(_close(a.detach(), b.detach(), 2e-6) for a, b in zip(*sets, strict=True)) and all(
+        _close(a, b, 1e-6) for a, b in zip(sets[0][-2 * moves : -moves], sets[0][-moves:], strict=True)
+    )
