@@ -147,6 +147,8 @@ def temperature_loss(
     target_entropy: float,
 ) -> Float[Tensor, ""]:
     """Return the mean of `-log alpha_i (log pi(a|s) + target entropy)`, unweighted (12)."""
+    if kernels.in_fp32(log_temperature, log_prob):
+        return kernels.heads.temperature_loss(log_temperature, log_prob, target_entropy)
     return -(log_temperature * (log_prob.detach() + target_entropy).mean(-1)).mean()
 
 
@@ -155,6 +157,8 @@ def distance_weights(success_rate: Float[Tensor, " task"]) -> Float[Tensor, " ta
 
     Solved tasks keep a small weight.
     """
+    if kernels.in_fp32(success_rate):
+        return kernels.heads.distance_weights(success_rate, 1.0 + SOLVED_SHARE)
     distance = 1.0 - success_rate + SOLVED_SHARE
     return distance / distance.mean()
 

@@ -367,7 +367,6 @@ class MTSAC(L.LightningModule):
         rollback = self._save_state(critic_optimizer)
         finite = all_finite(critic_losses, critic_norms)
         self._step(critic_optimizer, finite, critic_norms, rollback)
-        kernels.halve(_products(self.critic))
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
@@ -514,7 +513,10 @@ class MTSAC(L.LightningModule):
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
         loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
-        self.manual_backward(loss)
+        if self._fused_steps:
+            self.manual_backward(loss, self.one[0])
+        else:
+            self.manual_backward(loss)
         return loss.detach()
 
     @property

@@ -367,4 +367,4 @@ RULES: dict[Any, Rule] = {
     torch.ops.softmod.layer_norm_backward.default: _rows,
 }
 for _function in kernels.operations(kernels.UPDATE):
-    RULES[_function] = _one_by_one if _function._schema.is_mutable else _separately
+    RULES[_function] = _separately

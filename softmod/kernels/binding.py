@@ -70,7 +70,7 @@ def bound(function: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> Call
 def call(name: str, version: int, *values: Any) -> Call:
     """Return a C function with its arguments.
 
-    Tensors, lists of tensors and None become pointers, bools 32-bit and other integers 64-bit
+    Tensors, lists of them and None become pointers, bools 32-bit and other integers 64-bit
     integers, and floats single-precision numbers.
     """
     kept: list[Any] = []  # memory that the call reads
@@ -106,7 +106,7 @@ def _argument(value: Any, kept: list[Any]) -> Any:
         return value
     if isinstance(value, list | tuple):
         kept.append(value)
-        pointers = (ctypes.c_void_p * len(value))(*(tensor.data_ptr() for tensor in value))
+        pointers = (ctypes.c_void_p * len(value))(*(None if tensor is None else tensor.data_ptr() for tensor in value))
         kept.append(pointers)
         return pointers
     if isinstance(value, bool):

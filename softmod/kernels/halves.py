@@ -31,11 +31,23 @@ def halves(wanted: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def halve(weights: Sequence[Tensor]) -> None:
-    """Make or renew the copies of weights; no-op outside of `halves`."""
+    """Make the copies of weights; no-op outside of `halves`."""
     copies = _copies.get()
     if copies is None or not weights:
         return
-    made = TO_HALF([weight.detach() for weight in weights])
+    renew(weights, TO_HALF([weight.detach() for weight in weights]))
+
+
+def has_copy(weight: Tensor) -> bool:
+    """Return whether there is a copy of a weight."""
+    return weight in (_copies.get() or {})
+
+
+def renew(weights: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    """Use new copies of weights, without a gradient."""
+    copies = _copies.get()
+    if copies is None:
+        return
     for weight, half in zip(weights, made, strict=True):
         copies[weight] = half.requires_grad_(weight.requires_grad)
 

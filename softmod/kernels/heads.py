@@ -112,6 +112,38 @@ class _PolicyLoss(torch.autograd.Function):
         return *gradients, None, None, None
 
 
+def temperature_loss(
+    log_temperature: Float[Tensor, " task"],
+    log_prob: Float[Tensor, "task batch"],
+    target_entropy: float,
+) -> Float[Tensor, ""]:
+    """Compute `softmod.agent.losses.temperature_loss`."""
+    inputs = log_temperature, log_prob.detach().contiguous()
+    loss: Tensor = _TemperatureLoss.apply(*inputs, target_entropy)
+    return loss
+
+
+class _TemperatureLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, log_temperature: Tensor, log_prob: Tensor, target_entropy: float
+    ) -> Tensor:
+        loss, gradient = TEMPERATURE_LOSS(log_temperature, log_prob, target_entropy)
+        ctx.save_for_backward(gradient)
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None
+
+
+def distance_weights(rates: Float[Tensor, " task"], start: float) -> Float[Tensor, " task"]:
+    """Return weights proportional to `start - rates`, with mean 1."""
+    return DISTANCE_WEIGHTS(rates, start)  # type: ignore[no-any-return]
+
+
 # --- PyTorch operations ---------------------------------------------------------------------------
 
 
@@ -154,6 +186,30 @@ def _rows(outputs: Tensor) -> Tensor:
     return outputs.new_empty(outputs.shape[:-1], dtype=torch.float32)
 
 
+def _bind_temperature_loss(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
+    inputs = *args[:2], float(args[2])
+    return call("temperature_loss", UPDATE, *inputs, *outputs, *args[1].shape)
+
+
+def _bind_distance_weights(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
+    rates, start = args
+    return call("distance_weights", UPDATE, rates, float(start), *outputs, len(rates))
+
+
+TEMPERATURE_LOSS = operation(
+    "temperature_loss(Tensor log_temperature, Tensor log_prob, float target_entropy)"
+    " -> (Tensor loss, Tensor gradient)",
+    lambda log_temperature, *_: (
+        log_temperature.new_empty(()),
+        torch.empty_like(log_temperature),
+    ),
+    _bind_temperature_loss,
+)
+DISTANCE_WEIGHTS = operation(
+    "distance_weights(Tensor rates, float start) -> Tensor",
+    lambda rates, start: (torch.empty_like(rates),),
+    _bind_distance_weights,
+)
 TARGET = operation(
     "target(Tensor reward, Tensor discount, Tensor next, Tensor entropy, Tensor support) -> Tensor",
     lambda reward, discount, following, *_: (

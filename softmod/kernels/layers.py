@@ -15,6 +15,8 @@ from softmod.kernels.binding import LETTER, Call, call, operation
 from softmod.kernels.norm import EPS
 from softmod.kernels.switch import UPDATE
 
+LEAST_NORM = 1e-12  # a smaller norm of a row counts as this, as in PyTorch
+
 
 def linear(
     x: Float[Tensor, "stack rows fan_in"],
@@ -128,6 +130,46 @@ class _Block(torch.autograd.Function):
             torch.bmm(hidden.transpose(1, 2), for_second),
             sums2.view(len(sums2), 1, -1).to(x.dtype),
         )
+
+
+def normalize(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:
+    """Normalize the last axis to mean 0 and variance 1, then apply ReLU if `relu`."""
+    out: Tensor = _Norm.apply(x.contiguous(), relu)
+    return out
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, relu: bool) -> Tensor:
+        out, mean, rstd = NORM(x, None, None, _rows(x), relu)
+        ctx.relu = relu
+        ctx.save_for_backward(x, mean, rstd)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, mean, rstd = ctx.saved_tensors
+        for_x, _ = NORM_BACKWARD(grad.contiguous(), x, None, mean, rstd, _rows(x), ctx.relu)
+        return for_x, None
+
+
+def unit(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """Divide rows in fp32 by their norms (see `torch.nn.functional.normalize`)."""
+    out: Tensor = _Unit.apply(x.contiguous())
+    return out
+
+
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return UNIT(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return UNIT_BACKWARD(grad.contiguous(), *ctx.saved_tensors)  # type: ignore[no-any-return]
 
 
 def relu(x: Tensor) -> Tensor:
@@ -246,6 +288,15 @@ def _bind_norm_backward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
     return call(name, UPDATE, *tensors, *outputs, _rows(x), x.shape[-1], batch, relu)
 
 
+def _bind_unit(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
+    return call("unit", UPDATE, *args, *outputs, _rows(args[0]), args[0].shape[-1], LEAST_NORM)
+
+
+def _bind_unit_backward(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
+    rows, width = _rows(args[1]), args[1].shape[-1]
+    return call("unit_backward", UPDATE, *args, *outputs, rows, width, LEAST_NORM)
+
+
 def _bind_sums(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
     return call(f"sums_{_letter(args[0])}", UPDATE, *args, *outputs, *args[0].shape)
 
@@ -323,6 +374,12 @@ NORM_BACKWARD = operation(
         mean.new_empty(_rows(x) // max(batch, 1), x.shape[-1]),
     ),
     _bind_norm_backward,
+)
+UNIT = operation("unit(Tensor x) -> Tensor", lambda x: (torch.empty_like(x),), _bind_unit)
+UNIT_BACKWARD = operation(
+    "unit_backward(Tensor grad, Tensor x) -> Tensor",
+    lambda grad, x: (torch.empty_like(x),),
+    _bind_unit_backward,
 )
 SUMS = operation(
     "sums(Tensor x) -> Tensor",

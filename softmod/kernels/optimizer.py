@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softmod.kernels.binding import Call, call, operation, sizes
-from softmod.kernels.halves import gradient
+from softmod.kernels.halves import gradient, has_copy, renew
 from softmod.kernels.switch import UPDATE, version_in_use
 
 # Options of Adam that change its steps, and the values that the kernel supports.
@@ -76,7 +76,8 @@ def adam(
         float(group["lr"]), *map(float, group["betas"]), float(group["eps"]),
         float(group["weight_decay"]), float(decoupled), float(max_norm), float(smoothing),
     ]  # fmt: skip
-    ADAM(
+    copied = [i for i, p in enumerate(parameters) if has_copy(p)]
+    made = ADAM(
         [p.detach() for p in parameters],
         list(grads.values()),
         *([own[name] for own in state] for name in ("exp_avg", "exp_avg_sq", "step")),
@@ -85,7 +86,9 @@ def adam(
         [] if saved is None else [saved],
         norms,
         options,
+        copied,
     )
+    renew([parameters[i] for i in copied], made)
 
 
 @torch.no_grad()
@@ -117,12 +120,15 @@ def _bind_norms(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
 
 
 def _bind_adam(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
-    parameters, grads, first, second, steps, kept, targets, saved, norms, options = args
+    parameters, grads, first, second, steps, kept, targets, saved, norms, options, copied = args
+    copies: list[Tensor | None] = [None] * len(parameters)
+    for i, copy in zip(copied, outputs, strict=True):
+        copies[i] = copy
     stack = 1 if norms is None else len(norms)
     numbers = (ctypes.c_double * len(options))(*options)
     return call(
         "adam", UPDATE, parameters, grads, _halves(grads), first, second, steps, kept or None,
-        targets or None, None, sizes(parameters), len(parameters), norms, stack,
+        targets or None, copies if copied else None, sizes(parameters), len(parameters), norms, stack,
         saved[0] if saved else None, numbers,
     )  # fmt: skip
 
@@ -146,8 +152,10 @@ NORMS = operation(
 ADAM = operation(
     "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first, Tensor(c!)[] second,"
     " Tensor(d!)[] steps, Tensor(e!)[] kept, Tensor(f!)[] targets, Tensor(g!)[] saved,"
-    " Tensor? norms, float[] options) -> ()",
-    lambda *_: (),
+    " Tensor? norms, float[] options, int[] copied) -> Tensor[]",
+    lambda parameters, *rest: [
+        torch.empty_like(parameters[i], dtype=torch.bfloat16) for i in rest[-1]
+    ],
     _bind_adam,
 )
 MOVE = operation(

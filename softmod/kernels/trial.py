@@ -21,7 +21,7 @@ def agrees() -> bool:
     """Return whether all compiled functions agree with PyTorch on examples."""
     with used(UPDATE), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        return all(_layers(dtype) and _losses(dtype) for dtype in CLOSE) and _batch() and _steps()
+        return all(_layers(dtype) and _losses(dtype) for dtype in CLOSE) and _batch() and _few() and _steps()
 
 
 def same(
@@ -175,6 +175,26 @@ def _batch() -> bool:
     )  # fmt: skip
 
 
+def _few() -> bool:
+    """Compare the functions of few values."""
+    from softmod.agent import losses
+
+    log_prob, rows = _values(3, 8), _values(3, 37)
+    flags = [optimizer.all_finite([rows, torch.tensor(x)]) for x in (1.0, torch.inf, torch.nan)]
+    with used(0):
+        expected = losses.distance_weights(log_prob[0].abs())
+    return (
+        list(map(bool, flags)) == [True, False, False]
+        and _close(heads.distance_weights(log_prob[0].abs(), 1.0 + losses.SOLVED_SHARE), expected, 1e-5)
+        and same(layers.unit, lambda x: functional.normalize(x, dim=-1), (rows,))
+        and same(
+            lambda x: heads.temperature_loss(x, log_prob, -2.0),
+            lambda x: -(x * (log_prob - 2.0).mean(-1)).mean(),
+            (_values(3),),
+        )
+    )  # fmt: skip
+
+
 def _steps() -> bool:
     """Compare steps of Adam and AdamW with clipping, and what is fused with them."""
     values = [_values(2, 37), _values(4, 5)]
@@ -197,10 +217,18 @@ def _adam(kind: type[torch.optim.Adam], values: Sequence[Tensor]) -> bool:
                 parameter.grad = (value * (number - 1.5)).roll(number)
             norms = optimizer.gradient_norms(parameters, 2)
             if ours and number:
+                names = ("exp_avg", "exp_avg_sq", "step")
+                before = [[p.detach() for p in parameters]]
+                before += [[steps.state[p][name] for p in parameters] for name in names]
+                wanted = [tensor.clone() for own in before for tensor in own]
+                kept = [[torch.empty_like(tensor) for tensor in own] for own in before]
+                saved = torch.zeros((), dtype=torch.bool)
                 optimizer.adam(
                     steps, norms=norms, max_norm=0.5, targets=targets if number == 2 else (),
-                    smoothing=0.5,
+                    smoothing=0.5, kept=kept, saved=saved,
                 )  # fmt: skip
+                if not (saved and all(map(torch.equal, wanted, [t for own in kept for t in own]))):
+                    return False
             else:
                 with used(0):
                     expected = clip_stacked(parameters, 2, 0.5)

@@ -94,6 +94,10 @@ static inline float hyperbolic(float x, float decay) {
 
 static inline float tangent(float x) { return hyperbolic(x, exponential(-2 * fabsf(x))); }
 
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed between inlined functions only */
+#endif
+
 typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float half_wide __attribute__((vector_size(32)));
 typedef float quarter_wide __attribute__((vector_size(16)));
@@ -256,7 +260,7 @@ void adam(float *const *param, const void *const *grad, const int32_t *half, flo
                     float *slow = target[k] + at;
                     for (int64_t i = 0; i < n; i++) slow[i] += smoothing * (p[i] - slow[i]);
                 }
-                if (copies)
+                if (copies && copies[k])
                     for (int64_t i = 0; i < n; i++) copies[k][at + i] = narrow_b(p[i]);
             }
         }
@@ -331,6 +335,41 @@ void policy_loss_backward(const float *grad, const float *temperature, const flo
         float each = *grad * weight[t] / (tasks * batch);
         for (int64_t i = 0; i < batch; i++, for_value++, for_log_prob++)
             *for_value = -each / spread[t], *for_log_prob = each * temperature[t];
+    }
+}
+
+/* The loss of the temperatures and its gradient. */
+void temperature_loss(const float *log_temperature, const float *log_prob, float entropy, float *loss, float *gradient,
+                      int64_t tasks, int64_t batch) {
+    float total = 0;
+    for (int64_t t = 0; t < tasks; t++, log_prob += batch) {
+        gradient[t] = -(total_of(log_prob, batch) / batch + entropy) / tasks;
+        total += log_temperature[t] * gradient[t];
+    }
+    *loss = total;
+}
+
+/* Weights proportional to `start - rate`, with mean 1. */
+void distance_weights(const float *rate, float start, float *out, int64_t n) {
+    float total = 0;
+    for (int64_t i = 0; i < n; i++) total += out[i] = start - rate[i];
+    for (int64_t i = 0; i < n; i++) out[i] /= total / n;
+}
+
+/* Rows divided by their norms, which are at least `least`. */
+void unit(const float *x, float *out, int64_t rows, int64_t n, float least) {
+    for (int64_t r = 0; r < rows; r++, x += n, out += n) {
+        float norm = sqrtf(dot_of(x, x, n));
+        norm = norm < least ? least : norm;
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] / norm;
+    }
+}
+
+void unit_backward(const float *grad, const float *x, float *for_x, int64_t rows, int64_t n, float least) {
+    for (int64_t r = 0; r < rows; r++, grad += n, x += n, for_x += n) {
+        float norm = sqrtf(dot_of(x, x, n)), along = norm < least ? 0 : dot_of(grad, x, n) / (norm * norm);
+        norm = norm < least ? least : norm;
+        for (int64_t i = 0; i < n; i++) for_x[i] = (grad[i] - along * x[i]) / norm;
     }
 }
 

@@ -76,7 +76,8 @@ class Residual(Network):
         return normalized(summed, self.norm, relu=True)
 
     def _embedding(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
-        return normalize(self.task if tasks is None else self.task.index_select(1, tasks), dim=-1)
+        rows = self.task if tasks is None else self.task.index_select(1, tasks)
+        return kernels.layers.unit(rows) if kernels.in_fp32(rows) else normalize(rows, dim=-1)
 
 
 class Block(nn.Module):

@@ -86,7 +86,9 @@ class Router(nn.Module):
 
     def _read(self, earlier: list[Tensor]) -> Tensor:
         """Return the earlier routing that conditions the next routing layer."""
-        return torch.cat(earlier, -1) if self.reads == "all" else earlier[-1]  # 3
+        if self.reads == "all" and len(earlier) > 1:  # 3
+            return torch.cat(earlier, -1)
+        return earlier[-1]
 
 
 class SoftModular(Network):
