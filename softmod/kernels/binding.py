@@ -77,7 +77,7 @@ def call(name: str, version: int, *values: Any) -> Call:
     arguments = [_argument(value, kept) for value in values]
     bound_call: Any = partial(function(name, version), *arguments)
     bound_call.kept = kept
-    return bound_call  # type: ignore[no-any-return]
+    return bound_call
 
 
 def fits(*values: Tensor) -> bool:
@@ -106,7 +106,9 @@ def _argument(value: Any, kept: list[Any]) -> Any:
         return value
     if isinstance(value, list | tuple):
         kept.append(value)
-        pointers = (ctypes.c_void_p * len(value))(*(None if tensor is None else tensor.data_ptr() for tensor in value))
+        pointers = (ctypes.c_void_p * len(value))(
+            *(None if tensor is None else tensor.data_ptr() for tensor in value)
+        )
         kept.append(pointers)
         return pointers
     if isinstance(value, bool):

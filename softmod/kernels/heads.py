@@ -45,7 +45,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, outputs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         loss, log_sum = CROSS_ENTROPY(outputs, target, weight)
         ctx.save_for_backward(outputs, target, weight, log_sum)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -66,7 +66,7 @@ class _ExpectedValue(torch.autograd.Function):
     def forward(ctx: Any, outputs: Tensor, support: Tensor) -> Tensor:
         value, log_sum, own = VALUE(outputs, support)
         ctx.save_for_backward(outputs, support, log_sum, own)
-        return value  # type: ignore[no-any-return]
+        return value
 
     @staticmethod
     @once_differentiable
@@ -103,7 +103,7 @@ class _PolicyLoss(torch.autograd.Function):
         loss, spread = POLICY_LOSS(value, log_prob, temperature, weight, least_spread)
         ctx.batch = value.shape[1]
         ctx.save_for_backward(temperature, weight, spread)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -130,7 +130,7 @@ class _TemperatureLoss(torch.autograd.Function):
     ) -> Tensor:
         loss, gradient = TEMPERATURE_LOSS(log_temperature, log_prob, target_entropy)
         ctx.save_for_backward(gradient)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -141,7 +141,7 @@ class _TemperatureLoss(torch.autograd.Function):
 
 def distance_weights(rates: Float[Tensor, " task"], start: float) -> Float[Tensor, " task"]:
     """Return weights proportional to `start - rates`, with mean 1."""
-    return DISTANCE_WEIGHTS(rates, start)  # type: ignore[no-any-return]
+    return DISTANCE_WEIGHTS(rates, start)
 
 
 # --- PyTorch operations ---------------------------------------------------------------------------

@@ -19,17 +19,17 @@ LEAST_NORM = 1e-12  # a smaller norm of a row counts as this, as in PyTorch
 
 
 def linear(
-    x: Float[Tensor, "stack rows fan_in"],
-    weight: Float[Tensor, "stack fan_in fan_out"],
-    bias: Float[Tensor, "stack 1 fan_out"],
-    norm: bool = False,
-    relu: bool = False,
+    inputs: Sequence[Tensor], norm: bool = False, relu: bool = False
 ) -> Float[Tensor, "stack rows fan_out"]:
     """Return `x weight + bias`, normalized if `norm`, with ReLU if `relu`.
 
-    All tensors have the same dtype.
+    Args:
+        inputs: x `[stack, rows, in]`, weight `[stack, in, out]` and bias `[stack, 1, out]`, all of
+            the same dtype.
+        norm: whether rows are normalized.
+        relu: whether ReLU is applied.
     """
-    out: Tensor = _Linear.apply(x, weight, bias, norm, relu)
+    out: Tensor = _Linear.apply(*inputs, norm, relu)
     return out
 
 
@@ -46,7 +46,7 @@ class _Linear(torch.autograd.Function):
         else:
             out = RELU(product) if relu else product
             ctx.save_for_backward(x, weight, out if relu else None)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @once_differentiable
@@ -83,7 +83,7 @@ class _NormalizedSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, added: Tensor) -> Tensor:
         out, mean, rstd = NORM(x, added, None, x.shape[2], True)
         ctx.save_for_backward(x, added, mean, rstd)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @once_differentiable
@@ -110,7 +110,7 @@ class _Block(torch.autograd.Function):
         second = torch.baddbmm(b2, hidden, w2)
         out, *statistics2 = NORM(second, None, x, rows, False)
         ctx.save_for_backward(x, w1, w2, first, *statistics1, hidden, second, *statistics2)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @once_differentiable
@@ -144,7 +144,7 @@ class _Norm(torch.autograd.Function):
         out, mean, rstd = NORM(x, None, None, _rows(x), relu)
         ctx.relu = relu
         ctx.save_for_backward(x, mean, rstd)
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @once_differentiable
@@ -164,12 +164,12 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return UNIT(x)  # type: ignore[no-any-return]
+        return UNIT(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return UNIT_BACKWARD(grad.contiguous(), *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return UNIT_BACKWARD(grad.contiguous(), *ctx.saved_tensors)
 
 
 def relu(x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return RELU_BACKWARD(grad.contiguous(), *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return RELU_BACKWARD(grad.contiguous(), *ctx.saved_tensors)
 
 
 def product(
@@ -232,7 +232,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return SOFTMAX_BACKWARD(grad.contiguous(), *ctx.saved_tensors)  # type: ignore[no-any-return]
+        return SOFTMAX_BACKWARD(grad.contiguous(), *ctx.saved_tensors)
 
 
 def mix(
@@ -393,7 +393,9 @@ RELU_BACKWARD = operation(
     _bind_relu_backward,
 )
 PRODUCT = operation(
-    "product(Tensor x, Tensor y, bool relu) -> Tensor", lambda x, y, relu: (torch.empty_like(x),), _bind_product
+    "product(Tensor x, Tensor y, bool relu) -> Tensor",
+    lambda x, y, relu: (torch.empty_like(x),),
+    _bind_product,
 )
 PRODUCT_BACKWARD = operation(
     "product_backward(Tensor grad, Tensor x, Tensor y, Tensor out, bool relu)"

@@ -17,9 +17,15 @@ from softmod.kernels.switch import NORM, version_in_use
 EPS = 1e-5
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # tolerance for results of size 1
 
+
 def fits(x: Tensor) -> bool:
     """Return whether fused operations are in use and `layer_norm` supports this tensor."""
-    return version_in_use() > 0 and x.device.type == "cpu" and x.dtype in LETTER and 0 < x.shape[-1] <= WIDEST
+    return (
+        version_in_use() > 0
+        and x.device.type == "cpu"
+        and x.dtype in LETTER
+        and 0 < x.shape[-1] <= WIDEST
+    )
 
 
 def layer_norm(x: Float[Tensor, "*rows width"], relu: bool) -> Float[Tensor, "*rows width"]:

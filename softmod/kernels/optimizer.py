@@ -128,16 +128,14 @@ def _bind_adam(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
     numbers = (ctypes.c_double * len(options))(*options)
     return call(
         "adam", UPDATE, parameters, grads, _halves(grads), first, second, steps, kept or None,
-        targets or None, copies if copied else None, sizes(parameters), len(parameters), norms, stack,
-        saved[0] if saved else None, numbers,
+        targets or None, copies if copied else None, sizes(parameters), len(parameters), norms,
+        stack, saved[0] if saved else None, numbers,
     )  # fmt: skip
 
 
 def _bind_move(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:
     targets, sources, smoothing = args
-    return call(
-        "move", UPDATE, targets, sources, sizes(targets), len(targets), float(smoothing)
-    )
+    return call("move", UPDATE, targets, sources, sizes(targets), len(targets), float(smoothing))
 
 
 def _bind_all_finite(args: Sequence[Any], outputs: Sequence[Tensor]) -> Call:

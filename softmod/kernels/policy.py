@@ -26,8 +26,8 @@ def sample(
     """
     outputs, noise = outputs.contiguous(), noise.contiguous()
     if not torch.is_grad_enabled():
-        return SAMPLE(outputs, noise, tanh)  # type: ignore[no-any-return]
-    return _Sample.apply(outputs, noise, tanh)  # type: ignore[no-any-return]
+        return SAMPLE(outputs, noise, tanh)
+    return _Sample.apply(outputs, noise, tanh)
 
 
 class _Sample(torch.autograd.Function):
@@ -52,7 +52,7 @@ def normalize_obs(
     limit: float,
 ) -> Float[Tensor, "*batch obs"]:
     """Return `(obs - mean) * scale`, clipped to +-limit."""
-    return OBSERVE(obs.contiguous(), mean, scale, limit)  # type: ignore[no-any-return]
+    return OBSERVE(obs.contiguous(), mean, scale, limit)
 
 
 def scale_rewards(
@@ -64,7 +64,7 @@ def scale_rewards(
 ) -> Float[Tensor, "task batch"]:
     """Divide rewards by `(largest + entropy * temperature) / values` where `largest` > 0."""
     args = reward.contiguous(), temperature, largest, entropy, values
-    return SCALE_REWARDS(*args)  # type: ignore[no-any-return]
+    return SCALE_REWARDS(*args)
 
 
 # --- PyTorch operations ---------------------------------------------------------------------------

@@ -17,7 +17,7 @@ _version: ContextVar[int] = ContextVar("version of the fused operations", defaul
 
 @contextmanager
 def used(version: int = UPDATE) -> Iterator[None]:
-    """Let networks use the fused operations of a version in this context, such as an update; 0: none.
+    """Let networks use a version's fused operations in this context, such as an update; 0: none.
 
     Acting and evaluation run outside of it, so their results do not depend on these operations.
     """

@@ -21,7 +21,12 @@ def agrees() -> bool:
     """Return whether all compiled functions agree with PyTorch on examples."""
     with used(UPDATE), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        return all(_layers(dtype) and _losses(dtype) for dtype in CLOSE) and _batch() and _few() and _steps()
+        return (
+            all(_layers(dtype) and _losses(dtype) for dtype in CLOSE)
+            and _batch()
+            and _few()
+            and _steps()
+        )
 
 
 def same(
@@ -71,8 +76,8 @@ def _layers(dtype: torch.dtype) -> bool:
     for norm in (False, True):
         for relu in (False, True):
             if not same(
-                lambda *args, n=norm, r=relu: layers.linear(*args, n, r),
-                lambda *args, n=norm, r=relu: dense(*args, n, r),
+                lambda *args, n=norm, r=relu: layers.linear(args, n, r),
+                lambda x, w, b, n=norm, r=relu: dense(x, w, b, n, r),
                 (x, square, bias), dtype,
             ):  # fmt: skip
                 return False
@@ -116,9 +121,7 @@ def _losses(dtype: torch.dtype) -> bool:
     outputs, support = 2 * _values(2, 3, 4, 21), torch.linspace(-5, 5, 21)
     target, weight = _values(3, 4, 21).softmax(-1), torch.linspace(0.5, 1.5, 3)
     reward, entropy, discount = _values(3, 4), _values(3, 4), torch.rand(3, 4)
-    projected = heads.categorical_target(
-        reward, discount, outputs.to(dtype), entropy, support
-    )
+    projected = heads.categorical_target(reward, discount, outputs.to(dtype), entropy, support)
     first = reward + discount * entropy
     expected = losses.project(
         torch.addcmul(first[..., None], discount[..., None], support),
@@ -182,10 +185,11 @@ def _few() -> bool:
     log_prob, rows = _values(3, 8), _values(3, 37)
     flags = [optimizer.all_finite([rows, torch.tensor(x)]) for x in (1.0, torch.inf, torch.nan)]
     with used(0):
-        expected = losses.distance_weights(log_prob[0].abs())
+        rates = log_prob[0].abs()
+        expected = losses.distance_weights(rates)
     return (
         list(map(bool, flags)) == [True, False, False]
-        and _close(heads.distance_weights(log_prob[0].abs(), 1.0 + losses.SOLVED_SHARE), expected, 1e-5)
+        and _close(heads.distance_weights(rates, 1.0 + losses.SOLVED_SHARE), expected, 1e-5)
         and same(layers.unit, lambda x: functional.normalize(x, dim=-1), (rows,))
         and same(
             lambda x: heads.temperature_loss(x, log_prob, -2.0),
@@ -244,5 +248,6 @@ def _adam(kind: type[torch.optim.Adam], values: Sequence[Tensor]) -> bool:
         sets.append([*parameters, *state, *targets, *moved, *expected_moves])
     moves = len(values)
     return all(_close(a.detach(), b.detach(), 2e-6) for a, b in zip(*sets, strict=True)) and all(
-        _close(a, b, 1e-6) for a, b in zip(sets[0][-2 * moves : -moves], sets[0][-moves:], strict=True)
+        _close(a, b, 1e-6)
+        for a, b in zip(sets[0][-2 * moves : -moves], sets[0][-moves:], strict=True)
     )

@@ -66,7 +66,7 @@ class Residual(Network):
         if self.norm == "layer" and (fused := kernels.same_dtype(x, first.weight, first.bias)):
             x, weight, bias = fused
             for_input, for_task = weight.split(widths, 1)
-            rows = kernels.layers.linear(spread(x, self.stack), for_input, bias)
+            rows = kernels.layers.linear((spread(x, self.stack), for_input, bias))
             added = self._embedding(tasks).to(weight.dtype) @ for_task
             return kernels.layers.normalized_sum(rows.unflatten(1, x.shape[:2]), added)
         for_input, for_task = first.weight.split(widths, 1)

@@ -41,7 +41,7 @@ class StackedLinear(nn.Module):
     ) -> Float[Tensor, "stack rows fan_out"]:
         """Return the layer's outputs, normalized as in `normalized`, and with ReLU if `relu`."""
         if fused := kernels.same_dtype(x, self.weight, self.bias):
-            return kernels.layers.linear(*fused, norm == "layer", relu)
+            return kernels.layers.linear(fused, norm == "layer", relu)
         return normalized(torch.baddbmm(self.bias, x, self.weight), norm, relu)
 
     def extra_repr(self) -> str:
