@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -115,24 +116,19 @@ def _layers(dtype: torch.dtype) -> bool:
 
 
 def _losses(dtype: torch.dtype) -> bool:
-    from softmod.agent import losses
-    from softmod.networks.gaussian import split, squash
-
     outputs, support = 2 * _values(2, 3, 4, 21), torch.linspace(-5, 5, 21)
     target, weight = _values(3, 4, 21).softmax(-1), torch.linspace(0.5, 1.5, 3)
     reward, entropy, discount = _values(3, 4), _values(3, 4), torch.rand(3, 4)
     projected = heads.categorical_target(reward, discount, outputs.to(dtype), entropy, support)
     first = reward + discount * entropy
-    expected = losses.project(
-        torch.addcmul(first[..., None], discount[..., None], support),
-        outputs.softmax(-1).mean(0), support,
-    )  # fmt: skip
+    values = first[..., None] + discount[..., None] * support
+    expected = _projected(values, outputs, support)
     noise = _values(3, 4, 5)
     return (
         _close(projected, expected, CLOSE[torch.float32])
         and same(
             lambda x: heads.cross_entropy(x, target, weight),
-            lambda x: losses.cross_entropy(x, target, weight),
+            lambda x: _cross_entropy(x, target, weight),
             (outputs,), dtype,
         )
         and same(
@@ -143,7 +139,7 @@ def _losses(dtype: torch.dtype) -> bool:
         and all(
             same(
                 lambda x, k=kind: policy.sample(x, noise, k == "tanh"),
-                lambda x, k=kind: squash(*split(x, k), noise),
+                lambda x, k=kind: _sample(x, noise, k),
                 (_values(3, 4, 10),), dtype,
             )
             for kind in ("tanh", "clamp")
@@ -151,11 +147,54 @@ def _losses(dtype: torch.dtype) -> bool:
     )  # fmt: skip
 
 
-def _batch() -> bool:
-    from softmod.agent import losses
+# --- what PyTorch computes ------------------------------------------------------------------------
 
+
+def _projected(values: Tensor, outputs: Tensor, support: Tensor) -> Tensor:
+    atoms = torch.arange(float(len(support)))
+    position = (values - support[0]) / (support[1] - support[0])
+    position = position.clamp(0, len(support) - 1).unsqueeze(-1)
+    shares = (1 - (position - atoms).abs()).clamp(min=0)
+    return (outputs.softmax(-1).mean(0).unsqueeze(-1) * shares).sum(-2)
+
+
+def _cross_entropy(outputs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return (-(target * outputs.log_softmax(-1)).sum(-1).mean(-1) * weight).mean(-1)
+
+
+def _sample(outputs: Tensor, noise: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    mean, raw = outputs.chunk(2, -1)
+    log_std = 6 * ((raw + 0.805).tanh() + 1) - 10 if kind == "tanh" else raw.clamp(-20, 2)
+    before = mean + log_std.exp() * noise
+    density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    correction = 2 * (math.log(2) - before - functional.softplus(-2 * before))
+    return before.tanh(), (density - correction).sum(-1)
+
+
+def _spread(value: Tensor) -> Tensor:
+    ordered = value.detach().sort(-1).values
+    quarter = value.shape[-1] // 4
+    return (ordered[:, -1 - quarter] - ordered[:, quarter]).clamp(min=0.02).unsqueeze(-1)
+
+
+def _policy_loss(value: Tensor, log_prob: Tensor, temperature: Tensor, weight: Tensor) -> Tensor:
+    return ((temperature[:, None] * log_prob - value).mean(-1) * weight).mean()
+
+
+def _clip(parameters: Sequence[Tensor], stack: int, most: float) -> Tensor:
+    parts = [p.grad.view(stack, -1) for p in parameters if p.grad is not None]
+    norms = torch.cat(parts, 1).norm(dim=1)
+    for part in parts:
+        part.mul_((most / (norms + 1e-6)).clamp(max=1.0)[:, None])
+    return norms
+
+
+# --- comparisons of few values --------------------------------------------------------------------
+
+
+def _batch() -> bool:
     x, scale, mean = _values(3, 8), torch.rand(8) + 0.5, _values(8)
-    least, temperature, weight = losses.LEAST_SPREAD, torch.rand(3), torch.rand(3) + 0.5
+    least, temperature, weight = 0.02, torch.rand(3), torch.rand(3) + 0.5
     largest = torch.tensor([0.0, 2.0, 3.0])
     divisor = torch.where(largest > 0, (largest + 4 * temperature) / 10, 1.0)
     return (
@@ -168,8 +207,8 @@ def _batch() -> bool:
                 lambda v, p, s=scaled: heads.policy_loss(
                     v, p, temperature, weight, least if s else 0.0
                 ),
-                lambda v, p, s=scaled: losses.actor_loss(
-                    v / losses.spread(v) if s else v, p, temperature, weight
+                lambda v, p, s=scaled: _policy_loss(
+                    v / _spread(v) if s else v, p, temperature, weight
                 ),
                 (_values(3, 8), _values(3, 8)),
             )
@@ -180,16 +219,14 @@ def _batch() -> bool:
 
 def _few() -> bool:
     """Compare the functions of few values."""
-    from softmod.agent import losses
-
     log_prob, rows = _values(3, 8), _values(3, 37)
     flags = [optimizer.all_finite([rows, torch.tensor(x)]) for x in (1.0, torch.inf, torch.nan)]
     with used(0):
         rates = log_prob[0].abs()
-        expected = losses.distance_weights(rates)
+        expected = (1.1 - rates) / (1.1 - rates).mean()
     return (
         list(map(bool, flags)) == [True, False, False]
-        and _close(heads.distance_weights(rates, 1.0 + losses.SOLVED_SHARE), expected, 1e-5)
+        and _close(heads.distance_weights(rates, 1.1), expected, 1e-5)
         and same(layers.unit, lambda x: functional.normalize(x, dim=-1), (rows,))
         and same(
             lambda x: heads.temperature_loss(x, log_prob, -2.0),
@@ -209,8 +246,6 @@ def _steps() -> bool:
 
 
 def _adam(kind: type[torch.optim.Adam], values: Sequence[Tensor]) -> bool:
-    from softmod.agent.update import clip_stacked
-
     sets = []
     for ours in (True, False):
         parameters = [value.clone().requires_grad_() for value in values]
@@ -235,7 +270,7 @@ def _adam(kind: type[torch.optim.Adam], values: Sequence[Tensor]) -> bool:
                     return False
             else:
                 with used(0):
-                    expected = clip_stacked(parameters, 2, 0.5)
+                    expected = _clip(parameters, 2, 0.5)
                     steps.step()
                 if not _close(norms, expected, 1e-5):
                     return False
