@@ -287,7 +287,17 @@ def _separately(
             return tensor[agent]
 
         results.append(list(tensors((operation.function(*map_tensors(own, args), **kwargs),))))
-    return [torch.stack(corresponding) for corresponding in zip(*results, strict=True)]
+    return [_stacked(corresponding) for corresponding in zip(*results, strict=True)]
+
+
+def _stacked(own: Sequence[Tensor]) -> Tensor:
+    """Stack tensors without gaps in memory, each in the layout of the first."""
+    first = own[0]
+    strides = (first.numel(), *first.stride())
+    stacked = first.new_empty_strided((len(own), *first.shape), strides)
+    for part, tensor in zip(stacked, own, strict=True):
+        part.copy_(tensor)
+    return stacked
 
 
 def _lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
