@@ -199,11 +199,14 @@ class BatchedProgram:
         self.stacked_inputs = [self._stacked_input(tensor) for tensor in (*batch, *noise)]
         self.live: list[Tensor] = []
         self.copies: list[Tensor] = []
+        self.saved: Tensor | None = None
         first = self.part.agents[0]
         if self.name in first.rollback_programs and first.rollback is not None:
             self.live = [self.axis.of(tensor) for tensor in first.rollback.live]
             self.copies = [self.axis.of(tensor) for tensor in first.rollback.copies]
-        self.graph = CpuGraph(self._run_batched, self._undo, [*self.live, *self.copies])
+            self.saved = self.axis.of(first.rollback.saved)
+        undone = [*self.live, *self.copies, *([] if self.saved is None else [self.saved])]
+        self.graph = CpuGraph(self._run_batched, self._undo, undone)
         self.repeat: Callable[[], Metrics] = self.graph
         if first.device.type == "cuda":
             self.part.load()
@@ -248,7 +251,7 @@ class BatchedProgram:
             return self._run_separately()
 
     def _undo(self) -> None:
-        if self.live:
+        if self.saved is not None and self.saved.all():
             torch._foreach_copy_(self.live, self.copies)
 
     def _run_separately(self) -> Metrics:

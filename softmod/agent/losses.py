@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from softmod import kernels
+
 LEAST_SPREAD = 0.02  # of scaled values; a smaller spread is treated as noise
 SOLVED_SHARE = 0.1  # the distance from success assigned to a task that always succeeds
 
@@ -123,12 +125,30 @@ def actor_loss(
     return (per_task * weight).mean()
 
 
+def policy_loss(
+    value: Float[Tensor, "task batch"],
+    log_prob: Float[Tensor, "task batch"],
+    temperature: Float[Tensor, " task"],
+    weight: Float[Tensor, " task"],
+    scaled: bool,
+) -> Float[Tensor, ""]:
+    """Return `actor_loss`, with values divided by their `spread` if `scaled`."""
+    inputs = value, log_prob, temperature, weight
+    if kernels.in_fp32(*inputs) and value.shape[-1] <= kernels.heads.MOST:
+        return kernels.heads.policy_loss(*inputs, LEAST_SPREAD if scaled else 0.0)
+    if scaled:
+        value = value.float() / spread(value.float())
+    return actor_loss(value, log_prob, temperature, weight)
+
+
 def temperature_loss(
     log_temperature: Float[Tensor, " task"],
     log_prob: Float[Tensor, "task batch"],
     target_entropy: float,
 ) -> Float[Tensor, ""]:
     """Return the mean of `-log alpha_i (log pi(a|s) + target entropy)`, unweighted (12)."""
+    if kernels.in_fp32(log_temperature, log_prob):
+        return kernels.heads.temperature_loss(log_temperature, log_prob, target_entropy)
     return -(log_temperature * (log_prob.detach() + target_entropy).mean(-1)).mean()
 
 
@@ -137,6 +157,8 @@ def distance_weights(success_rate: Float[Tensor, " task"]) -> Float[Tensor, " ta
 
     Solved tasks keep a small weight.
     """
+    if kernels.in_fp32(success_rate):
+        return kernels.heads.distance_weights(success_rate, 1.0 + SOLVED_SHARE)
     distance = 1.0 - success_rate + SOLVED_SHARE
     return distance / distance.mean()
 

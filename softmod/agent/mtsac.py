@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -27,9 +27,10 @@ from softmod.agent.update import (
 )
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
-from softmod.networks.gaussian import Actor, squash
+from softmod.networks.gaussian import Actor
 from softmod.networks.gaussian import actions as policy_actions
 from softmod.networks.network import Network
+from softmod.networks.stacked import StackedLinear
 from softmod.networks.weights import flatten
 from softmod.seeding import Purpose, torch_generator
 from softmod.spec import EnvSpec, Rollout
@@ -80,6 +81,7 @@ class MTSAC(L.LightningModule):
             in the released order.
     """
 
+    one: Tensor  # the gradient of a loss
     indices: Tensor  # task indices
     order: Tensor  # random numbers that order the tasks in gradient surgery, for critics and actor
 
@@ -147,6 +149,7 @@ class MTSAC(L.LightningModule):
         self.success_rates = SuccessRates(spec.num_tasks) if task_weights == "unsolved" else None
         start = torch.full((spec.num_tasks,), initial_temperature).log()
         self.log_temperature = nn.Parameter(start.clamp(-LOG_TEMPERATURE, LOG_TEMPERATURE))
+        self.register_buffer("one", torch.ones(1), persistent=False)
         self.register_buffer("indices", torch.arange(spec.num_tasks), persistent=False)
         self.register_buffer(
             "order", torch.zeros(2, spec.num_tasks, spec.num_tasks), persistent=False
@@ -154,7 +157,7 @@ class MTSAC(L.LightningModule):
         self.make_optimizers = optimizers
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.rollback_programs = {"whole"}  # programs that may have to undo an optimizer step
-        self.fused = False  # whether updates use the fused operations of `softmod.kernels`
+        self.fused = 0  # version of the fused operations of `softmod.kernels`; 0: none
         self.given: UpdateInputs | None = None  # inputs of the last update, for fault reports
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
@@ -320,7 +323,7 @@ class MTSAC(L.LightningModule):
             noise: standard normal noise of the policy's actions `[task, batch, action]`.
             next_noise: the same for the actions in the next states.
         """
-        with self._numerics():
+        with self._numerics(), self._halves():
             batch = self._as_learned(batch)
             if self.update_order == "released":
                 return self._update_released(batch, noise, next_noise)
@@ -331,14 +334,13 @@ class MTSAC(L.LightningModule):
 
         The finite flag is known before the only step, so no rollback is needed.
         """
-        with self._numerics():
+        with self._numerics(), self._halves():
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
             losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
             finite = all_finite(losses, norms)
             _, optimizer, _ = self._optimizers()
-            step_if(optimizer, finite)
-            self._move_targets(finite)
+            self._step_critics(optimizer, norms, finite)
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
@@ -364,12 +366,12 @@ class MTSAC(L.LightningModule):
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
         rollback = self._save_state(critic_optimizer)
         finite = all_finite(critic_losses, critic_norms)
-        step_if(critic_optimizer, finite)
+        self._step(critic_optimizer, finite, critic_norms, rollback)
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
         finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
-        step_if(actor_optimizer, finite)
+        self._step(actor_optimizer, finite, actor_norm)
         self._step_temperatures(temperature_optimizer, finite)
         rollback.restore_unless(finite)
         self._move_targets(finite)
@@ -387,17 +389,17 @@ class MTSAC(L.LightningModule):
         rollback = self._save_state(temperature_optimizer)
 
         with torch.no_grad():
-            _, log_prob = squash(*self.actor.distribution(batch.obs), noise)
+            _, log_prob = self.actor.sample(batch.obs, noise)
         temperature_loss = self._temperature_gradient(log_prob)
         finite = all_finite(temperature_loss)
-        self._step_temperatures(temperature_optimizer, finite)
+        self._step_temperatures(temperature_optimizer, finite, rollback)
 
         temperature, weight = self._temperature_and_weight()
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
         actor_loss, actor_norm, _ = self._actor_gradient(batch, noise, temperature, weight)
         finite = finite & all_finite(critic_losses, critic_norms, actor_loss, actor_norm)
-        step_if(critic_optimizer, finite)
-        step_if(actor_optimizer, finite)
+        self._step(critic_optimizer, finite, critic_norms)
+        self._step(actor_optimizer, finite, actor_norm)
         rollback.restore_unless(finite)
         self._move_targets(finite)
         self._move_average(finite)
@@ -440,9 +442,7 @@ class MTSAC(L.LightningModule):
     ) -> surgery.Loss:
         """Return the critics' losses `[critic]` as a function of a slice of tasks."""
         with torch.no_grad():
-            next_action, next_log_prob = squash(
-                *self.actor.distribution(batch.next_obs), next_noise
-            )
+            next_action, next_log_prob = self.actor.sample(batch.next_obs, next_noise)
             next_outputs = _outputs(self.target_critic, batch.next_obs, next_action)
             next_entropy = -(temperature[:, None] * next_log_prob)
             target = self.value_head.target(
@@ -465,11 +465,12 @@ class MTSAC(L.LightningModule):
         def loss(tasks: slice) -> tuple[Tensor, Tensor]:
             obs = batch.obs[tasks]
             indices = self._indices(tasks)
-            action, log_prob = squash(*self.actor.distribution(obs, indices), noise[tasks])
+            action, log_prob = self.actor.sample(obs, noise[tasks], indices)
             value = self.value_head.value(_outputs(self.critic, obs, action, indices))
-            if self.value_scaling == "spread":
-                value = value.float() / losses.spread(value.float())
-            actor_loss = losses.actor_loss(value, log_prob, temperature[tasks], weight[tasks])
+            scaled = self.value_scaling == "spread"
+            actor_loss = losses.policy_loss(
+                value, log_prob, temperature[tasks], weight[tasks], scaled
+            )
             return actor_loss, log_prob.detach()
 
         return loss
@@ -491,26 +492,88 @@ class MTSAC(L.LightningModule):
         network.zero_grad()
         if self.gradient_surgery == "none":
             value, aux = loss(ALL)
-            self.manual_backward(
-                value.sum() * self.spec.num_tasks if network.independent else value.sum()
-            )
+            if self._fused_steps and not network.independent:
+                ones = self.one.expand(value.shape) if value.dim() else self.one[0]
+                self.manual_backward(value, ones)
+            else:
+                self.manual_backward(
+                    value.sum() * self.spec.num_tasks if network.independent else value.sum()
+                )
         else:
             values, gradients, aux = surgery.task_gradients(loss, network, self.spec.num_tasks)
             surgery.set_gradient(network, surgery.pcgrad(gradients, order))
             value = values.mean(0)
-        norms = clip_stacked(list(network.parameters()), network.members, self.clip_norm)
+        parameters = list(network.parameters())
+        if self._fused_steps:  # the step clips
+            norms = kernels.optimizer.gradient_norms(parameters, network.members)
+        else:
+            norms = clip_stacked(parameters, network.members, self.clip_norm)
         return value.detach(), norms, aux
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
         loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
-        self.manual_backward(loss)
+        if self._fused_steps:
+            self.manual_backward(loss, self.one[0])
+        else:
+            self.manual_backward(loss)
         return loss.detach()
 
+    @property
+    def _fused_steps(self) -> bool:
+        """Return whether steps are fused with clipping and with the copy of the state."""
+        return self.fabric is not None and all(
+            kernels.optimizer.supports(_inner(optimizer)) for optimizer in self._optimizers()
+        )
+
+    def _step(
+        self,
+        optimizer: Any,
+        finite: Bool[Tensor, ""],
+        norms: Tensor | None = None,
+        rollback: Rollback | None = None,
+        targets: Sequence[Tensor] = (),
+    ) -> None:
+        """Step an optimizer if the update is finite.
+
+        Args:
+            optimizer: the optimizer.
+            finite: the flag.
+            norms: the gradient norms, for clipping.
+            rollback: the copy of the state before the step.
+            targets: move towards the new parameters, if the step is fused.
+        """
+        if not self._fused_steps:
+            step_if(optimizer, finite)
+        elif finite:
+            inner = _inner(optimizer)
+            kernels.optimizer.adam(
+                inner,
+                norms=norms,
+                max_norm=self.clip_norm,
+                kept=() if rollback is None else rollback.kept(inner),
+                saved=None if rollback is None else rollback.saved,
+                targets=targets,
+                smoothing=self.target_smoothing,
+            )
+
+    def _step_critics(self, optimizer: Any, norms: Tensor, finite: Bool[Tensor, ""]) -> None:
+        """Step the critics and move the targets, in one pass if steps are fused."""
+        if self._fused_steps and all(
+            kernels.gradient(parameter) is not None for parameter in self.critic.parameters()
+        ):
+            targets = list(self.target_critic.parameters())
+            self._step(optimizer, finite, norms, targets=targets)
+        else:
+            self._step(optimizer, finite, norms)
+            self._move_targets(finite)
+
     @torch.no_grad()
-    def _step_temperatures(self, optimizer: Any, finite: Bool[Tensor, ""]) -> None:
+    def _step_temperatures(
+        self, optimizer: Any, finite: Bool[Tensor, ""], rollback: Rollback | None = None
+    ) -> None:
         """Step and clamp, unless the update is not finite."""
-        step_if(optimizer, finite)
+        self._step(optimizer, finite, rollback=rollback)
         self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
 
     def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
@@ -537,7 +600,10 @@ class MTSAC(L.LightningModule):
         """Save the state that an optimizer's step changes; buffers are allocated once."""
         if self.rollback is None:
             self.rollback = Rollback(optimizer)
-        self.rollback.save()
+        if self._fused_steps:
+            self.rollback.leave_to_step()
+        else:
+            self.rollback.save()
         return self.rollback
 
     @contextmanager
@@ -548,6 +614,23 @@ class MTSAC(L.LightningModule):
         """
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
         with _autocast_cache, precision, kernels.used(self.fused):
+            yield
+
+    @contextmanager
+    def _halves(self) -> Iterator[None]:
+        """Multiply bfloat16 copies of the weights under autocast, if steps are fused.
+
+        Gradient surgery needs the gradients of the weights themselves.
+        """
+        wanted = (
+            self.gradient_surgery == "none"
+            and self._fused_steps
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        )
+        with kernels.halves(wanted):
+            for network in (self.actor, self.critic, self.target_critic):
+                kernels.halve(_products(network))
             yield
 
     # --- metrics ----------------------------------------------------------------------------------
@@ -624,11 +707,26 @@ class MTSAC(L.LightningModule):
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Let gradients flow through a network without accumulating on its parameters."""
+    parameters = list(network.parameters())
     network.requires_grad_(False)
+    kernels.follow(parameters)
     try:
         yield
     finally:
         network.requires_grad_(True)
+        kernels.follow(parameters)
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside Fabric's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _products(network: nn.Module) -> list[Tensor]:
+    """Return the weights and biases of a network's stacked layers."""
+    layers = [module for module in network.modules() if isinstance(module, StackedLinear)]
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
 
 
 def _outputs(critic: Network, obs: Tensor, action: Tensor, tasks: Tensor | None = None) -> Tensor:

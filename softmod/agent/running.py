@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softmod import kernels
 from softmod.spec import Episode, Floats
 
 
@@ -87,7 +88,12 @@ class ReturnScale(nn.Module):
         self, reward: Float[Tensor, "task batch"], temperature: Float[Tensor, " task"]
     ) -> Float[Tensor, "task batch"]:
         """Return scaled rewards; unchanged for tasks without a finished episode."""
-        entropy = temperature * (abs(self.target_entropy) / (2.0 * (1.0 - self.discount)))
+        per_temperature = abs(self.target_entropy) / (2.0 * (1.0 - self.discount))
+        if kernels.in_fp32(reward, temperature, self.largest):
+            return kernels.policy.scale_rewards(
+                reward, temperature, self.largest, per_temperature, VALUES
+            )
+        entropy = temperature * per_temperature
         divisor = torch.where(self.largest > 0, (self.largest + entropy) / VALUES, 1.0)
         return reward / divisor[:, None]
 

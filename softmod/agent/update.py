@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from softmod import kernels
+
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}  # integer types of the same size
 
 
@@ -39,6 +41,8 @@ def clip_stacked(
 
 def all_finite(*tensors: Tensor) -> Bool[Tensor, ""]:
     """Return a flag on the device: True if all elements are finite."""
+    if all(map(kernels.in_fp32, tensors)):
+        return kernels.optimizer.all_finite(tensors)
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).isfinite().all()
 
 
@@ -73,13 +77,15 @@ class Rollback:
 
     def __init__(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters: list[Tensor] = parameters
         self.live = [*(p.detach() for p in parameters), *_tensors(optimizer)]
         self.copies = [torch.empty_like(tensor) for tensor in self.live]
+        self.saved = torch.ones((), dtype=torch.bool, device=self.live[0].device)
 
     @property
     def touched(self) -> list[Tensor]:
         """Return the tensors that the rollback reads and writes."""
-        return [*self.live, *self.copies]
+        return [*self.live, *self.copies, self.saved]
 
     @torch.no_grad()
     def save(self) -> None:
@@ -87,9 +93,31 @@ class Rollback:
         torch._foreach_copy_(self.copies, self.live)
 
     @torch.no_grad()
+    def leave_to_step(self) -> None:
+        """Leave the copying to the step, which sets `saved`."""
+        self.saved.zero_()
+
+    def kept(self, optimizer: Any) -> list[list[Tensor]]:
+        """Return the copies of parameters, first and second moments, and steps.
+
+        Parameters without a gradient are copied now, since a step does not change them.
+        """
+        copies = {id(live): copy for live, copy in zip(self.live, self.copies, strict=True)}
+        lists = [self.copies[: len(self.parameters)]]
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            lists.append([copies[id(optimizer.state[p][name])] for p in self.parameters])
+        for number, parameter in enumerate(self.parameters):
+            if kernels.gradient(parameter) is None:
+                state = optimizer.state[parameter]
+                own = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
+                torch._foreach_copy_([copy[number] for copy in lists], list(own))
+        return lists
+
+    @torch.no_grad()
     def restore(self) -> None:
-        """Restore the copied state."""
-        torch._foreach_copy_(self.live, self.copies)
+        """Restore the copied state, if the update has copied it."""
+        if self.saved:
+            torch._foreach_copy_(self.live, self.copies)
 
     @torch.no_grad()
     def restore_unless(self, finite: Bool[Tensor, ""]) -> None:
@@ -146,6 +174,13 @@ def move_targets(
     """Add `smoothing (source - target)` to each target if the update is finite."""
     targets = list(targets)
     sources = list(sources)
+    if kernels.version_in_use() >= kernels.UPDATE and all(
+        tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+        for tensor in (*targets, *sources)
+    ):
+        if finite:
+            kernels.optimizer.move(targets, sources, smoothing)
+        return
     if finite.device.type == "cpu":
         if finite:
             torch._foreach_lerp_(targets, sources, smoothing)

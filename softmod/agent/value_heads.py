@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softmod import kernels
 from softmod.agent import losses
 
 
@@ -105,6 +106,8 @@ class Categorical(ValueHead):
         self.register_buffer("support", torch.linspace(low, high, atoms), persistent=False)
 
     def value(self, outputs: Float[Tensor, "critic task batch out"]) -> Float[Tensor, "task batch"]:
+        if kernels.fits(outputs) and kernels.in_fp32(self.support):
+            return kernels.heads.expected_value(outputs, self.support)
         return (outputs.float().softmax(-1) * self.support).sum(-1).mean(0)
 
     def target(
@@ -114,6 +117,10 @@ class Categorical(ValueHead):
         next_outputs: Float[Tensor, "critic task batch out"],
         next_entropy: Float[Tensor, "task batch"],
     ) -> Float[Tensor, "task batch atom"]:
+        if kernels.fits(next_outputs) and kernels.in_fp32(reward, discount, next_entropy):
+            return kernels.heads.categorical_target(
+                reward, discount, next_outputs, next_entropy, self.support
+            )
         probabilities = next_outputs.float().softmax(-1).mean(0)
         first = reward + discount * next_entropy
         values = torch.addcmul(first[..., None], discount[..., None], self.support)
@@ -125,4 +132,6 @@ class Categorical(ValueHead):
         target: Float[Tensor, "task batch atom"],
         weight: Float[Tensor, " task"],
     ) -> Float[Tensor, " critic"]:
+        if kernels.fits(outputs) and kernels.in_fp32(target, weight):
+            return kernels.heads.cross_entropy(outputs, target, weight)
         return losses.cross_entropy(outputs.float(), target, weight)

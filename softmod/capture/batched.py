@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softmod import kernels
 from softmod.capture.recorder import (
     EMPTY,
     READS,
@@ -275,6 +276,30 @@ def _of_rank(tensor: Tensor, rank: int) -> Tensor:
     return tensor.view(len(tensor), *[1] * (rank - tensor.dim()), *tensor.shape[1:])
 
 
+def _separately(
+    axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
+    """Run an operation for each agent separately and stack the results."""
+    results = []
+    for agent in range(axis.size):
+
+        def own(tensor: Tensor, agent: int = agent) -> Tensor:
+            return tensor[agent]
+
+        results.append(list(tensors((operation.function(*map_tensors(own, args), **kwargs),))))
+    return [_stacked(corresponding) for corresponding in zip(*results, strict=True)]
+
+
+def _stacked(own: Sequence[Tensor]) -> Tensor:
+    """Stack tensors without gaps in memory, each in the layout of the first."""
+    first = own[0]
+    strides = (first.numel(), *first.stride())
+    stacked = first.new_empty_strided((len(own), *first.shape), strides)
+    for part, tensor in zip(stacked, own, strict=True):
+        part.copy_(tensor)
+    return stacked
+
+
 def _lists(axis: Axis, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an elementwise operation on lists of tensors."""
     result = operation.function(*args, **kwargs)
@@ -351,3 +376,5 @@ RULES: dict[Any, Rule] = {
     torch.ops.softmod.layer_norm.default: _rows,
     torch.ops.softmod.layer_norm_backward.default: _rows,
 }
+for _function in kernels.operations(kernels.UPDATE):
+    RULES[_function] = _separately

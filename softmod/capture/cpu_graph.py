@@ -239,11 +239,11 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     """
     args = map_tensors(moved, operation.args)
     kwargs = dict(zip(operation.kwargs, map_tensors(moved, operation.kwargs.values()), strict=True))
-    if not operation.created:  # an in-place operation or a read
-        return partial(operation.function, *args, **kwargs)
     outputs = [moved(tensor) for tensor in operation.outputs]
     if fused := kernels.bound(operation.function, args, outputs):
-        return partial(_call_with_references, fused, (args, outputs))
+        return fused
+    if not operation.created:  # an in-place operation or a read
+        return partial(operation.function, *args, **kwargs)
     if operation.function in COPIES:
         return partial(outputs[0].copy_, args[0])
     overload = None if operation.writes else overload_with_out(operation.function)
@@ -258,11 +258,6 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     if call := _torch_call(operation, args, kwargs, outputs):
         return call
     return partial(function, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
-
-
-def _call_with_references(call: Call, _: object) -> None:
-    """Run a call; the second argument keeps the call's tensors alive."""
-    call()
 
 
 def _call_and_copy(call: Call, outputs: Sequence[Tensor]) -> None:

@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func.namespace in RECORDED:
             outputs = tuple(_alias(tensor) for tensor in tensors((output,)))
-            value = None if outputs else output
+            value = None if outputs or isinstance(output, list) else output
             aliases = map_tensors(_alias, args)
             named = dict(zip(kwargs, map_tensors(_alias, kwargs.values()), strict=True))
             self.operations.append(Operation(func, aliases, named, outputs, value))

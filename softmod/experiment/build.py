@@ -101,7 +101,7 @@ def make_agent(
     actor: Actor,
     critic: Network,
     fabric: L.Fabric,
-    fused: bool,
+    fused: int,
 ) -> tuple[MTSAC, list[Any]]:
     """Build the agent and its optimizers on the learner's device.
 
@@ -110,7 +110,7 @@ def make_agent(
         spec: shapes of the task set.
         actor, critic: networks with initial weights.
         fabric: device and precision.
-        fused: use the fused operations of `softmod.kernels`; on CPU only.
+        fused: the version of the fused operations of `softmod.kernels`, on CPU only; 0: none.
     """
 
     def maker(name: str) -> Any:
@@ -125,7 +125,7 @@ def make_agent(
             optimizers={name: maker(name) for name in OPTIMIZERS},
             batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
         )  # fmt: skip
-    agent.fused = fused and fabric.device.type == "cpu"
+    agent.fused = fused if fabric.device.type == "cpu" else 0
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
     run_programs(agent, inner, cfg.fabric.compile)

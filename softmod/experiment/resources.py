@@ -47,7 +47,7 @@ class Resources:
     Attributes:
         fabric: device of the learner.
         precision: precision of the networks, as in `fabric.precision`.
-        fused: updates use fused operations.
+        fused: the version of the fused operations that updates use; 0: none.
         processes: worker processes; 0: inline.
         threads: threads of the learner.
         before: resources stored in the checkpoint that the run resumes from; empty for a new run.
@@ -55,7 +55,7 @@ class Resources:
 
     fabric: L.Fabric
     precision: str
-    fused: bool
+    fused: int
     processes: int
     threads: int
     before: Mapping[str, Any]
@@ -73,7 +73,8 @@ class Resources:
             "processes": self.processes,
             "threads": self.threads,
             "precision": self.precision,
-            "fused": kernels.key() if self.fused else self.before.get("fused"),
+            "fused": kernels.key(self.fused) if self.fused else self.before.get("fused"),
+            "kernels": self.fused or self.before.get("kernels"),
         }
 
     def tags(self) -> dict[str, str]:
@@ -100,7 +101,7 @@ class Resources:
         if threads != self.threads:
             lines.append(f"this run used {threads} threads and continues with {self.threads}")
         kept = self.before.get("fused")
-        if kept and kept != (kernels.key() if self.fused else None):
+        if kept and kept != (kernels.key(self.fused) if self.fused else None):
             how = "other fused kernels" if self.fused else "none"
             lines.append(f"this run used fused kernels and continues with {how}")
         return [f"{line}: results differ by rounding" for line in lines]
@@ -152,17 +153,20 @@ def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})
     return str(before.get("precision", default))
 
 
-def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Return True if updates use fused operations.
+def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Return the version of the fused operations that updates use; 0 if they use none.
 
-    They do on a CPU if `fabric.kernels` is not off, a resumed run used them `before`, and they
-    compile.
+    They use some on a CPU, if `fabric.kernels` is not off and they compile: the newest version in a
+    new run, and in a resumed run the version used `before`, if any.
     """
     if cfg.fabric.kernels == "off" or (
         cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
     ):
-        return False
-    return bool(before.get("fused", not before)) and kernels.available()
+        return 0
+    if not before:
+        return kernels.newest()
+    version = int(before.get("kernels") or kernels.NORM)  # the first had no number
+    return version if before.get("fused") and kernels.available(version) else 0
 
 
 def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:

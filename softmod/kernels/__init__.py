@@ -1,7 +1,38 @@
-"""Fused operations in C for updates on a CPU, compiled at first use and optional."""
+"""Fused operations in C for updates on a CPU, compiled at first use and optional.
 
-from softmod.kernels.library import available, key
-from softmod.kernels.norm import bound, fits, layer_norm
-from softmod.kernels.switch import used
+Version 1 fuses layer normalization. Version 2 also fuses the losses, the policy's samples, mixing
+and the optimizers. A run keeps the version that it started with.
+"""
 
-__all__ = ["available", "bound", "fits", "key", "layer_norm", "used"]
+from softmod.kernels import heads, layers, optimizer, policy
+from softmod.kernels.binding import bound, fits, in_fp32, operations
+from softmod.kernels.halves import follow, gradient, halve, halves, same_dtype
+from softmod.kernels.library import available, key, newest
+from softmod.kernels.norm import fits as fits_norm
+from softmod.kernels.norm import layer_norm
+from softmod.kernels.switch import NORM, UPDATE, used, version_in_use
+
+__all__ = [
+    "NORM",
+    "UPDATE",
+    "available",
+    "bound",
+    "fits",
+    "fits_norm",
+    "follow",
+    "gradient",
+    "halve",
+    "halves",
+    "heads",
+    "in_fp32",
+    "key",
+    "layer_norm",
+    "layers",
+    "newest",
+    "operations",
+    "optimizer",
+    "policy",
+    "same_dtype",
+    "used",
+    "version_in_use",
+]

@@ -16,13 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from softmod.errors import SoftmodError
+from softmod.kernels.switch import NORM, UPDATE, VERSIONS
 from softmod.system.files import atomic_write
 from softmod.system.hardware import processor
 from softmod.system.user import cache_folder
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = {
+    NORM: Path(__file__).with_name("kernels.c"),
+    UPDATE: Path(__file__).with_name("update.c"),
+}
 COMPILERS = ("cc", "gcc", "clang")  # if $CC is not set
 FLAGS = (
     "-O3",
@@ -43,42 +47,48 @@ class CompilerError(SoftmodError):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """Load the library; compile it first if it is not in the cache folder.
+def library(version: int) -> ctypes.CDLL:
+    """Load a version's library; compile it first if it is not in the cache folder.
 
     Raises:
         CompilerError: there is no compiler, it fails, or its output cannot be loaded.
     """
     try:
-        path = cache_folder().resolve() / f"kernels-{key()}.so"
-        return _load_cached(path) or _compile_and_load(path)
+        path = cache_folder().resolve() / f"kernels-{key(version)}.so"
+        return _load_cached(path) or _compile_and_load(path, version)
     except (OSError, ValueError) as error:  # such as no temporary folder, an open quote in $CC
         raise CompilerError(str(error)) from error
 
 
 @cache
-def available() -> bool:
-    """Return whether the fused operations compile here and agree with PyTorch."""
-    from softmod.kernels.norm import agrees
+def available(version: int = UPDATE) -> bool:
+    """Return whether a version's operations compile here and agree with PyTorch."""
+    from softmod.kernels import norm, trial
 
     try:
-        library()
+        library(version)
     except CompilerError as error:
         log.info("updates run without fused operations: %s", error)
         return False
-    if not agrees():
+    if not (norm.agrees() if version == NORM else trial.agrees()):
         log.warning(
-            "updates run without fused operations: on this machine, their results differ from"
-            " PyTorch's"
+            "updates run without fused operations of version %s: on this machine, their results"
+            " differ from PyTorch's",
+            version,
         )
         return False
     return True
 
 
-def key() -> str:
-    """Return a hash of what determines the library: source, flags, compiler and processor."""
+def newest() -> int:
+    """Return the newest version that is available; 0 if none is."""
+    return next((version for version in VERSIONS if available(version)), 0)
+
+
+def key(version: int = UPDATE) -> str:
+    """Return a hash of what determines a library: source, flags, compiler and processor."""
     parts = [
-        SOURCE.read_text(),
+        SOURCES[version].read_text(),
         *FLAGS,
         os.environ.get("CC", ""),
         platform.machine(),
@@ -115,11 +125,11 @@ def _load_cached(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _compile_and_load(path: Path) -> ctypes.CDLL:
+def _compile_and_load(path: Path, version: int) -> ctypes.CDLL:
     """Compile the library, store it in the cache folder if possible, and load it."""
     with TemporaryDirectory() as folder:
         compiled = Path(folder) / path.name
-        _compile(compiled)
+        _compile(compiled, SOURCES[version])
         candidates = [compiled]
         try:
             _store(compiled, path)
@@ -139,13 +149,13 @@ def _compile_and_load(path: Path) -> ctypes.CDLL:
         raise CompilerError(f"the compiled library cannot be loaded ({reason})")
 
 
-def _compile(target: Path) -> None:
-    """Compile the library with the first processor flag that the compiler accepts."""
+def _compile(target: Path, source: Path) -> None:
+    """Compile a library with the first processor flag that the compiler accepts."""
     compiler = _compiler()
     reason = ""
     for native in FOR_THIS_PROCESSOR:
         options = [*FLAGS, native] if native else list(FLAGS)
-        command = [*compiler, *options, "-o", str(target), str(SOURCE), "-lm"]
+        command = [*compiler, *options, "-o", str(target), str(source), "-lm"]
         try:
             done = subprocess.run(
                 command, check=False, capture_output=True, text=True, timeout=SECONDS

@@ -8,22 +8,26 @@ from contextvars import ContextVar
 
 import torch
 
-_wanted: ContextVar[bool] = ContextVar("fused operations", default=False)
+NORM = 1  # the version with layer normalization only
+UPDATE = 2  # the version that also fuses losses, mixing, optimizers and more
+VERSIONS = (UPDATE, NORM)  # newest first
+
+_version: ContextVar[int] = ContextVar("version of the fused operations", default=0)
 
 
 @contextmanager
-def used(wanted: bool = True) -> Iterator[None]:
-    """Let networks use the fused operations in this context, such as an update.
+def used(version: int = UPDATE) -> Iterator[None]:
+    """Let networks use a version's fused operations in this context, such as an update; 0: none.
 
     Acting and evaluation run outside of it, so their results do not depend on these operations.
     """
-    token = _wanted.set(wanted)
+    token = _version.set(version)
     try:
         yield
     finally:
-        _wanted.reset(token)
+        _version.reset(token)
 
 
-def in_use() -> bool:
-    """Return whether fused operations are on, and the code is not being compiled by PyTorch."""
-    return not torch.compiler.is_compiling() and _wanted.get()
+def version_in_use() -> int:
+    """Return the version in use: 0 if none, or if the code is being compiled by PyTorch."""
+    return 0 if torch.compiler.is_compiling() else _version.get()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from softmod import kernels
 from softmod.networks.network import Network
 from softmod.networks.normalization import Normalizer
 
@@ -80,6 +81,18 @@ class Actor(Network):
     ) -> tuple[Float[Tensor, "task batch action"], Float[Tensor, "task batch action"]]:
         """Return mean and log standard deviation for normalized observations."""
         return split(self.network(normalized, tasks)[0], self.log_std)
+
+    def sample(
+        self,
+        normalized: Float[Tensor, "task batch obs"],
+        noise: Float[Tensor, "task batch action"],
+        tasks: Int[Tensor, " task"] | None = None,
+    ) -> tuple[Float[Tensor, "task batch action"], Float[Tensor, "task batch"]]:
+        """Return actions and their log-probabilities for normalized observations (see `squash`)."""
+        outputs: Tensor = self.network(normalized, tasks)
+        if kernels.fits(outputs) and kernels.in_fp32(noise):
+            return kernels.policy.sample(outputs.squeeze(0), noise, self.log_std == "tanh")
+        return squash(*split(outputs[0], self.log_std), noise)
 
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None

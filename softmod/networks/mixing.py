@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from softmod import kernels
+
 
 def mix(
     outputs: Float[Tensor, "stack source rows width"],
@@ -23,6 +25,8 @@ def mix(
     if torch.compiler.is_compiling():  # the compiler generates faster code from the formula
         mixed: Tensor = (route.permute(0, 2, 3, 1).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
         return mixed.relu() if relu else mixed
+    if kernels.fits(outputs, route) and outputs.dtype == route.dtype and outputs.stride(-1) == 1:
+        return kernels.layers.mix(outputs, route, relu)
     if not torch.is_grad_enabled():
         return forward(outputs, route, relu)[0]
     mixed = _Mix.apply(outputs, route, relu)

@@ -19,6 +19,8 @@ def normalized(
     if norm != "layer":
         return x.relu_() if relu else x
     if kernels.fits(x):
+        return kernels.layers.normalize(x, relu)
+    if kernels.fits_norm(x):
         return kernels.layer_norm(x, relu)
     y = functional.layer_norm(x, x.shape[-1:])
     return y.relu_() if relu else y

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from softmod import kernels
+
 LEAST_STD = 0.02  # a smaller standard deviation counts as this, so that noise is not amplified
 LIMIT = 5.0  # normalized observations are clipped to +-LIMIT
 
@@ -25,6 +27,8 @@ class Normalizer(nn.Module):
         self.register_buffer("scale", torch.ones(obs_dim))
 
     def forward(self, obs: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
+        if kernels.in_fp32(obs, self.mean):
+            return kernels.policy.normalize_obs(obs, self.mean, self.scale, LIMIT)
         return ((obs - self.mean) * self.scale).clamp(-LIMIT, LIMIT)
 
     @torch.no_grad()

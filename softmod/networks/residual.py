@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from softmod import kernels
 from softmod.networks.network import Network
 from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, spread
@@ -50,23 +51,33 @@ class Residual(Network):
     def forward(
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
-        features = normalized(self._first(x, tasks), self.norm, relu=True).flatten(1, 2)
+        features = self._first(x, tasks).flatten(1, 2)
         for block in self.blocks:
             features = block(features)
         return self.head(features).unflatten(1, x.shape[:2])
 
     def _first(self, x: Tensor, tasks: Tensor | None) -> Float[Tensor, "stack task batch width"]:
-        """Apply the first layer to input and embedding, as a sum of two products.
+        """Apply the first layer to input and embedding, as a sum of two products, and normalize.
 
         The product with the embedding is one row per task, added to all rows of the task.
         """
-        for_input, for_task = self.first.weight.split((self.in_dim, self.task.shape[-1]), 1)
-        rows = torch.baddbmm(self.first.bias, spread(x, self.stack), for_input)
+        widths = (self.in_dim, self.task.shape[-1])
+        first = self.first
+        if self.norm == "layer" and (fused := kernels.same_dtype(x, first.weight, first.bias)):
+            x, weight, bias = fused
+            for_input, for_task = weight.split(widths, 1)
+            rows = kernels.layers.linear((spread(x, self.stack), for_input, bias))
+            added = self._embedding(tasks).to(weight.dtype) @ for_task
+            return kernels.layers.normalized_sum(rows.unflatten(1, x.shape[:2]), added)
+        for_input, for_task = first.weight.split(widths, 1)
+        rows = torch.baddbmm(first.bias, spread(x, self.stack), for_input)
         by_task = rows.unflatten(1, x.shape[:2])
-        return by_task + (self._embedding(tasks) @ for_task).unsqueeze(2)
+        summed = by_task + (self._embedding(tasks) @ for_task).unsqueeze(2)
+        return normalized(summed, self.norm, relu=True)
 
     def _embedding(self, tasks: Tensor | None) -> Float[Tensor, "stack task width"]:
-        return normalize(self.task if tasks is None else self.task.index_select(1, tasks), dim=-1)
+        rows = self.task if tasks is None else self.task.index_select(1, tasks)
+        return kernels.layers.unit(rows) if kernels.in_fp32(rows) else normalize(rows, dim=-1)
 
 
 class Block(nn.Module):
@@ -79,8 +90,11 @@ class Block(nn.Module):
         self.outer = orthogonal(stack, width, width)
 
     def forward(self, x: Float[Tensor, "stack rows width"]) -> Float[Tensor, "stack rows width"]:
-        hidden = normalized(self.inner(x), self.norm, relu=True)
-        return x + normalized(self.outer(hidden), self.norm)
+        inner, outer = self.inner, self.outer
+        weights = inner.weight, inner.bias, outer.weight, outer.bias
+        if self.norm == "layer" and (fused := kernels.same_dtype(x, *weights)):
+            return kernels.layers.block(fused[0], *fused[1:])
+        return x + outer(inner(x, self.norm, relu=True), self.norm)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
+from softmod.networks.elementwise import product, relu, softmax
 from softmod.networks.mixing import mix
 from softmod.networks.network import Network
 from softmod.networks.norm import normalized
@@ -61,15 +61,15 @@ class Router(nn.Module):
     ) -> list[Float[Tensor, "stack rows target source"]]:
         """Return the probabilities per routing layer; they sum to 1 over the sources."""
         for gate in self.gating:
-            embedding = gate(functional.relu(embedding))  # 1: ReLU, linear, ReLU, linear
+            embedding = gate(relu(embedding))  # 1: ReLU, linear, ReLU, linear
         routes: list[Tensor] = []
         earlier: list[Tensor] = []
         for layer, output in enumerate(self.output):
             if layer == 0:
-                logits = output(functional.relu(embedding))  # Eq. 6
+                logits = output(relu(embedding))  # Eq. 6
             else:
-                conditioned = self.condition[layer - 1](self._read(earlier)) * embedding
-                logits = output(functional.relu(conditioned))  # Eq. 5
+                condition = self.condition[layer - 1](self._read(earlier))
+                logits = output(product(condition, embedding, relu=True))  # Eq. 5
             route = self.weigh(layer, logits.unflatten(-1, (-1, self.num_modules)), tasks)
             routes.append(route)
             earlier.append(logits if self.feeds == "logits" else route.flatten(-2))  # 7
@@ -82,11 +82,13 @@ class Router(nn.Module):
         tasks: Int[Tensor, " task"] | None,
     ) -> Float[Tensor, "stack rows target source"]:
         """Return the weights of a routing layer's connections."""
-        return logits.softmax(-1)  # Eq. 7
+        return softmax(logits)  # Eq. 7
 
     def _read(self, earlier: list[Tensor]) -> Tensor:
         """Return the earlier routing that conditions the next routing layer."""
-        return torch.cat(earlier, -1) if self.reads == "all" else earlier[-1]  # 3
+        if self.reads == "all" and len(earlier) > 1:  # 3
+            return torch.cat(earlier, -1)
+        return earlier[-1]
 
 
 class SoftModular(Network):
@@ -167,7 +169,7 @@ class SoftModular(Network):
         self, x: Float[Tensor, "task batch in_dim"], tasks: Int[Tensor, " task"] | None = None
     ) -> Float[Tensor, "stack task batch out_dim"]:
         state, routes = self._embed(x, tasks)
-        inputs = functional.relu(state) if self.embedding_relu else state  # 2
+        inputs = relu(state) if self.embedding_relu else state  # 2
         outputs = self._base(inputs, routes)
         return outputs.unflatten(1, x.shape[:2])
 
@@ -178,11 +180,11 @@ class SoftModular(Network):
 
     def _embed(self, x: Tensor, tasks: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return f(s) `[stack, rows, D]`, and the routes computed from f(s) h(z), or h(z) alone."""
-        hidden = normalized(self.state[0](spread(x, self.stack)), self.norm, relu=True)
-        state = normalized(self.state[1](hidden), self.norm)
+        hidden = self.state[0](spread(x, self.stack), self.norm, relu=True)
+        state = self.state[1](hidden, self.norm)
         by_task = state.unflatten(1, x.shape[:2])  # (stack, task, batch, D)
         task = self.task(tasks).unsqueeze(2)
-        embedding = by_task * task if self.state_in_routing else task.expand_as(by_task)
+        embedding = product(by_task, task) if self.state_in_routing else task.expand_as(by_task)
         return state, self.router(embedding.flatten(1, 2), tasks)
 
     def _base(self, inputs: Tensor, routes: list[Tensor]) -> Tensor:
@@ -199,7 +201,7 @@ class SoftModular(Network):
     def _mix(self, outputs: Tensor, route: Tensor) -> Tensor:
         """Return each target's weighted sum of source modules (Eq. 8), with ReLU (4)."""
         if self.relu == "before_sum":
-            return normalized(mix(functional.relu(outputs), route), self.norm)
+            return normalized(mix(relu(outputs), route), self.norm)
         if self.norm == "none":
             return mix(outputs, route, relu=True)
         return normalized(mix(outputs, route), self.norm, relu=True)

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softmod import kernels
+from softmod.networks.norm import normalized
+
 HEAD_BOUND = 3e-3  # 11: heads and routing outputs start within +-3e-3
 HIDDEN_BIAS = 0.1  # 11
 
@@ -33,8 +36,13 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(stack, 1, fan_out))
         fill(self.weight, self.bias, fan_in, fan_out // units, init, kind)
 
-    def forward(self, x: Float[Tensor, "stack rows fan_in"]) -> Float[Tensor, "stack rows fan_out"]:
-        return torch.baddbmm(self.bias, x, self.weight)
+    def forward(
+        self, x: Float[Tensor, "stack rows fan_in"], norm: str = "none", relu: bool = False
+    ) -> Float[Tensor, "stack rows fan_out"]:
+        """Return the layer's outputs, normalized as in `normalized`, and with ReLU if `relu`."""
+        if fused := kernels.same_dtype(x, self.weight, self.bias):
+            return kernels.layers.linear(fused, norm == "layer", relu)
+        return normalized(torch.baddbmm(self.bias, x, self.weight), norm, relu)
 
     def extra_repr(self) -> str:
         stack, fan_in, fan_out = self.weight.shape

@@ -50,7 +50,7 @@ def of(cfg: TrainConfig, spec: EnvSpec) -> Cost:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg.fabric.compile = "eager"
     cfg.fabric.accelerator = "cpu"
-    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg, "32-true"), fused=False)
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), make_fabric(cfg, "32-true"), fused=0)
     rows = (spec.num_tasks, cfg.run.batch_per_task)
     obs, next_obs = torch.randn(2, *rows, spec.obs_dim)
     action, noise, next_noise = torch.randn(3, *rows, spec.action_dim)

@@ -49,7 +49,7 @@ def test_without_kernels():
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
-    ("precision", "whole", "critics"), [("32-true", 435, 212), ("bf16-mixed", 549, 281)]
+    ("precision", "whole", "critics"), [("32-true", 220, 98), ("bf16-mixed", 254, 115)]
 )
 def test_with_kernels(precision: str, whole: int, critics: int):
     counts = operations(f"fabric.precision={precision}")

@@ -85,16 +85,18 @@ def test_a_gradient_that_is_no_number_is_passed_on():
 
 def test_it_is_in_use_only_where_that_is_said_and_for_what_it_takes():
     x = torch.ones(2, 4)
-    assert not kernels.fits(x)
-    with kernels.used():
-        assert kernels.fits(x)
-        assert kernels.fits(x.bfloat16())
-        assert not kernels.fits(x.double())
-        assert not kernels.fits(x.half())
-        assert not kernels.fits(torch.ones(1, WIDEST + 1))
-        with kernels.used(False):
-            assert not kernels.fits(x)
-    assert not kernels.fits(x)
+    fits = kernels.fits_norm
+    assert not fits(x)
+    with kernels.used(kernels.NORM):
+        assert not kernels.fits(x)  # of version 2
+        assert fits(x)
+        assert fits(x.bfloat16())
+        assert not fits(x.double())
+        assert not fits(x.half())
+        assert not fits(torch.ones(1, WIDEST + 1))
+        with kernels.used(0):
+            assert not fits(x)
+    assert not fits(x)
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
@@ -102,7 +104,7 @@ def test_under_autocast_it_has_the_type_of_pytorchs(given: torch.dtype):
     x = torch.randn(3, 8).to(given)
     with torch.autocast("cpu", torch.bfloat16):
         plain = normalized(x, "layer")
-        with kernels.used():
+        with kernels.used(kernels.NORM):
             own = normalized(x, "layer")
     assert own.dtype == plain.dtype == given
     torch.testing.assert_close(own, plain)
@@ -125,7 +127,7 @@ def test_an_update_with_it_is_the_same_captured_and_close_to_one_without(
         make(how, norm=norm, precision=precision, **RECIPE)
         for how in ("eager", "eager", "captured")
     )
-    eager.fused = captured.fused = True
+    eager.fused = captured.fused = kernels.NORM
     for given in batches(4, broken=2):
         for agent in (plain, eager, captured):
             agent.draw()
