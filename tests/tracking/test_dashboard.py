@@ -340,7 +340,7 @@ def test_names_begin_with_what_differs(overrides: list[str], swept: list[str], n
     assert without_seed("soft lr=1e-3 s12") == "soft lr=1e-3"
 
 
-def test_runs_that_create_their_sweep_at_the_same_time(database):
+def test_runs_that_create_their_sweep_at_the_same_time(here):
     """All end up in the oldest, although a run had entered another."""
     run = Trained("mt_sac", 0, SWEEP).evaluated(800, 0.0, 1.0).sent()
     mlflow = client()
