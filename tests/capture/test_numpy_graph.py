@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,21 @@ from softmod.capture.recorder import NotRepeatableError
 from softmod.networks.gaussian import Actor, actions
 from softmod.networks.network import Network
 from softmod.networks.soft_modular import SoftModular
+from softmod.system.libraries import allow_onednn, product_library
 from tests.networks.kinds import FORMS
 from tests.networks.kinds import SMALL as SIZES
 from tests.settings import network, published
 
 TASKS, OBS, ACTION = 4, 6, 3
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[None]:
+    """Use the default library for products; training in the same process may have chosen oneDNN."""
+    before = product_library()
+    allow_onednn(False)
+    yield
+    allow_onednn(before == "oneDNN")
 
 
 def actor(form: Callable[..., Network], recipe: bool = False, **options: Any) -> Actor:
