@@ -39,7 +39,7 @@ FLAGS = (
 )
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first accepted flag is used
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-SECONDS = 60.0  # time limit of a compilation, which takes about a second
+SECONDS = 60.0  # time limit of a compilation, which takes a few seconds
 
 
 class CompilerError(SoftmodError):
