@@ -7,7 +7,9 @@ agents (`softmod.capture.batched`). Up to rounding, results equal those of agent
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Group:
-    """Agents that are updated side by side: one part per thread, batched within each part.
+    """Agents that are updated side by side.
+
+    Every thread has a part of equal size, whose updates are batched. The remaining agents are parts
+    of one. Threads take turns with the parts, so that all of them are busy until the end.
 
     Args:
         agents: agents of equal configuration.
@@ -35,8 +40,12 @@ class Group:
     """
 
     def __init__(self, agents: Sequence[MTSAC], threads: int = 1) -> None:
-        parts = min(threads, len(agents)) if agents[0].device.type == "cpu" else 1
-        self.parts = [Part(agents[part::parts]) for part in range(parts)]
+        self.threads = min(threads, len(agents)) if agents[0].device.type == "cpu" else 1
+        size = len(agents) // self.threads
+        batched = self.threads * size
+        members = [list(range(start, start + size)) for start in range(0, batched, size)]
+        members += [[number] for number in range(batched, len(agents))]
+        self.parts = [Part(agents, part) for part in members]
 
     def learn(
         self,
@@ -50,30 +59,60 @@ class Group:
         Returns:
             The metrics of each agent's last update.
         """
-        parts = len(self.parts)
         metrics: list[Metrics] = [{} for _ in replays]
-
-        def learn(part: int) -> None:
-            own = slice(part, None, parts)
-            metrics[own] = self.parts[part].learn(replays[own], updates[own], stop, examine)
-
-        if parts == 1:
-            learn(0)
+        turns = Turns([part.learn(replays, updates, metrics, stop, examine) for part in self.parts])
+        if self.threads == 1:
+            turns.take()
             return metrics
-        with ThreadPoolExecutor(parts) as threads:
-            list(threads.map(learn, range(parts)))
+        with ThreadPoolExecutor(self.threads) as threads:
+            for done in [threads.submit(turns.take) for _ in range(self.threads)]:
+                done.result()
         return metrics
 
 
+class Turns:
+    """Work in parts that yield what remains of them; threads advance them, the largest first."""
+
+    def __init__(self, parts: Sequence[Iterator[int]]) -> None:
+        self._waiting = [(math.inf, part) for part in parts]
+        self._lock = threading.Lock()
+        self._failed = False
+
+    def take(self) -> None:
+        """Advance parts until none waits; an error ends the work of all threads."""
+        while turn := self._next():
+            try:
+                remaining = next(turn, None)
+            except BaseException:
+                self._failed = True
+                raise
+            if remaining is not None:
+                with self._lock:
+                    self._waiting.append((remaining, turn))
+
+    def _next(self) -> Iterator[int] | None:
+        with self._lock:
+            if self._failed or not self._waiting:
+                return None
+            most = max(self._waiting, key=lambda waiting: waiting[0])
+            self._waiting.remove(most)
+            return most[1]
+
+
 class Part:
-    """The agents of one thread.
+    """Agents whose updates are batched.
 
     Agents with the same number of remaining updates are updated together.
+
+    Args:
+        agents: all agents of the group.
+        members: the numbers of the part's own agents.
     """
 
-    def __init__(self, agents: Sequence[MTSAC]) -> None:
-        self.agents = agents
-        self.stacks = Stacks(len(agents))
+    def __init__(self, agents: Sequence[MTSAC], members: Sequence[int]) -> None:
+        self.members = members
+        self.agents = [agents[number] for number in members]
+        self.stacks = Stacks(len(members))
         self.programs: dict[str, BatchedProgram] = {}
         self.loaded = False  # True while the stacks, not the agents, hold the current state
 
@@ -81,26 +120,31 @@ class Part:
         self,
         replays: Sequence[Replay],
         updates: Sequence[int],
+        metrics: list[Metrics],
         stop: Callable[[], bool],
         examine: bool,
-    ) -> list[Metrics]:
-        """Make the updates of a round (see `Group.learn`)."""
-        metrics: list[Metrics] = [{} for _ in self.agents]
-        remaining = list(updates)
+    ) -> Iterator[int]:
+        """Make the own agents' updates of a round, of which all are given (see `Group.learn`).
+
+        Yields:
+            The updates that remain, of all own agents, after each update.
+        """
+        remaining = [updates[number] for number in self.members]
+        own = [replays[number] for number in self.members]
         while most := max(remaining):
             due = [i for i, number in enumerate(remaining) if number == most]
             first = self.agents[due[0]]
             if first.updates % first.policy_delay == 0 and stop():
                 break
-            for i, latest in zip(due, self._update(due, replays), strict=True):
-                metrics[i] |= self.agents[i].count_update(latest)
+            for i, latest in zip(due, self._update(due, own), strict=True):
+                metrics[self.members[i]] |= self.agents[i].count_update(latest)
                 remaining[i] -= 1
+            yield sum(remaining)
         self.unload()
         if not any(remaining):
-            for agent, number, own in zip(self.agents, updates, metrics, strict=True):
-                if number:
-                    own |= agent.insight(examine)
-        return metrics
+            for agent, number in zip(self.agents, self.members, strict=True):
+                if updates[number]:
+                    metrics[number] |= agent.insight(examine)
 
     def _update(self, due: Sequence[int], replays: Sequence[Replay]) -> list[Metrics]:
         """Make one update of the agents `due`.

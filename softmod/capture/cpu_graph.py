@@ -61,7 +61,8 @@ class CpuGraph:
         self._function = function
         self._undo = undo
         self._undone = {address(tensor) for tensor in undone}
-        self._calls: list[Call] = []
+        self._calls: list[Call] = []  # one per operation
+        self._program: list[Call] = []  # the calls, of which some are made by one function
         self.names: list[str] = []  # names of the repeated operations
         self._metrics: Metrics = {}
         self._changes: list[Tensor] = []  # tensors that the function changes
@@ -121,7 +122,7 @@ class CpuGraph:
     def _run_calls(self) -> bool:
         """Repeat the operations up to the first flag that is False; return whether all ran."""
         with torch.no_grad():
-            return all(call() is not False for call in self._calls)
+            return all(call() is not False for call in self._program)
 
     def _undo_and_call(self) -> Metrics:
         self._undo()
@@ -130,6 +131,7 @@ class CpuGraph:
     def _fall_back(self, reason: str) -> None:
         log.info("updates are not captured: %s", reason)
         self._calls = []
+        self._program = []
         self.names = []
         self._next = self._function
 
@@ -144,7 +146,9 @@ class CpuGraph:
             return
         steps = [operation for operation in operations if operation.computes or operation in flags]
         moved = in_shared_memory(steps, operations, keep=metrics.values())
-        self._calls = [call_of(operation, moved) for operation in steps]
+        fused = any(operation.function in kernels.BINDERS for operation in steps)
+        self._calls = [call_of(operation, moved, fused) for operation in steps]
+        self._program = kernels.joined(self._calls) if fused else self._calls
         self.names = [operation.function._schema.name for operation in steps]
         self._changes = changes_of(operations)
         self._metrics = metrics
@@ -230,18 +234,21 @@ def in_shared_memory(
     return moved
 
 
-def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
+def call_of(operation: Operation, moved: Callable[[Tensor], Tensor], fused: bool = False) -> Call:
     """Return an operation as a call without arguments; a read of a flag returns its value.
 
     Args:
         operation: a recorded operation.
         moved: the function from recorded tensors to their memory in a repetition.
+        fused: call C functions where there are some, to be joined by `kernels.joined`.
     """
     args = map_tensors(moved, operation.args)
     kwargs = dict(zip(operation.kwargs, map_tensors(moved, operation.kwargs.values()), strict=True))
     outputs = [moved(tensor) for tensor in operation.outputs]
-    if fused := kernels.bound(operation.function, args, outputs):
-        return fused
+    if bound := kernels.bound(operation.function, args, outputs):
+        return bound
+    if fused and (product := _in_c(operation, args, outputs)):
+        return product
     if not operation.created:  # an in-place operation or a read
         return partial(operation.function, *args, **kwargs)
     if operation.function in COPIES:
@@ -258,6 +265,15 @@ def call_of(operation: Operation, moved: Callable[[Tensor], Tensor]) -> Call:
     if call := _torch_call(operation, args, kwargs, outputs):
         return call
     return partial(function, *args, **kwargs, **dict(zip(names, outputs, strict=True)))
+
+
+def _in_c(operation: Operation, args: Sequence[Any], outputs: Sequence[Tensor]) -> Call | None:
+    """Return PyTorch's C function of an operation with one output; None if there is none."""
+    if len(outputs) != 1 or (operation.kwargs and operation.function not in COPIES):
+        return None
+    if operation.function is torch.ops.aten.copy_.default:
+        args = args[1:]
+    return kernels.native(operation.function, args, outputs[0])
 
 
 def _call_and_copy(call: Call, outputs: Sequence[Tensor]) -> None:

@@ -5,14 +5,16 @@ and the optimizers. A run keeps the version that it started with.
 """
 
 from softmod.kernels import heads, layers, optimizer, policy
-from softmod.kernels.binding import bound, fits, in_fp32, operations
+from softmod.kernels.binding import BINDERS, bound, fits, in_fp32, operations
 from softmod.kernels.halves import follow, gradient, halve, halves, same_dtype
 from softmod.kernels.library import available, key, newest
 from softmod.kernels.norm import fits as fits_norm
 from softmod.kernels.norm import layer_norm
+from softmod.kernels.program import joined, native
 from softmod.kernels.switch import NORM, UPDATE, used, version_in_use
 
 __all__ = [
+    "BINDERS",
     "NORM",
     "UPDATE",
     "available",
@@ -25,9 +27,11 @@ __all__ = [
     "halves",
     "heads",
     "in_fp32",
+    "joined",
     "key",
     "layer_norm",
     "layers",
+    "native",
     "newest",
     "operations",
     "optimizer",

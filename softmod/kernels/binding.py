@@ -24,6 +24,12 @@ _operations = torch.library.Library("softmod", "FRAGMENT")
 BINDERS: dict[Any, Binder] = {}
 
 
+class Native(partial[None]):
+    """A call of a C function: `args` are ctypes values, and `kept` is memory that it reads."""
+
+    kept: list[Any]
+
+
 def operation(schema: str, allocate: Allocator, bind: Binder) -> Any:
     """Define a PyTorch operation that runs a C function.
 
@@ -75,9 +81,9 @@ def call(name: str, version: int, *values: Any) -> Call:
     """
     kept: list[Any] = []  # memory that the call reads
     arguments = [_argument(value, kept) for value in values]
-    bound_call: Any = partial(function(name, version), *arguments)
-    bound_call.kept = kept
-    return bound_call
+    native = Native(function(name, version), *arguments)
+    native.kept = kept
+    return native
 
 
 def fits(*values: Tensor) -> bool:

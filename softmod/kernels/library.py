@@ -53,9 +53,18 @@ def library(version: int) -> ctypes.CDLL:
     Raises:
         CompilerError: there is no compiler, it fails, or its output cannot be loaded.
     """
+    return build("kernels", SOURCES[version].read_text())
+
+
+def build(name: str, source: str) -> ctypes.CDLL:
+    """Load the library of a C source; compile it first if it is not in the cache folder.
+
+    Raises:
+        CompilerError: there is no compiler, it fails, or its output cannot be loaded.
+    """
     try:
-        path = cache_folder().resolve() / f"kernels-{key(version)}.so"
-        return _load_cached(path) or _compile_and_load(path, version)
+        path = cache_folder().resolve() / f"{name}-{_hash(source)}.so"
+        return _load_cached(path) or _compile_and_load(path, source)
     except (OSError, ValueError) as error:  # such as no temporary folder, an open quote in $CC
         raise CompilerError(str(error)) from error
 
@@ -86,9 +95,14 @@ def newest() -> int:
 
 
 def key(version: int = UPDATE) -> str:
+    """Return a hash of what determines a version's library."""
+    return _hash(SOURCES[version].read_text())
+
+
+def _hash(source: str) -> str:
     """Return a hash of what determines a library: source, flags, compiler and processor."""
     parts = [
-        SOURCES[version].read_text(),
+        source,
         *FLAGS,
         os.environ.get("CC", ""),
         platform.machine(),
@@ -125,11 +139,13 @@ def _load_cached(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _compile_and_load(path: Path, version: int) -> ctypes.CDLL:
+def _compile_and_load(path: Path, source: str) -> ctypes.CDLL:
     """Compile the library, store it in the cache folder if possible, and load it."""
     with TemporaryDirectory() as folder:
         compiled = Path(folder) / path.name
-        _compile(compiled, SOURCES[version])
+        text = compiled.with_suffix(".c")
+        text.write_text(source)
+        _compile(compiled, text)
         candidates = [compiled]
         try:
             _store(compiled, path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from softmod.agent.group import Group
+from softmod.agent.group import Group, Turns
 from softmod.agent.mtsac import MTSAC, Metrics
 from softmod.agent.replay import Batch, Replay, random_rollout
 from softmod.capture import batched
@@ -155,8 +155,42 @@ def test_agents_with_the_recipe_learn_what_they_learn_by_themselves(network: typ
     group = compare(
         [[7, 7, 7], [4, 4, 4]], threads=threads, network=network, **RECIPE, **NORM.get(network, {})
     )
-    assert len(group.parts) == min(threads, 3)
+    assert len(group.parts) == (1 if threads == 1 else 3)
     assert settled(group) or threads > 1  # parts with a single agent are not batched
+
+
+@pytest.mark.parametrize(
+    ("count", "threads", "sizes"),
+    [(5, 2, [2, 2, 1]), (4, 2, [2, 2]), (7, 3, [2, 2, 2, 1]), (2, 4, [1, 1])],
+)
+def test_threads_share_the_agents_evenly(count: int, threads: int, sizes: list[int]):
+    group = compare([[4] * count, [3] * count], threads=threads, network=MLP)
+    assert [len(part.agents) for part in group.parts] == sizes
+
+
+def test_threads_advance_the_part_with_the_most_remaining_updates():
+    order = []
+
+    def part(name: str, remaining: int) -> Iterator[int]:
+        while remaining:
+            order.append(name)
+            remaining -= 1
+            yield remaining
+
+    Turns([part("a", 2), part("b", 4)]).take()
+    assert "".join(order) == "abbbab"
+
+
+def test_an_error_in_one_part_ends_the_work_of_all_threads():
+    ours, memory = agents(3), replays(3)
+
+    def broken(replay: Replay) -> Batch:
+        raise ArithmeticError("an error of this test")
+
+    ours[2].sample = broken  # type: ignore[method-assign]
+    with pytest.raises(ArithmeticError, match="of this test"):
+        Group(ours, 2).learn(memory, [10_000] * 3)
+    assert max(agent.updates for agent in ours) < 1_000
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_surgery": "pcgrad"}, {"clip_norm": 0.0}])
