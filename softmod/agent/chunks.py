@@ -162,11 +162,18 @@ class Chunks:
         self, replay: Replay, phase: int, length: int, programs: dict[str, Update]
     ) -> Metrics:
         """Make the updates of a chunk; all that changes between two calls is on the device."""
+        agent = self.agent
         draws = self._draw(replay, length)
         metrics: Metrics = {}
+        recorded = any(isinstance(program, Captured) for program in programs.values())
         for at in range(length):
             batch, noise, next_noise = self._provide(draws, at)
-            latest = programs[self.agent.program(phase + at)](batch, noise, next_noise)
+            # Earlier updates need no metrics, but a recorded program returns the same ones always.
+            agent.measures = recorded or at >= length - agent.policy_delay
+            try:
+                latest = programs[agent.program(phase + at)](batch, noise, next_noise)
+            finally:
+                agent.measures = True
             self.skipped.add_(1.0).masked_fill_(latest["finite"], 0.0)
             # Merged, because critic-only updates have no metrics of the policy.
             metrics |= latest

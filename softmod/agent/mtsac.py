@@ -163,6 +163,7 @@ class MTSAC(L.LightningModule):
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
         self.chunks: Chunks | None = None  # draws on the device; None: draws of torch's generators
+        self.measures = True  # False: updates return the finite flag only
         self.rollback: Rollback | None = None  # for an update's first step; made at the first use
 
     def describe(self) -> str:
@@ -672,6 +673,8 @@ class MTSAC(L.LightningModule):
 
     def _critic_metrics(self, losses: Tensor, norms: Tensor, finite: Tensor) -> Metrics:
         """Return the critics' metrics and the finite flag, as tensors on the device."""
+        if not self.measures:
+            return {"finite": finite}
         return {
             "critic_loss": losses.mean(),
             "critic_gradient_norm": norms.mean(),
@@ -682,6 +685,8 @@ class MTSAC(L.LightningModule):
         self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor
     ) -> Metrics:
         """Return the policy's metrics on the device; temperatures and weights are `[task]`."""
+        if not self.measures:
+            return {}
         return {
             "actor_loss": loss,
             "actor_gradient_norm": norm.mean(),
