@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +109,32 @@ def test_seen_failing_with_a_round_less(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(counter, "ROUNDS", 9)
     with pytest.raises(AssertionError):
         test_published_values(*PUBLISHED[0])
+
+
+COMPILED = """
+import sys
+import torch
+from softmod.counter import *
+device = sys.argv[1]
+generator, below = Counter((5, 6), device), torch.tensor(77777, device=device)
+normal, gumbel = normal_table(device), gumbel_table(device)
+def draw(numbers):
+    words = generator.words(numbers, 3001)
+    return words, integers(words, below), normals(words, normal), gumbels(words, gumbel)
+numbers = torch.tensor([0, 7, 2**32 - 1], device=device)
+compiled = torch.compile(draw, fullgraph=True)
+assert all(map(torch.equal, draw(numbers), compiled(numbers)))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_the_same_bits_when_compiled(device: str):
+    """In a separate process, since the shape checks of the tests cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.cuda

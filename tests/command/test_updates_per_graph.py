@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from softmod import train
+from softmod import replay_fault, train
 from softmod.agent.chunks import Chunks
 from softmod.agent.mtsac import MTSAC
 from softmod.config.compose import compose, typed
-from softmod.errors import ConfigError
+from softmod.errors import ConfigError, NumericalError
 from softmod.experiment import checks, resources
 from softmod.experiment.resume import check_draws
 from softmod.networks.mlp import MLP
@@ -70,6 +70,17 @@ def test_a_run_draws_as_it_began(here, capsys, monkeypatch, before: str, after: 
     assert run(*LONGER, f"fabric.updates_per_graph={after}") == 2
     assert f"fabric.updates_per_graph={after}: " in capsys.readouterr().err
     assert sorted(path for path in only(here).rglob("*")) == files
+
+
+@pytest.mark.bar(15)
+def test_the_fault_of_an_update_in_a_chunk_is_repeated(here, capsys):
+    line = ["env._target_=tests.faulty.Faulty", "env.name=nan-1", "model=hard_routing"]
+    assert run(*line, "fabric.updates_per_graph=4") == NumericalError.exit_code
+    (bundle,) = (only(here) / "faults").iterdir()
+    assert replay_fault.main([str(bundle), "--allow", "tests"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "not finite, as it was" in lines[0]
+    assert any(line.startswith("batch, reward:") for line in lines)
 
 
 def test_what_may_change_between_two_sessions():
