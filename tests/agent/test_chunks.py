@@ -58,7 +58,6 @@ def rounds(agent: MTSAC, memory: Replay, number: int = 3) -> list[dict[str, list
     return metrics
 
 
-@pytest.mark.bar(20)
 @pytest.mark.parametrize(("network", "options"), CASES)
 @pytest.mark.parametrize("how", ["eager", "captured"])
 def test_the_size_of_a_chunk_changes_no_bit(how: str, network: type, options: dict[str, object]):
