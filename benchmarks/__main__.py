@@ -146,6 +146,13 @@ def operations(chosen: argparse.Namespace) -> Rows:
     return section.split(chosen.turns)
 
 
+def launches(chosen: argparse.Namespace) -> Rows:
+    """Count the operations of an update as a GPU makes it; needs none."""
+    from benchmarks import launches as section
+
+    return section.table()
+
+
 def seeds(chosen: argparse.Namespace) -> Rows:
     """Measure updates of five seeds side by side in one process, and of the same seeds alone."""
     from benchmarks import seeds as section
@@ -240,6 +247,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "models": models,
     "ingredients": ingredients,
     "operations": operations,
+    "launches": launches,
     "seeds": seeds,
     "ways": ways,
     "growth": growth,

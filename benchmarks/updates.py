@@ -32,6 +32,7 @@ SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
 LONG = 10.0  # seconds; equal to the time a run is measured, since a core's speed varies over time
+PER_GRAPH = 26  # updates of a chunk on CUDA
 WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("paper_mt10", [], True),
@@ -178,7 +179,10 @@ def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
 
 
 def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Figure]:
-    """Measure an update in each way to run it, on CUDA if available."""
+    """Measure an update in each way to run it, on CUDA if available.
+
+    On CUDA, each captured way is also measured with many updates per graph.
+    """
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     rates: dict[str, Rate] = {}
     for how in WAYS if compiled and which("g++") else WAYS[:2]:
@@ -189,17 +193,34 @@ def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Fi
         ]
         torch._dynamo.reset()  # Dynamo stops recompiling a function after too many variants
         rates[how] = partial(per_second, ours(experiment, line)[0])
+        if accelerator == "cuda" and how != "eager":
+            rates[f"{how}, {PER_GRAPH} per graph"] = partial(
+                chunks_per_second, *chunked(experiment, line)
+            )
     return alternate(rates, "updates/s", turns)
 
 
-def built(experiment: str, overrides: list[str]) -> tuple[MTSAC, Replay, EnvSpec, TrainConfig]:
+def chunked(experiment: str, overrides: list[str]) -> tuple[Callable[[], object], int]:
+    """Return a function that makes one chunk of updates, and the number of its updates."""
+    agent, replay, _, _ = built(experiment, overrides, PER_GRAPH)
+    return partial(agent.learn, replay, PER_GRAPH), PER_GRAPH
+
+
+def chunks_per_second(chunk: Callable[[], object], updates: int, seconds: float = 1.0) -> float:
+    """Return updates per second, for a function that makes several."""
+    return updates * per_second(chunk, seconds)
+
+
+def built(
+    experiment: str, overrides: list[str], per_graph: int = 0
+) -> tuple[MTSAC, Replay, EnvSpec, TrainConfig]:
     """Build the agent of an experiment, with a replay of a few random transitions."""
     logging.getLogger("lightning").setLevel(logging.ERROR)
     cfg = typed(compose([f"experiment={experiment}", "fabric=cpu", *overrides]))
     spec = EnvSpec(tuple(cfg.env.tasks), 39, 4, 500, cfg.env.train_horizon, 18)
     fabric = make_fabric(cfg)
     set_up(cfg, fabric.device)
-    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric, fused(cfg))
+    agent, _ = make_agent(cfg, spec, *networks(cfg, spec), fabric, fused(cfg), per_graph)
     replay = Replay(spec, 4 * cfg.run.batch_per_task, fabric.device)
     replay.extend(random_rollout(spec, replay.capacity))
     return agent, replay, spec, cfg

@@ -79,6 +79,7 @@ def update_of(folder: Path, metadata: dict[str, Any], allow: Sequence[str]) -> l
         *networks(cfg, spec),
         make_fabric(cfg, metadata.get("precision")),
         fused(cfg, metadata),
+        int(metadata.get("updates_per_graph") or 0),
     )
     checkpoint.restore_arrays(
         dict(agent.state_dict()), checkpoint.arrays(folder, "agent"), "network"

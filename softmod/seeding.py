@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     BATCH = 3  # update
     UPDATE = 4  # update
     INSIDE = 5  # update; randomness inside networks, and the task order of gradient surgery
+    COUNTER = 6  # the key of `softmod.counter`, for all draws of updates on the device
 
 
 def sequence(seed: int, purpose: Purpose, *address: int) -> np.random.SeedSequence:
@@ -36,6 +37,12 @@ def sequence(seed: int, purpose: Purpose, *address: int) -> np.random.SeedSequen
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
     """Return the numpy generator at an address."""
     return np.random.default_rng(sequence(seed, purpose, *address))
+
+
+def counter_key(seed: int) -> tuple[int, int]:
+    """Return the key of a run's counter-based generator: two 32-bit words."""
+    first, second = sequence(seed, Purpose.COUNTER).generate_state(2).tolist()
+    return first, second
 
 
 def pink(white: Floats) -> Floats:

@@ -14,7 +14,7 @@ import softmod
 PACKAGE = Path(softmod.__file__).parent
 FLOORS = [  # each may import what stands above it in this list, and its own
     ("errors",),
-    ("spec", "seeding", "clock"),
+    ("spec", "seeding", "counter", "clock"),
     ("system",),
     ("kernels",),
     ("capture",),

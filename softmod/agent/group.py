@@ -136,7 +136,7 @@ class Part:
             first = self.agents[due[0]]
             if first.updates % first.policy_delay == 0 and stop():
                 break
-            for i, latest in zip(due, self._update(due, own), strict=True):
+            for i, latest in zip(due, self._update(due, own, most), strict=True):
                 metrics[self.members[i]] |= self.agents[i].count_update(latest)
                 remaining[i] -= 1
             yield sum(remaining)
@@ -146,8 +146,10 @@ class Part:
                 if updates[number]:
                     metrics[number] |= agent.insight(examine)
 
-    def _update(self, due: Sequence[int], replays: Sequence[Replay]) -> list[Metrics]:
-        """Make one update of the agents `due`.
+    def _update(
+        self, due: Sequence[int], replays: Sequence[Replay], remaining: int
+    ) -> list[Metrics]:
+        """Make one of `remaining` updates of the agents `due`.
 
         The update is batched if all agents are due and run the same program.
         """
@@ -155,8 +157,7 @@ class Part:
         programs = [agent.program(agent.updates) for agent in agents]
         inputs: list[UpdateInputs] = []
         for i in due:
-            agent = self.agents[i]
-            inputs.append(agent.prepare(agent.sample(replays[i])))
+            inputs.append(self.agents[i].next_inputs(replays[i], remaining))
         if len(due) == len(self.agents) > 1 and len(set(programs)) == 1:
             name = programs[0]
             if name not in self.programs:

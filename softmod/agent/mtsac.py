@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from softmod import kernels
 from softmod.agent import losses, surgery
+from softmod.agent.chunks import Chunks
 from softmod.agent.replay import Batch, Replay
 from softmod.agent.running import ReturnScale, RunningMoments, SuccessRates
 from softmod.agent.update import (
@@ -161,6 +162,8 @@ class MTSAC(L.LightningModule):
         self.given: UpdateInputs | None = None  # inputs of the last update, for fault reports
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
+        self.chunks: Chunks | None = None  # draws on the device; None: draws of torch's generators
+        self.measures = True  # False: updates return the finite flag only
         self.rollback: Rollback | None = None  # for an update's first step; made at the first use
 
     def describe(self) -> str:
@@ -220,8 +223,9 @@ class MTSAC(L.LightningModule):
         Args:
             replay: the transitions to sample.
             updates: the number of updates.
-            stop: called before each policy update; if it returns True, the remaining updates are
-                skipped. A resumed round makes them and returns the metrics of an uninterrupted one.
+            stop: called before each policy update, or before each chunk of updates; if it returns
+                True, the remaining updates are skipped. A resumed round makes them and returns the
+                metrics of an uninterrupted one.
             examine: also measure how the tasks' gradients agree on the last batch, at about the
                 cost of one more update.
 
@@ -229,11 +233,18 @@ class MTSAC(L.LightningModule):
             The metrics of the last update; incomplete if `stop` ended the round.
         """
         metrics: Metrics = {}
-        for _ in range(updates):
+        remaining = updates
+        while remaining:
             if self.updates % self.policy_delay == 0 and stop():
                 return metrics
+            made = 1
+            if self.chunks is None:
+                latest = self.training_step(self.sample(replay), self.updates)
+            else:
+                latest, made = self.chunks.learn(replay, remaining)
             # Merged, because critic-only updates have no metrics of the policy.
-            metrics |= self.training_step(self.sample(replay), self.updates)
+            metrics |= latest
+            remaining -= made
         return metrics | self.insight(examine) if updates else metrics
 
     def sample(self, replay: Replay) -> Batch:
@@ -257,6 +268,13 @@ class MTSAC(L.LightningModule):
         inputs = Batch(*batch), noise[0], noise[1]
         self.given = inputs
         return inputs
+
+    def next_inputs(self, replay: Replay, remaining: int) -> UpdateInputs:
+        """Draw the inputs of the next update, the first of `remaining` in this round."""
+        if self.chunks is None:
+            return self.prepare(self.sample(replay))
+        self.given = self.chunks.next_inputs(replay, remaining)
+        return self.given
 
     def last_given(self) -> UpdateInputs:
         """Return the inputs of the last update.
@@ -295,11 +313,29 @@ class MTSAC(L.LightningModule):
 
     def draw(self) -> None:
         """Draw the random numbers inside networks, and the task order of gradient surgery."""
+        if self.chunks is not None:
+            self.draw_from(self.chunks.inside())
+            return
         draws = torch_generator(self.order.device, self.seed, Purpose.INSIDE, self.updates)
         for network in (self.actor, self.critic, self.target_critic):
             network.draw(self.batch_per_task, draws)
         if self.gradient_surgery != "none":
             self.order.uniform_(generator=draws)
+
+    def random_words(self) -> int:
+        """Return the number of random words that `draw_from` uses."""
+        networks = (self.actor, self.critic, self.target_critic)
+        order = 0 if self.gradient_surgery == "none" else self.order.numel()
+        return sum(network.random_words(self.batch_per_task) for network in networks) + order
+
+    def draw_from(self, words: Int[Tensor, " word"]) -> None:
+        """Draw what `draw` does, in place, from random words (see `softmod.counter`)."""
+        for network in (self.actor, self.critic, self.target_critic):
+            number = network.random_words(self.batch_per_task)
+            network.draw_from(self.batch_per_task, words[:number])
+            words = words[number:]
+        if self.gradient_surgery != "none":
+            self.order.copy_((words >> 8).view_as(self.order))  # 24 bits are exact in fp32
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the optimizers of actor, critics and temperatures, with initialized state."""
@@ -637,6 +673,8 @@ class MTSAC(L.LightningModule):
 
     def _critic_metrics(self, losses: Tensor, norms: Tensor, finite: Tensor) -> Metrics:
         """Return the critics' metrics and the finite flag, as tensors on the device."""
+        if not self.measures:
+            return {"finite": finite}
         return {
             "critic_loss": losses.mean(),
             "critic_gradient_norm": norms.mean(),
@@ -647,6 +685,8 @@ class MTSAC(L.LightningModule):
         self, loss: Tensor, norm: Tensor, temperature_loss: Tensor, weight: Tensor
     ) -> Metrics:
         """Return the policy's metrics on the device; temperatures and weights are `[task]`."""
+        if not self.measures:
+            return {}
         return {
             "actor_loss": loss,
             "actor_gradient_norm": norm.mean(),

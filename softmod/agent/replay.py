@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softmod.counter import integers
 from softmod.errors import WorkerError
 from softmod.spec import EnvSpec, Floats, Rollout
 
@@ -79,6 +80,7 @@ class Replay:
         self.rows = torch.empty(spec.num_tasks, self.ring, sum(self.widths), device=device)
         slots = 2 * (self.ring // spec.episode_steps + copies + 1)
         self.episodes = torch.empty(spec.num_tasks, slots, spec.obs_dim, device=device)
+        self.end = torch.zeros((), dtype=torch.int64, device=device)  # `written`, for graphs
         self.written = 0  # transitions written per task; modulo the ring size, the write index
         # The episode number of each environment.
         self.running: Numbers = np.full((spec.num_tasks, copies), -1)
@@ -89,6 +91,16 @@ class Replay:
     def device(self) -> torch.device:
         """Return the device of rows and batches."""
         return self.rows.device
+
+    @property
+    def written(self) -> int:
+        """Return the number of transitions written per task."""
+        return self._written
+
+    @written.setter
+    def written(self, number: int) -> None:
+        self._written = number
+        self.end.fill_(number)
 
     @property
     def size(self) -> int:
@@ -254,6 +266,22 @@ class Replay:
         number = draws + (self.written - self.size)  # row numbers
         return self._transitions(number, n_step, discount)
 
+    def sample_at(
+        self, words: Int[Tensor, "number task batch"], n_step: int, discount: float
+    ) -> Batch:
+        """Select the transitions of several updates by random words, `[number, task, batch, ...]`.
+
+        Only tensors on the device determine the result. A CUDA graph that samples therefore stays
+        valid while the replay grows, until `rows` or `episodes` is another tensor. The replay must
+        not be empty.
+
+        Args:
+            words: random 32-bit words (see `softmod.counter`).
+            n_step, discount: as in `sample`.
+        """
+        size = self.end.clamp(max=self.capacity)
+        return self._transitions(integers(words, size) + (self.end - size), n_step, discount)
+
     def all_of(self, task: int) -> tuple[Batch, Int[Tensor, " count"]]:
         """Return all transitions of one task that can be drawn, oldest first, `[1, count, ...]`.
 
@@ -262,6 +290,7 @@ class Replay:
         """
         one = Replay(replace(self.spec, tasks=(self.spec.tasks[task],)), 0, "meta", self.copies)
         one.ring = self.ring
+        one.end = self.end
         one.written = self.written
         one.rows = self.rows[task : task + 1]
         one.episodes = self.episodes[task : task + 1]
@@ -269,7 +298,7 @@ class Replay:
         return one._transitions(number, 1, 1.0), one._rows(number)[0, :, -1].long()
 
     def _transitions(
-        self, number: Int[Tensor, "task batch"], n_step: int, discount: float
+        self, number: Int[Tensor, "*update task batch"], n_step: int, discount: float
     ) -> Batch:
         """Return the transitions that start at the given rows."""
         state, action, reward, episode = self._rows(number).split(self.widths, -1)
@@ -290,10 +319,14 @@ class Replay:
 
     def _step_on(
         self,
-        number: Int[Tensor, "task batch"],
-        episode: Float[Tensor, "task batch 1"],
-        goes_on: Bool[Tensor, "task batch"],
-    ) -> tuple[Int[Tensor, "task batch"], Float[Tensor, "task batch"], Bool[Tensor, "task batch"]]:
+        number: Int[Tensor, "*update task batch"],
+        episode: Float[Tensor, "*update task batch 1"],
+        goes_on: Bool[Tensor, "*update task batch"],
+    ) -> tuple[
+        Int[Tensor, "*update task batch"],
+        Float[Tensor, "*update task batch"],
+        Bool[Tensor, "*update task batch"],
+    ]:
         """Step to the next row of each transition's episode.
 
         Returns:
@@ -301,18 +334,18 @@ class Replay:
             there is none, the same number and 0.
         """
         after = number + self.copies
-        goes_on = goes_on & (after < self.written)
+        goes_on = goes_on & (after < self.end)
         reward, of = self._rows(torch.where(goes_on, after, number))[..., -2:].unbind(-1)
         goes_on = goes_on & (of == episode.squeeze(-1))
         return torch.where(goes_on, after, number), torch.where(goes_on, reward, 0.0), goes_on
 
     def _observation(
         self,
-        number: Int[Tensor, "task batch"],
+        number: Int[Tensor, "*update task batch"],
         state: Tensor,
-        episode: Float[Tensor, "task batch 1"],
+        episode: Float[Tensor, "*update task batch 1"],
         entry: Tensor,
-    ) -> Float[Tensor, "task batch obs"]:
+    ) -> Float[Tensor, "*update task batch obs"]:
         """Compose observations of state, previous state, and the constant part."""
         if not self.spec.frame:
             return state
@@ -323,15 +356,15 @@ class Replay:
 
     def _next_observation(
         self,
-        last: Int[Tensor, "task batch"],
+        last: Int[Tensor, "*update task batch"],
         state: Tensor,
-        episode: Float[Tensor, "task batch 1"],
+        episode: Float[Tensor, "*update task batch 1"],
         entry: Tensor,
-    ) -> Float[Tensor, "task batch obs"]:
+    ) -> Float[Tensor, "*update task batch obs"]:
         """Compose the observations that follow the rows `last`, whose states are `state`."""
         end, _, constant = self._parts(entry)
         after = last + self.copies
-        written = after < self.written
+        written = after < self.end
         later, _, _, of = self._rows(torch.where(written, after, last)).split(self.widths, -1)
         goes_on = (of == episode) & written.unsqueeze(-1)
         following = torch.where(goes_on, later, end)
@@ -344,18 +377,22 @@ class Replay:
         end, before, constant = entry.split((state, frame, self.spec.obs_dim - state - frame), -1)
         return end, before, constant
 
-    def _entries(self, episode: Float[Tensor, "task batch 1"]) -> Float[Tensor, "task batch obs"]:
+    def _entries(
+        self, episode: Float[Tensor, "*update task batch 1"]
+    ) -> Float[Tensor, "*update task batch obs"]:
         slot = episode.squeeze(-1).long() % self.episodes.shape[1]
         return gather(self.episodes, slot)
 
-    def _rows(self, number: Int[Tensor, "task batch"]) -> Float[Tensor, "task batch width"]:
+    def _rows(
+        self, number: Int[Tensor, "*update task batch"]
+    ) -> Float[Tensor, "*update task batch width"]:
         return gather(self.rows, number % self.ring)
 
 
 def gather(
-    of: Float[Tensor, "task many width"], which: Int[Tensor, "task batch"]
-) -> Float[Tensor, "task batch width"]:
-    """Select rows of every task by index."""
+    of: Float[Tensor, "task many width"], which: Int[Tensor, "*update task batch"]
+) -> Float[Tensor, "*update task batch width"]:
+    """Select rows of every task by index; leading axes of the index are kept."""
     tasks, many, _ = of.shape
     first = torch.arange(0, tasks * many, many, device=of.device)
     return (

@@ -68,7 +68,7 @@ class Captured:
 
     def __init__(self, agent: Any, program: Update, uses_rollback: bool) -> None:
         self._agent = agent
-        self._program = program
+        self.program = program
         self._uses_rollback = uses_rollback
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Metrics] | None = None
@@ -88,7 +88,7 @@ class Captured:
 
     def _run(self) -> Metrics:
         size = len(self._batch_type._fields)
-        return self._program(self._batch_type(*self._inputs[:size]), *self._inputs[size:])
+        return self.program(self._batch_type(*self._inputs[:size]), *self._inputs[size:])
 
     def _warm_up(self) -> None:
         """Run the program once and undo its changes."""

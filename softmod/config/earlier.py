@@ -14,6 +14,7 @@ ADDED: dict[str, Any] = {
     "algorithm.value_scaling": "none",
     "algorithm.own": {},
     "fabric.kernels": "auto",
+    "fabric.updates_per_graph": None,
     "tracking.model": True,
     "tracking.register": None,
 }

@@ -18,7 +18,8 @@ NOT_RESULTS = {
             "eval_goals",
             "final_eval_goals", "save_every", "log_every"),
     "workers": ("processes", "timeout"),
-    "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic"),
+    "fabric": ("accelerator", "threads", "compile", "kernels", "deterministic",
+               "updates_per_graph"),
 }  # fmt: skip
 
 

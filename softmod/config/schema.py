@@ -278,6 +278,9 @@ class FabricConfig:
     # execution of an update; auto: captured if the optimizers support it
     compile: str = choice("auto", "eager", "compiled", "captured")
     deterministic: bool = MISSING  # use only deterministic operations on CUDA; a CPU always does
+    # updates per CUDA graph, with batches and noise drawn on the device; 0: draw on the host; null:
+    # about 25 on a GPU whose updates are captured, 0 elsewhere
+    updates_per_graph: int | None = number(low=0, high=MOST)
     # CPU threads of the learner; null: chosen from the cores
     threads: int | None = number(low=1, high=MOST)
 

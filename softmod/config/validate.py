@@ -120,6 +120,12 @@ def check_rules(cfg: schema.TrainConfig) -> None:
             f"algorithm.policy_delay={cfg.algorithm.policy_delay}: only with"
             " algorithm.update_order=sequential"
         )
+    per_graph = cfg.fabric.updates_per_graph
+    if per_graph and per_graph % cfg.algorithm.policy_delay:
+        raise ConfigError(
+            f"fabric.updates_per_graph={per_graph}: must be a multiple of"
+            f" algorithm.policy_delay={cfg.algorithm.policy_delay}"
+        )
     if not plain(cfg.name):
         shown = cfg.name if cfg.name.isprintable() else ascii(cfg.name)
         raise ConfigError(f"name={shown:.100}: must be a plain folder name, of at most 200 bytes")

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
+from softmod.agent.chunks import Chunks
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import run_programs
@@ -56,6 +57,7 @@ def assemble(cfg: TrainConfig) -> Models:
     checks.check_surgery(cfg, actor, critic)
     target = resolve_target(cfg.algorithm._target_, "algorithm", MTSAC)
     checks.check_algorithm(cfg, target)
+    checks.check_draws(cfg)
     return Models(suite, actor, critic)
 
 
@@ -102,6 +104,7 @@ def make_agent(
     critic: Network,
     fabric: L.Fabric,
     fused: int,
+    per_graph: int = 0,
 ) -> tuple[MTSAC, list[Any]]:
     """Build the agent and its optimizers on the learner's device.
 
@@ -111,6 +114,7 @@ def make_agent(
         actor, critic: networks with initial weights.
         fabric: device and precision.
         fused: the version of the fused operations of `softmod.kernels`, on CPU only; 0: none.
+        per_graph: updates per chunk, with draws on the device; 0: draws of torch's generators.
     """
 
     def maker(name: str) -> Any:
@@ -129,5 +133,7 @@ def make_agent(
     fabric.to_device(agent)
     inner = agent.configure_optimizers()
     run_programs(agent, inner, cfg.fabric.compile)
+    if per_graph:
+        agent.chunks = Chunks(agent, per_graph)
     _, *wrapped = fabric.setup(agent, *inner)
     return agent, wrapped

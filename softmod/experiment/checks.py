@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import shutil
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import bytes_per_transition
 from softmod.agent.value_heads import ValueHead
-from softmod.config.instantiate import target_of
+from softmod.config.instantiate import resolve_target, target_of
 from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError, near, one_line
 from softmod.networks.gaussian import Actor
@@ -181,6 +182,37 @@ def check_compiler(cfg: TrainConfig) -> None:
         raise ConfigError(
             f"fabric.compile=compiled: needs a C++ compiler ({' or '.join(wanted)} not found);"
             " fabric.compile=auto and eager do not need one"
+        )
+
+
+HOST_DRAWS = ("sample", "training_step", "prepare", "draw", "count_update")  # methods of MTSAC
+
+
+def obstacle(cfg: TrainConfig) -> str:
+    """Return why updates cannot be drawn on the device; empty if they can.
+
+    Custom classes may draw with torch's generators, which a recorded graph cannot do.
+    """
+    algorithm = resolve_target(cfg.algorithm._target_, "algorithm", MTSAC)
+    for name in HOST_DRAWS:
+        if getattr(algorithm, name) is not getattr(MTSAC, name):
+            return f"{algorithm.__name__} overrides {name}"
+    for key in ("actor", "critic"):
+        network: Any = resolve_target(target_of(getattr(cfg, key)), key, Network)
+        if network.draw is not Network.draw and network.draw_from is Network.draw_from:
+            return f"{network.__name__} overrides draw, but not draw_from"
+    return ""
+
+
+def check_draws(cfg: TrainConfig) -> None:
+    """Check that updates can be drawn on the device where `fabric.updates_per_graph` is set.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if cfg.fabric.updates_per_graph and (reason := obstacle(cfg)):
+        raise ConfigError(
+            f"fabric.updates_per_graph={cfg.fabric.updates_per_graph}: {reason}; must be null or 0"
         )
 
 

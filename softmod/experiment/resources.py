@@ -29,7 +29,8 @@ from softmod.experiment.autotune import (
     thread_counts,
     timed,
 )
-from softmod.experiment.build import make_agent, networks
+from softmod.experiment.build import OPTIMIZERS, make_agent, networks
+from softmod.experiment.checks import obstacle
 from softmod.spec import TaskSuite
 from softmod.system.hardware import available, hardware_tags
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
@@ -37,6 +38,7 @@ from softmod.system.user import cache_folder, ensure_identity
 from softmod.workers.process import start_worker
 from softmod.workers.worker import Plan
 
+PER_GRAPH = 25  # updates per CUDA graph; a round of the recipe makes 25, a published one 50
 PLAYED = 0.5  # estimated share of an evaluation's steps that is played: episodes end at success
 
 
@@ -50,6 +52,7 @@ class Resources:
         fused: the version of the fused operations that updates use; 0: none.
         processes: worker processes; 0: inline.
         threads: threads of the learner.
+        per_graph: updates per chunk, with draws on the device; 0: draws on the host.
         before: resources stored in the checkpoint that the run resumes from; empty for a new run.
     """
 
@@ -58,6 +61,7 @@ class Resources:
     fused: int
     processes: int
     threads: int
+    per_graph: int
     before: Mapping[str, Any]
 
     @property
@@ -75,6 +79,7 @@ class Resources:
             "precision": self.precision,
             "fused": kernels.key(self.fused) if self.fused else self.before.get("fused"),
             "kernels": self.fused or self.before.get("kernels"),
+            "updates_per_graph": self.per_graph,
         }
 
     def tags(self) -> dict[str, str]:
@@ -91,6 +96,8 @@ class Resources:
         where = f"{self.processes} worker processes" if self.processes else "workers inline"
         by = product_library() if self.device == "none" else self.device
         own = ", fused kernels" if self.fused else ""
+        if self.per_graph:
+            own += f", {self.per_graph} updates per graph"
         on = self.fabric.device
         return f"{where}, {self.threads} threads on {on} ({by}, {self.precision}{own})"
 
@@ -125,7 +132,10 @@ def claim(cfg: TrainConfig, suite: TaskSuite, before: Mapping[str, Any], beside:
     set_up(cfg, fabric.device)
     chosen = beside_others(cfg, before) if beside else choose(cfg, suite, before)
     torch.set_num_threads(chosen.threads)
-    return Resources(fabric, wanted, use_kernels, chosen.processes, chosen.threads, before)
+    per_graph = updates_per_graph(cfg, before)
+    return Resources(
+        fabric, wanted, use_kernels, chosen.processes, chosen.threads, per_graph, before
+    )
 
 
 def set_up(cfg: TrainConfig, device: torch.device) -> None:
@@ -167,6 +177,25 @@ def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) ->
         return kernels.newest()
     version = int(before.get("kernels") or kernels.NORM)  # the first had no number
     return version if before.get("fused") and kernels.available(version) else 0
+
+
+def updates_per_graph(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Return the updates per chunk; 0 if batches and noise are drawn on the host.
+
+    A resumed run draws as it did `before` (see `softmod.experiment.resume.check_draws`). A new run
+    draws on the device if its updates are CUDA graphs.
+    """
+    if cfg.fabric.updates_per_graph is not None:
+        return cfg.fabric.updates_per_graph
+    if before:
+        return int(before.get("updates_per_graph") or 0)
+    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    optimizers = (getattr(cfg.optimizer, name) for name in OPTIMIZERS)
+    fused_steps = all(getattr(optimizer, "fused", False) for optimizer in optimizers)
+    if not on_cuda or cfg.fabric.compile == "eager" or not fused_steps or obstacle(cfg):
+        return 0
+    delay = cfg.algorithm.policy_delay
+    return -(-PER_GRAPH // delay) * delay
 
 
 def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
@@ -213,6 +242,8 @@ def choose(
         "precision": precision(cfg),
         "fused": fused(cfg),
     }
+    if per_graph := updates_per_graph(cfg):
+        settings["updates_per_graph"] = per_graph
     return cached_choice(
         cache_folder(),
         settings,
@@ -242,11 +273,15 @@ def measure(
     Raises:
         WorkerError: the environments cannot be built or stepped.
     """
-    agent, _ = make_agent(cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg), fused(cfg))
+    per_graph = updates_per_graph(cfg)
+    agent, _ = make_agent(
+        cfg, suite.spec, *networks(cfg, suite.spec), make_fabric(cfg), fused(cfg), per_graph
+    )
     replay = Replay(suite.spec, cfg.run.batch_per_task, agent.device)
     replay.extend(random_rollout(suite.spec, replay.capacity))
     update: dict[int, float] = {}
-    delay = cfg.algorithm.policy_delay  # a cycle of this many updates includes an actor update
+    # A cycle of this many updates includes an actor update.
+    cycle = per_graph or cfg.algorithm.policy_delay
     if threads:
         counts = [threads]
     elif agent.device.type == "cpu":
@@ -255,7 +290,7 @@ def measure(
         counts = [1]
     for count in counts:
         torch.set_num_threads(count)
-        update[count] = timed(lambda: float(agent.learn(replay, delay)["finite"])) / delay
+        update[count] = timed(lambda: float(agent.learn(replay, cycle)["finite"])) / cycle
     torch.set_num_threads(1)
     plan = Plan(suite, agent.actor.cpu(), cfg.seed)
     tasks = list(range(min(MEASURED_TASKS, suite.spec.num_tasks)))

@@ -94,7 +94,7 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
         CheckpointError: there is none and `run.resume=must` or `weights`; or none of them is valid;
             or the newest valid one belongs to another configuration.
         ConfigError: there is none, `run.resume=must` or `weights`, and a similar run exists beside
-            it.
+            it; or see `check_draws`.
     """
     found = checkpoint.newest(folder, whole=cfg.run.resume != "weights")
     if found is None and cfg.run.resume in ("must", "weights"):
@@ -109,9 +109,29 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
         raise CheckpointError(
             f"{found[0]}: belongs to another configuration ({found[1].get('identity')})"
         )
+    if found:
+        check_draws(cfg, *found)
     kept = [found[1].get(name) for name in ("processes", "threads")] if found else []
     if found and not all(isinstance(number, int) and 0 <= number <= MOST for number in kept):
         raise CheckpointError(
             f"{found[0]}: processes and threads are {kept}; must be integers in [0, {MOST}]"
         )
     return found
+
+
+def check_draws(cfg: TrainConfig, checkpoint: Path, metadata: dict[str, Any]) -> None:
+    """Check that a resumed run draws batches and noise as it did before.
+
+    Only the number of updates per graph may change: random numbers depend on where they are drawn.
+
+    Raises:
+        ConfigError: `fabric.updates_per_graph` is set to the other way.
+    """
+    wanted = cfg.fabric.updates_per_graph
+    before = metadata.get("updates_per_graph") or 0
+    if wanted is not None and bool(wanted) != bool(before):
+        where = "device" if before else "host"
+        raise ConfigError(
+            f"fabric.updates_per_graph={wanted}: {checkpoint} draws on the {where}; must be"
+            f" {'null or at least 1' if before else 'null or 0'}"
+        )

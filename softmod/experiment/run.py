@@ -223,7 +223,9 @@ def make_parts(
     """Build the parts of the loop; the caller owns and closes workers and log."""
     spec = models.suite.spec
     fabric = resources.fabric
-    agent, optimizers = make_agent(cfg, spec, models.actor, models.critic, fabric, resources.fused)
+    agent, optimizers = make_agent(
+        cfg, spec, models.actor, models.critic, fabric, resources.fused, resources.per_graph
+    )
     replay = Replay(spec, cfg.run.replay_per_task, fabric.device, cfg.workers.copies)
     steps = cfg.run.round_steps * cfg.workers.copies
     schedule = Schedule(spec, cfg.run.warmup_per_task, cfg.run.update_ratio, steps)

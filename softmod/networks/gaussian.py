@@ -109,6 +109,12 @@ class Actor(Network):
     def draw(self, batch: int, generator: torch.Generator) -> None:
         self.network.draw(batch, generator)
 
+    def random_words(self, batch: int) -> int:
+        return self.network.random_words(batch)
+
+    def draw_from(self, batch: int, words: Int[Tensor, " word"]) -> None:
+        self.network.draw_from(batch, words)
+
 
 def actions(
     actor: Actor,

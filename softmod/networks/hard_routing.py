@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from softmod.counter import gumbel_table, gumbels
 from softmod.networks.soft_modular import Router, SoftModular
 
 
@@ -22,6 +24,7 @@ class HardRouter(Router):
         super().__init__(*args, **kwargs)
         # Per layer [stack, task, batch, target, source]; not part of a run's state.
         self.noise: list[Tensor] = []
+        self.table: Tensor | None = None  # of Gumbel quantiles, for `draw_from`
 
     def weigh(
         self,
@@ -37,14 +40,31 @@ class HardRouter(Router):
 
     def draw(self, stack: int, num_tasks: int, batch: int, generator: torch.Generator) -> None:
         """Draw standard Gumbel noise for all layers, in place as long as the sizes are the same."""
-        weights = [output.get_parameter("weight") for output in self.output]
-        sources = self.num_modules
-        targets = [weight.shape[-1] // sources for weight in weights]
-        shapes = [(stack, num_tasks, batch, target, sources) for target in targets]
-        if [tuple(noise.shape) for noise in self.noise] != shapes:
-            self.noise = [weights[0].new_empty(shape) for shape in shapes]
+        self._allocate(self.shapes(stack, num_tasks, batch))
         for noise in self.noise:
             noise.exponential_(generator=generator).log_().neg_()
+
+    def draw_from(
+        self, stack: int, num_tasks: int, batch: int, words: Int[Tensor, " word"]
+    ) -> None:
+        """Draw the noise from random words, in place as long as the sizes are the same."""
+        self._allocate(self.shapes(stack, num_tasks, batch))
+        if self.table is None or self.table.device != words.device:
+            self.table = gumbel_table(words.device)
+        sizes = [noise.numel() for noise in self.noise]
+        for noise, own in zip(self.noise, words.split(sizes), strict=True):
+            noise.copy_(gumbels(own, self.table).view_as(noise))
+
+    def shapes(self, stack: int, num_tasks: int, batch: int) -> list[tuple[int, ...]]:
+        """Return the shape of each layer's noise."""
+        sources = self.num_modules
+        widths = [output.get_parameter("weight").shape[-1] for output in self.output]
+        return [(stack, num_tasks, batch, width // sources, sources) for width in widths]
+
+    def _allocate(self, shapes: list[tuple[int, ...]]) -> None:
+        if [tuple(noise.shape) for noise in self.noise] != shapes:
+            like = self.output[0].get_parameter("weight")
+            self.noise = [like.new_empty(shape) for shape in shapes]
 
 
 class HardRouting(SoftModular):
@@ -56,6 +76,13 @@ class HardRouting(SoftModular):
     @torch.no_grad()
     def draw(self, batch: int, generator: torch.Generator) -> None:
         self.router.draw(self.stack, self.num_tasks, batch, generator)
+
+    def random_words(self, batch: int) -> int:
+        return sum(map(math.prod, self.router.shapes(self.stack, self.num_tasks, batch)))
+
+    @torch.no_grad()
+    def draw_from(self, batch: int, words: Int[Tensor, " word"]) -> None:
+        self.router.draw_from(self.stack, self.num_tasks, batch, words)
 
 
 def one_hot(scores: Float[Tensor, "*batch source"]) -> Float[Tensor, "*batch source"]:

@@ -51,6 +51,16 @@ class Network(nn.Module, abc.ABC):
         No-op for deterministic networks.
         """
 
+    def random_words(self, batch: int) -> int:
+        """Return the number of random words that `draw_from` uses for `[task, batch, in]`."""
+        return 0
+
+    def draw_from(self, batch: int, words: Int[Tensor, " word"]) -> None:
+        """Draw what `draw` does, in place, from random 32-bit words (see `softmod.counter`).
+
+        A network that overrides `draw` but not this cannot draw within a CUDA graph.
+        """
+
     def num_parameters(self) -> int:
         """Return the number of parameters of all members."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from softmod.agent.replay import Replay, bytes_per_transition, random_rollout
+from softmod.agent.replay import Batch, Replay, bytes_per_transition, random_rollout
+from softmod.counter import MASK
 from softmod.errors import WorkerError
 from softmod.spec import EnvSpec
 from tests.stream import FRAMES, WHOLE, Stream
@@ -34,9 +36,25 @@ def agree(replay: Replay, stream: Stream, n_step: int = 1, draws: int = 64) -> N
     ]
     newest = [[transition.obs for transition in kept[-min(size, 5) :]] for kept in stream.lists]
     assert replay.newest(5).tolist() == newest
-    batch = replay.sample(draws, torch.Generator().manual_seed(size), n_step, DISCOUNT)
+    check(
+        replay.sample(draws, torch.Generator().manual_seed(size), n_step, DISCOUNT), stream, n_step
+    )
+    two = replay.sample_at(words(size, 2, draws // 4), n_step, DISCOUNT)
+    for update in range(2):
+        check(Batch(*(part[update] for part in two)), stream, n_step)
+
+
+def words(seed: int, updates: int, batch: int) -> torch.Tensor:
+    """Return random words for batches of three tasks."""
+    return torch.randint(
+        2**32, (updates, 3, batch), generator=torch.Generator().manual_seed(seed), dtype=torch.int64
+    )
+
+
+def check(batch: Batch, stream: Stream, n_step: int) -> None:
+    """Compare a batch with the lists, bit for bit."""
     for task in range(3):
-        for row in range(draws):
+        for row in range(batch.reward.shape[1]):
             number = round(batch.action[task, row, 0].item()) - 1000 * task
             reward, next_obs, discount = stream.expected(task, number, n_step, DISCOUNT)
             assert batch.obs[task, row].tolist() == stream.lists[task][number].obs
@@ -112,6 +130,40 @@ def test_same_generator_same_batch():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     other = replay.sample(8, torch.Generator().manual_seed(6))
     assert not torch.equal(first.obs, other.obs)
+
+
+@pytest.mark.parametrize("spec", [WHOLE, FRAMES])
+def test_words_draw_every_transition_and_no_other(spec):
+    replay, stream = Replay(spec, 20), Stream(spec)
+    for steps in (7, 20, 20):
+        replay.extend(stream.rollout(steps))
+        spread = torch.linspace(0, MASK, 200, dtype=torch.float64).long().expand(1, 3, -1)
+        batch = replay.sample_at(spread, 1, DISCOUNT)
+        drawn = [sorted(set(row.tolist())) for row in batch.action[0, ..., 0]]
+        assert drawn == held(replay)
+
+
+@pytest.mark.parametrize("spec", [WHOLE, FRAMES])
+def test_recorded_samples_follow_the_replay(spec):
+    """As long as the tables are the same tensors, a recording of `sample_at` stays valid."""
+    replay, stream = Replay(spec, 50), Stream(spec, faults=0.0)
+    replay.extend(stream.rollout(10))
+    own, tables = words(0, 2, 8), (replay.rows, replay.episodes)
+    recorded = make_fx(lambda given: tuple(replay.sample_at(given, 3, DISCOUNT)))(own)
+    for round_ in range(12):
+        own = words(round_, 2, 8)
+        ours, theirs = recorded(own), replay.sample_at(own, 3, DISCOUNT)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        replay.extend(stream.rollout(10))
+    assert replay.rows is tables[0]
+    assert replay.episodes is tables[1]
+
+
+def test_seen_failing_a_recorded_number_of_transitions(monkeypatch: pytest.MonkeyPatch):
+    constant = property(lambda self: torch.tensor(self.written), lambda *_: None)
+    monkeypatch.setattr(Replay, "end", constant, raising=False)
+    with pytest.raises(AssertionError):
+        test_recorded_samples_follow_the_replay(FRAMES)
 
 
 @pytest.mark.cuda

@@ -201,13 +201,13 @@ def test_a_graph_reads_its_own_memory():
     """The program may read its inputs only from the tensors that each call copies into."""
     agent = make("captured")
     seen: list[list[int]] = []
-    update = agent.programs["whole"]._program
+    update = agent.programs["whole"].program
 
     def watched(batch: Batch, noise: Tensor, next_noise: Tensor):
         seen.append([tensor.data_ptr() for tensor in (*batch, noise, next_noise)])
         return update(batch, noise, next_noise)
 
-    agent.programs["whole"]._program = watched
+    agent.programs["whole"].program = watched
     for given in batches(4):
         agent.programs["whole"](*given)
     assert len(seen) == 3  # the warm-up, the recording and the comparison

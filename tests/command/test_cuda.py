@@ -7,6 +7,7 @@ import math
 import pytest
 
 from softmod import evaluate, train
+from softmod.agent.chunks import Chunks
 from softmod.agent.mtsac import MTSAC
 from softmod.checkpoint.load import find
 from softmod.experiment import session
@@ -37,19 +38,42 @@ def test_a_run_in_every_precision(here, precision: str, compile_: str):
 
 @pytest.mark.bar(2)
 @pytest.mark.parametrize("deterministic", ["true", "false"])
+@pytest.mark.parametrize("per_graph", ["0", "null"])
 def test_a_stopped_run_goes_on_to_the_same_state(
-    here, deterministic: str, monkeypatch: pytest.MonkeyPatch
+    here, deterministic: str, per_graph: str, monkeypatch: pytest.MonkeyPatch
 ):
-    options = [f"fabric.deterministic={deterministic}"]
+    options = [f"fabric.deterministic={deterministic}", f"fabric.updates_per_graph={per_graph}"]
+    owner, name = (MTSAC, "training_step") if per_graph == "0" else (Chunks, "learn")
     assert run("run.folder=whole", *options) == 0
     with monkeypatch.context() as patch:
-        send_at(patch, MTSAC, "training_step", 16)
+        send_at(patch, owner, name, 8)
         assert run("run.folder=halves", *options) == signals.STOPPED
     assert run("run.folder=halves", *options) == 0
     whole, halves = (
         state_hash(find(next(here.glob(f"{name}/*/seed_0")))[0]) for name in ("whole", "halves")
     )
     assert halves == whole
+
+
+def test_a_run_stopped_between_two_graphs_goes_on_to_the_same_state(
+    here, monkeypatch: pytest.MonkeyPatch
+):
+    options = ["run.update_ratio=1.0", "fabric.updates_per_graph=4"]  # ten updates in a round
+    assert run("run.folder=whole", *options) == 0
+    with monkeypatch.context() as patch:
+        send_at(patch, Chunks, "learn", 8)
+        assert run("run.folder=halves", *options) == signals.STOPPED
+    assert run("run.folder=halves", *options) == 0
+    whole, halves = (
+        state_hash(find(next(here.glob(f"{name}/*/seed_0")))[0]) for name in ("whole", "halves")
+    )
+    assert halves == whole
+
+
+def test_seeds_beside_one_another_draw_on_the_device(here):
+    assert run("seeds=[0,1]") == 0
+    for seed in (0, 1):
+        assert all(math.isfinite(value) for value in metrics(only(here, seed)).values())
 
 
 def test_on_a_cpu_it_is_another_run_that_starts_alike(here, monkeypatch: pytest.MonkeyPatch):

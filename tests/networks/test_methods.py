@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from softmod.counter import gumbel_table, gumbels
 from softmod.networks.experts import CARE, MOORE, orthonormal
 from softmod.networks.film import FiLM
 from softmod.networks.hard_routing import HardRouting
@@ -131,6 +132,19 @@ def test_hard_routes_are_sampled_with_the_softmax_probabilities():
     torch.testing.assert_close(
         sampled, logits[0].softmax(-1).unflatten(1, (TASKS, -1)).mean((0, 2)), atol=0.01, rtol=0
     )
+
+
+def test_random_words_become_gumbel_noise():
+    net = make("hard_routing", HardRouting)
+    number = net.random_words(ROWS)
+    words = torch.randint(2**32, (number,), generator=torch.Generator().manual_seed(0))
+    net.draw_from(ROWS, words)
+    drawn = torch.cat([noise.flatten() for noise in net.router.noise])
+    assert drawn.numel() == number
+    torch.testing.assert_close(drawn.float(), gumbels(words, gumbel_table("cpu")))
+    places = [noise.data_ptr() for noise in net.router.noise]
+    net.draw(ROWS, torch.Generator().manual_seed(1))
+    assert [noise.data_ptr() for noise in net.router.noise] == places
 
 
 def test_noise_stays_where_it_is_so_that_a_graph_can_read_it():
