@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod import kernels
 from softmod.agent import losses, surgery
 from softmod.agent.replay import Batch, Replay
 from softmod.agent.running import ReturnScale, RunningMoments, SuccessRates
-from softmod.agent.update import (
-    Rollback,
-    all_finite,
-    clip_stacked,
-    materialize,
-    move_targets,
-    step_if,
-)
+from softmod.agent.steps import LOG_TEMPERATURE, FusedSteps, Steps, inner
+from softmod.agent.update import Rollback, materialize
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
 from softmod.networks.gaussian import Actor
@@ -42,7 +36,6 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 RECENT = 200  # newest states per task over which routes are averaged
 # All threads share autocast's cache, and the first thread that leaves autocast clears it.
 _autocast_cache = threading.RLock()
-LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
 class MTSAC(L.LightningModule):
@@ -162,6 +155,8 @@ class MTSAC(L.LightningModule):
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
         self.rollback: Rollback | None = None  # for an update's first step; made at the first use
+        self.plain_steps = Steps(self)
+        self.fused_steps = FusedSteps(self)
 
     def describe(self) -> str:
         """Return the sizes of the networks as text for the terminal."""
@@ -338,9 +333,8 @@ class MTSAC(L.LightningModule):
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
             losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
-            finite = all_finite(losses, norms)
-            _, optimizer, _ = self._optimizers()
-            self._step_critics(optimizer, norms, finite)
+            finite = self.steps.finite(losses, norms)
+            self.steps.critics(finite, norms)
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
@@ -360,22 +354,19 @@ class MTSAC(L.LightningModule):
 
         If any loss or gradient is not finite, nothing changes.
         """
-        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
+        steps = self.steps
         temperature, weight = self._temperature_and_weight()
 
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
-        rollback = self._save_state(critic_optimizer)
-        finite = all_finite(critic_losses, critic_norms)
-        self._step(critic_optimizer, finite, critic_norms, rollback)
+        finite = steps.finite(critic_losses, critic_norms)
+        steps.try_critics(finite, critic_norms)
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
-        finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
-        self._step(actor_optimizer, finite, actor_norm)
-        self._step_temperatures(temperature_optimizer, finite)
-        rollback.restore_unless(finite)
-        self._move_targets(finite)
-        self._move_average(finite)
+        finite = finite & steps.finite(actor_loss, actor_norm, temperature_loss)
+        steps.actor(finite, actor_norm)
+        steps.temperatures(finite)
+        steps.settle_critics(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
             actor_loss, actor_norm, temperature_loss, weight
         )
@@ -385,24 +376,20 @@ class MTSAC(L.LightningModule):
 
         The losses use the new temperatures. If any of them is not finite, nothing changes.
         """
-        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
-        rollback = self._save_state(temperature_optimizer)
-
+        steps = self.steps
         with torch.no_grad():
             _, log_prob = self.actor.sample(batch.obs, noise)
         temperature_loss = self._temperature_gradient(log_prob)
-        finite = all_finite(temperature_loss)
-        self._step_temperatures(temperature_optimizer, finite, rollback)
+        finite = steps.finite(temperature_loss)
+        steps.try_temperatures(finite)
 
         temperature, weight = self._temperature_and_weight()
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
         actor_loss, actor_norm, _ = self._actor_gradient(batch, noise, temperature, weight)
-        finite = finite & all_finite(critic_losses, critic_norms, actor_loss, actor_norm)
-        self._step(critic_optimizer, finite, critic_norms)
-        self._step(actor_optimizer, finite, actor_norm)
-        rollback.restore_unless(finite)
-        self._move_targets(finite)
-        self._move_average(finite)
+        finite = finite & steps.finite(critic_losses, critic_norms, actor_loss, actor_norm)
+        steps.critics(finite, critic_norms)
+        steps.actor(finite, actor_norm)
+        steps.settle_temperatures(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
             actor_loss, actor_norm, temperature_loss, weight
         )
@@ -492,7 +479,7 @@ class MTSAC(L.LightningModule):
         network.zero_grad()
         if self.gradient_surgery == "none":
             value, aux = loss(ALL)
-            if self._fused_steps and not network.independent:
+            if not self.steps.clips and not network.independent:
                 ones = self.one.expand(value.shape) if value.dim() else self.one[0]
                 self.manual_backward(value, ones)
             else:
@@ -503,108 +490,30 @@ class MTSAC(L.LightningModule):
             values, gradients, aux = surgery.task_gradients(loss, network, self.spec.num_tasks)
             surgery.set_gradient(network, surgery.pcgrad(gradients, order))
             value = values.mean(0)
-        parameters = list(network.parameters())
-        if self._fused_steps:  # the step clips
-            norms = kernels.optimizer.gradient_norms(parameters, network.members)
-        else:
-            norms = clip_stacked(parameters, network.members, self.clip_norm)
+        norms = self.steps.norms(network)
         return value.detach(), norms, aux
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
         loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
-        if self._fused_steps:
+        if not self.steps.clips:
             self.manual_backward(loss, self.one[0])
         else:
             self.manual_backward(loss)
         return loss.detach()
 
     @property
-    def _fused_steps(self) -> bool:
-        """Return whether steps are fused with clipping and with the copy of the state."""
-        return self.fabric is not None and all(
-            kernels.optimizer.supports(_inner(optimizer)) for optimizer in self._optimizers()
+    def steps(self) -> Steps:
+        """Return the way in which optimizer steps are made: fused, where kernels support them."""
+        fused = self.fabric is not None and all(
+            kernels.optimizer.supports(inner(optimizer)) for optimizer in self.own_optimizers()
         )
+        return self.fused_steps if fused else self.plain_steps
 
-    def _step(
-        self,
-        optimizer: Any,
-        finite: Bool[Tensor, ""],
-        norms: Tensor | None = None,
-        rollback: Rollback | None = None,
-        targets: Sequence[Tensor] = (),
-    ) -> None:
-        """Step an optimizer if the update is finite.
-
-        Args:
-            optimizer: the optimizer.
-            finite: the flag.
-            norms: the gradient norms, for clipping.
-            rollback: the copy of the state before the step.
-            targets: move towards the new parameters, if the step is fused.
-        """
-        if not self._fused_steps:
-            step_if(optimizer, finite)
-        elif finite:
-            inner = _inner(optimizer)
-            kernels.optimizer.adam(
-                inner,
-                norms=norms,
-                max_norm=self.clip_norm,
-                kept=() if rollback is None else rollback.kept(inner),
-                saved=None if rollback is None else rollback.saved,
-                targets=targets,
-                smoothing=self.target_smoothing,
-            )
-
-    def _step_critics(self, optimizer: Any, norms: Tensor, finite: Bool[Tensor, ""]) -> None:
-        """Step the critics and move the targets, in one pass if steps are fused."""
-        if self._fused_steps and all(
-            kernels.gradient(parameter) is not None for parameter in self.critic.parameters()
-        ):
-            targets = list(self.target_critic.parameters())
-            self._step(optimizer, finite, norms, targets=targets)
-        else:
-            self._step(optimizer, finite, norms)
-            self._move_targets(finite)
-
-    @torch.no_grad()
-    def _step_temperatures(
-        self, optimizer: Any, finite: Bool[Tensor, ""], rollback: Rollback | None = None
-    ) -> None:
-        """Step and clamp, unless the update is not finite."""
-        self._step(optimizer, finite, rollback=rollback)
-        self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
-
-    def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
-        targets = list(self.target_critic.parameters())
-        sources = list(self.critic.parameters())
-        move_targets(
-            targets, [source.detach() for source in sources], self.target_smoothing, finite
-        )
-
-    def _move_average(self, finite: Bool[Tensor, ""]) -> None:
-        if self.averaged_actor is not None:
-            averages = list(self.averaged_actor.parameters())
-            sources = list(self.actor.parameters())
-            move_targets(
-                averages, [source.detach() for source in sources], self.policy_averaging, finite
-            )
-
-    def _optimizers(self) -> tuple[Any, Any, Any]:
+    def own_optimizers(self) -> tuple[Any, Any, Any]:
         """Return the optimizers of actor, critics and temperatures, as wrapped by Lightning."""
         actor, critic, temperature = self.optimizers()  # type: ignore[attr-defined]
         return actor, critic, temperature
-
-    def _save_state(self, optimizer: Any) -> Rollback:
-        """Save the state that an optimizer's step changes; buffers are allocated once."""
-        if self.rollback is None:
-            self.rollback = Rollback(optimizer)
-        if self._fused_steps:
-            self.rollback.leave_to_step()
-        else:
-            self.rollback.save()
-        return self.rollback
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
@@ -624,7 +533,7 @@ class MTSAC(L.LightningModule):
         """
         wanted = (
             self.gradient_surgery == "none"
-            and self._fused_steps
+            and self.steps is self.fused_steps
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") is torch.bfloat16
         )
@@ -715,12 +624,6 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         network.requires_grad_(True)
         kernels.follow(parameters)
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer inside Fabric's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
 
 
 def _products(network: nn.Module) -> list[Tensor]:
