@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -17,7 +17,7 @@ from softmod import kernels
 from softmod.agent import losses, surgery
 from softmod.agent.replay import Batch, Replay
 from softmod.agent.running import ReturnScale, RunningMoments, SuccessRates
-from softmod.agent.steps import LOG_TEMPERATURE, FusedSteps, Steps, inner
+from softmod.agent.steps import LOG_TEMPERATURE, FlatSteps, FusedSteps, Steps, inner
 from softmod.agent.update import Rollback, materialize
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
@@ -157,6 +157,7 @@ class MTSAC(L.LightningModule):
         self.rollback: Rollback | None = None  # for an update's first step; made at the first use
         self.plain_steps = Steps(self)
         self.fused_steps = FusedSteps(self)
+        self.flat_steps: FlatSteps | None = None  # made by `flatten`
 
     def describe(self) -> str:
         """Return the sizes of the networks as text for the terminal."""
@@ -363,7 +364,7 @@ class MTSAC(L.LightningModule):
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
-        finite = finite & steps.finite(actor_loss, actor_norm, temperature_loss)
+        finite = steps.finite(actor_loss, actor_norm, temperature_loss, also=finite)
         steps.actor(finite, actor_norm)
         steps.temperatures(finite)
         steps.settle_critics(finite)
@@ -386,7 +387,7 @@ class MTSAC(L.LightningModule):
         temperature, weight = self._temperature_and_weight()
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
         actor_loss, actor_norm, _ = self._actor_gradient(batch, noise, temperature, weight)
-        finite = finite & steps.finite(critic_losses, critic_norms, actor_loss, actor_norm)
+        finite = steps.finite(critic_losses, critic_norms, actor_loss, actor_norm, also=finite)
         steps.critics(finite, critic_norms)
         steps.actor(finite, actor_norm)
         steps.settle_temperatures(finite)
@@ -505,10 +506,22 @@ class MTSAC(L.LightningModule):
     @property
     def steps(self) -> Steps:
         """Return the way in which optimizer steps are made: fused, where kernels support them."""
+        if self.flat_steps is not None:
+            return self.flat_steps
         fused = self.fabric is not None and all(
             kernels.optimizer.supports(inner(optimizer)) for optimizer in self.own_optimizers()
         )
         return self.fused_steps if fused else self.plain_steps
+
+    def flatten(self, optimizers: Sequence[torch.optim.Optimizer], triton: bool) -> None:
+        """Make the steps on flat buffers from now on, if the optimizers support it.
+
+        Args:
+            optimizers: as returned by `configure_optimizers`; all parameters are on the device.
+            triton: whether Triton kernels make the steps; otherwise tensor arithmetic does.
+        """
+        if all(map(kernels.flat.supports, optimizers)):
+            self.flat_steps = FlatSteps(self, optimizers, triton)
 
     def own_optimizers(self) -> tuple[Any, Any, Any]:
         """Return the optimizers of actor, critics and temperatures, as wrapped by Lightning."""

@@ -1,6 +1,7 @@
 """The steps of an update: clipping, optimizers, rollback, target critics and averaged policy.
 
-`Steps` makes them with PyTorch's optimizers, `FusedSteps` with the C kernels of `softmod.kernels`.
+`Steps` makes them with PyTorch's optimizers, `FusedSteps` with the C kernels of `softmod.kernels`,
+and `FlatSteps`, for GPUs, on flat buffers in few kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from softmod import kernels
 from softmod.agent.update import Rollback, all_finite, clip_stacked, move_targets, step_if
+from softmod.kernels import formulas
+from softmod.kernels.flat import FlatAdam
 from softmod.networks.network import Network
 
 LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
@@ -37,9 +41,9 @@ class Steps:
         """Clip the gradient of each member of a network; return the norms before clipping."""
         return clip_stacked(list(network.parameters()), network.members, self.agent.clip_norm)
 
-    def finite(self, *values: Tensor) -> Bool[Tensor, ""]:
-        """Return a flag on the device: True if all elements are finite."""
-        return all_finite(*values)
+    def finite(self, *values: Tensor, also: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
+        """Return a flag on the device: True if all elements are finite, and `also` is True."""
+        return all_finite(*values) if also is None else also & all_finite(*values)
 
     def try_critics(self, finite: Bool[Tensor, ""], norms: Float[Tensor, " stack"]) -> None:
         """Step the critics; `settle_critics` moves the targets or undoes the step."""
@@ -157,6 +161,97 @@ class FusedSteps(Steps):
             targets=targets,
             smoothing=self.agent.target_smoothing,
         )
+
+
+class FlatSteps(Steps):
+    """The same steps on flat buffers, without waiting for a flag.
+
+    Parameters and the state of the optimizers become views of the buffers. Triton kernels make the
+    steps. They are launched without PyTorch's dispatcher, so formulas replace them where operations
+    are recorded.
+
+    Args:
+        agent: its networks and temperatures are stepped.
+        optimizers: of actor, critics and temperatures, with initialized state.
+        triton: whether Triton kernels make the steps; otherwise formulas do.
+    """
+
+    clips = False
+
+    def __init__(
+        self, agent: Any, optimizers: Sequence[torch.optim.Optimizer], triton: bool
+    ) -> None:
+        super().__init__(agent)
+        actor, critic, temperature = optimizers
+        self.triton = triton
+        self._actor = FlatAdam(actor, agent.actor.members)
+        self._critic = FlatAdam(critic, agent.critic.members)
+        self._temperature = FlatAdam(temperature, 1)
+        targets = list(agent.target_critic.parameters())
+        self._target = self._critic.layout.move_into_buffer(targets)
+        self._average: Tensor | None = None
+        if agent.averaged_actor is not None:
+            averages = list(agent.averaged_actor.parameters())
+            self._average = self._actor.layout.move_into_buffer(averages)
+        self._gradients: dict[FlatAdam, Tensor] = {}  # of this update
+        self._tried: Tensor | None = None  # the flag of a step that may be undone
+
+    @property
+    def _by(self) -> Any:
+        """Return the module with the functions that make the steps."""
+        if not self.triton or recording():
+            return formulas
+        from softmod.kernels import triton_steps
+
+        return triton_steps
+
+    def norms(self, network: Network) -> Float[Tensor, " stack"]:
+        """Return the gradient norms; the step clips."""
+        own = self._critic if network is self.agent.critic else self._actor
+        self._gradients[own] = own.gradient()
+        norms: Tensor = self._by.norms(own, self._gradients[own])
+        return norms
+
+    def finite(self, *values: Tensor, also: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
+        flag: Tensor = self._by.all_finite(values, also)
+        return flag
+
+    def try_critics(self, finite: Bool[Tensor, ""], norms: Float[Tensor, " stack"]) -> None:
+        self._tried = finite
+        self._flat_step(self._critic, finite, norms=norms, keep=True)
+
+    def settle_critics(self, finite: Bool[Tensor, ""]) -> None:
+        smoothing = self.agent.target_smoothing
+        self._by.settle(self._critic, self._tried, finite, self._target, smoothing)
+
+    def critics(self, finite: Bool[Tensor, ""], norms: Float[Tensor, " stack"]) -> None:
+        smoothing = self.agent.target_smoothing
+        self._flat_step(self._critic, finite, norms=norms, target=self._target, smoothing=smoothing)
+
+    def actor(self, finite: Bool[Tensor, ""], norms: Float[Tensor, " stack"]) -> None:
+        smoothing = self.agent.policy_averaging
+        self._flat_step(self._actor, finite, norms=norms, target=self._average, smoothing=smoothing)
+
+    def temperatures(self, finite: Bool[Tensor, ""]) -> None:
+        self._gradients[self._temperature] = self._temperature.gradient()
+        self._flat_step(self._temperature, finite, limit=LOG_TEMPERATURE)
+
+    def try_temperatures(self, finite: Bool[Tensor, ""]) -> None:
+        self._tried = finite
+        self._gradients[self._temperature] = self._temperature.gradient()
+        self._flat_step(self._temperature, finite, keep=True, limit=LOG_TEMPERATURE)
+
+    def settle_temperatures(self, finite: Bool[Tensor, ""]) -> None:
+        self._by.settle(self._temperature, self._tried, finite)
+
+    def _flat_step(self, own: FlatAdam, finite: Bool[Tensor, ""], **options: Any) -> None:
+        gradient = self._gradients.pop(own)
+        self._by.adam(own, gradient, finite, max_norm=self.agent.clip_norm, **options)
+
+
+def recording() -> bool:
+    """Return whether operations are recorded or traced as they reach PyTorch's dispatcher."""
+    return _get_current_dispatch_mode() is not None
 
 
 def move(target: nn.Module, source: nn.Module, smoothing: float, finite: Bool[Tensor, ""]) -> None:

@@ -6,6 +6,7 @@ captured (`softmod.capture.cpu_graph`).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     Raises:
         ConfigError: `how` is "captured", but an optimizer is not fused.
     """
+    if agent.device.type == "cuda":
+        agent.flatten(optimizers, triton=importlib.util.find_spec("triton") is not None)
     if how == "compiled":
         for network in (agent.actor.network, agent.critic, agent.target_critic):
             network.compile()

@@ -1,10 +1,11 @@
-"""Fused operations in C for updates on a CPU, compiled at first use and optional.
+"""Fused operations: in C for updates on a CPU, in Triton for optimizer steps on a GPU.
 
+Those in C are compiled at first use and optional.
 Version 1 fuses layer normalization. Version 2 also fuses the losses, the policy's samples, mixing
 and the optimizers. A run keeps the version that it started with.
 """
 
-from softmod.kernels import heads, layers, optimizer, policy
+from softmod.kernels import flat, heads, layers, optimizer, policy
 from softmod.kernels.binding import bound, fits, in_fp32, operations
 from softmod.kernels.halves import follow, gradient, halve, halves, same_dtype
 from softmod.kernels.library import available, key, newest
@@ -19,6 +20,7 @@ __all__ = [
     "bound",
     "fits",
     "fits_norm",
+    "flat",
     "follow",
     "gradient",
     "halve",
