@@ -21,6 +21,7 @@ from softmod.agent.steps import LOG_TEMPERATURE, FlatSteps, FusedSteps, Steps, i
 from softmod.agent.update import Rollback, materialize
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
+from softmod.networks import products
 from softmod.networks.gaussian import Actor
 from softmod.networks.gaussian import actions as policy_actions
 from softmod.networks.network import Network
@@ -151,6 +152,7 @@ class MTSAC(L.LightningModule):
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.rollback_programs = {"whole"}  # programs that may have to undo an optimizer step
         self.fused = 0  # version of the fused operations of `softmod.kernels`; 0: none
+        self.bf16 = False  # products in bfloat16, with sums and all other results in fp32
         self.given: UpdateInputs | None = None  # inputs of the last update, for fault reports
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
@@ -535,14 +537,15 @@ class MTSAC(L.LightningModule):
         A Lightning Trainer sets the precision itself.
         """
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
-        with _autocast_cache, precision, kernels.used(self.fused):
+        version = 0 if self.bf16 else self.fused
+        with _autocast_cache, precision, kernels.used(version):
             yield
 
     @contextmanager
     def _halves(self) -> Iterator[None]:
-        """Multiply bfloat16 copies of the weights under autocast, if steps are fused.
+        """Multiply bfloat16 copies of the weights, with `bf16` or if steps are fused in autocast.
 
-        Gradient surgery needs the gradients of the weights themselves.
+        Under autocast, gradient surgery needs the gradients of the weights themselves.
         """
         wanted = (
             self.gradient_surgery == "none"
@@ -550,7 +553,8 @@ class MTSAC(L.LightningModule):
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") is torch.bfloat16
         )
-        with kernels.halves(wanted):
+        copies = self.steps.copies() if self.bf16 else None
+        with products.in_bf16(copies), kernels.halves(wanted):
             for network in (self.actor, self.critic, self.target_critic):
                 kernels.halve(_products(network))
             yield

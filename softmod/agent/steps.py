@@ -36,10 +36,32 @@ class Steps:
 
     def __init__(self, agent: Any) -> None:
         self.agent = agent
+        self._copies: dict[Tensor, Tensor] = {}  # in bfloat16, by weight
 
     def norms(self, network: Network) -> Float[Tensor, " stack"]:
         """Clip the gradient of each member of a network; return the norms before clipping."""
         return clip_stacked(list(network.parameters()), network.members, self.agent.clip_norm)
+
+    def copies(self) -> dict[Tensor, Tensor]:
+        """Return copies in bfloat16 of the weights that updates read, made now in fixed memory."""
+        if not self._copies:
+            for network in self._networks:
+                for parameter in network.parameters():
+                    made = torch.empty_like(parameter, dtype=torch.bfloat16, requires_grad=False)
+                    self._copies[parameter] = made
+        for network in self._networks:
+            self._renew(network)
+        return self._copies
+
+    @property
+    def _networks(self) -> tuple[Network, ...]:
+        return self.agent.actor, self.agent.critic, self.agent.target_critic
+
+    @torch.no_grad()
+    def _renew(self, network: Network) -> None:
+        """Renew the copies of a network's weights."""
+        weights: list[Tensor] = list(network.parameters())
+        torch._foreach_copy_([self._copies[weight] for weight in weights], weights)
 
     def finite(self, *values: Tensor, also: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
         """Return a flag on the device: True if all elements are finite, and `also` is True."""
@@ -49,6 +71,8 @@ class Steps:
         """Step the critics; `settle_critics` moves the targets or undoes the step."""
         _, critic, _ = self.agent.own_optimizers()
         self._step(critic, finite, norms, self._remember(critic))
+        if self._copies:
+            self._renew(self.agent.critic)
 
     def settle_critics(self, finite: Bool[Tensor, ""]) -> None:
         """Move the targets towards the critics if the update is finite; else undo the step."""
@@ -194,7 +218,20 @@ class FlatSteps(Steps):
             averages = list(agent.averaged_actor.parameters())
             self._average = self._actor.layout.move_into_buffer(averages)
         self._gradients: dict[FlatAdam, Tensor] = {}  # of this update
+        self._halves: list[Tensor] = []  # copies in bfloat16 of actor, critic and target
         self._tried: Tensor | None = None  # the flag of a step that may be undone
+
+    @torch.no_grad()
+    def copies(self) -> dict[Tensor, Tensor]:
+        weights = [self._actor.weights, self._critic.weights, self._target]
+        if not self._halves:
+            self._halves = [torch.empty_like(own, dtype=torch.bfloat16) for own in weights]
+            layouts = (self._actor.layout, self._critic.layout, self._critic.layout)
+            for network, layout, half in zip(self._networks, layouts, self._halves, strict=True):
+                views = layout.views(half)
+                self._copies |= dict(zip(network.parameters(), views, strict=True))
+        torch._foreach_copy_(self._halves, weights)
+        return self._copies
 
     @property
     def _by(self) -> Any:
@@ -218,7 +255,8 @@ class FlatSteps(Steps):
 
     def try_critics(self, finite: Bool[Tensor, ""], norms: Float[Tensor, " stack"]) -> None:
         self._tried = finite
-        self._flat_step(self._critic, finite, norms=norms, keep=True)
+        half = self._halves[1] if self._halves else None  # the policy's loss reads it
+        self._flat_step(self._critic, finite, norms=norms, keep=True, half=half)
 
     def settle_critics(self, finite: Bool[Tensor, ""]) -> None:
         smoothing = self.agent.target_smoothing
