@@ -11,13 +11,14 @@ from softmod.kernels.halves import follow, gradient, halve, halves, same_dtype
 from softmod.kernels.library import available, key, newest
 from softmod.kernels.norm import fits as fits_norm
 from softmod.kernels.norm import layer_norm
-from softmod.kernels.switch import NORM, UPDATE, used, version_in_use
+from softmod.kernels.switch import NORM, UPDATE, compiling, used, version_in_use
 
 __all__ = [
     "NORM",
     "UPDATE",
     "available",
     "bound",
+    "compiling",
     "fits",
     "fits_norm",
     "flat",

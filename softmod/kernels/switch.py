@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 NORM = 1  # the version with layer normalization only
 UPDATE = 2  # the version that also fuses losses, mixing, optimizers and more
@@ -30,4 +31,9 @@ def used(version: int = UPDATE) -> Iterator[None]:
 
 def version_in_use() -> int:
     """Return the version in use: 0 if none, or if the code is being compiled by PyTorch."""
-    return 0 if torch.compiler.is_compiling() else _version.get()
+    return 0 if compiling() else _version.get()
+
+
+def compiling() -> bool:
+    """Return whether the code is being compiled by PyTorch, or traced for that."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
