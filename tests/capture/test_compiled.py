@@ -23,7 +23,6 @@ CASES: list[tuple[type[Network], dict[str, Any]]] = [
     *((form, {}) for form in KINDS.values()),
     (SoftModular, {"update_order": "released", "clip_norm": 0.5}),
     (MLP, {"gradient_surgery": "pcgrad"}),
-    (SoftModular, RECIPE),
     (Residual, RECIPE),
 ]
 

@@ -82,6 +82,9 @@ ALL |= dict.fromkeys(("decoupled", "keep", "moves", "halves"), True)
         ("_sums", {"block": 1024}),
         ("_norms", {"block": 1024, "most": 32}),
         ("_all_finite", {"given": True, "block": 2}),
+        ("_sums", {"block": 1024, "count": 1}),  # Triton treats 1 as a constant
+        ("_norms", {"block": 1024, "most": 1, "count": 1, "parameters": 1}),
+        ("_all_finite", {"given": False, "block": 1, "size_a": 1, "size_b": 1}),
         ("_adam", ADAM | PLAIN),
         ("_adam", ADAM | ALL),
         ("_settle", {"moves": True, "smoothing": 0.01, "block": 1024}),
