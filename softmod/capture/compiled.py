@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from softmod import kernels
 from softmod.capture.recorder import address
 
 Metrics = dict[str, Tensor]
@@ -74,7 +74,10 @@ def traced(
         The graph, a function of state and inputs, and the state: all memory that existed before.
     """
     before = [tensor.detach().clone() for tensor in live]
-    graph = make_fx(function, _allow_non_fake_inputs=True)(*inputs)
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to import
+
+    with kernels.traced():
+        graph = make_fx(function, _allow_non_fake_inputs=True)(*inputs)
     with torch.no_grad():
         torch._foreach_copy_(list(live), before)
     return graph, lift(graph)

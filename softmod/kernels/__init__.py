@@ -11,7 +11,7 @@ from softmod.kernels.halves import follow, gradient, halve, halves, same_dtype
 from softmod.kernels.library import available, key, newest
 from softmod.kernels.norm import fits as fits_norm
 from softmod.kernels.norm import layer_norm
-from softmod.kernels.switch import NORM, UPDATE, compiling, used, version_in_use
+from softmod.kernels.switch import NORM, UPDATE, compiling, traced, used, version_in_use
 
 __all__ = [
     "NORM",
@@ -36,6 +36,7 @@ __all__ = [
     "optimizer",
     "policy",
     "same_dtype",
+    "traced",
     "used",
     "version_in_use",
 ]

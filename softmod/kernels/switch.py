@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 NORM = 1  # the version with layer normalization only
 UPDATE = 2  # the version that also fuses losses, mixing, optimizers and more
 VERSIONS = (UPDATE, NORM)  # newest first
 
 _version: ContextVar[int] = ContextVar("version of the fused operations", default=0)
+_traced: ContextVar[bool] = ContextVar("code is traced to be compiled", default=False)
 
 
 @contextmanager
@@ -36,4 +36,14 @@ def version_in_use() -> int:
 
 def compiling() -> bool:
     """Return whether the code is being compiled by PyTorch, or traced for that."""
-    return torch.compiler.is_compiling() or get_proxy_mode() is not None
+    return torch.compiler.is_compiling() or _traced.get()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Trace code in this context in order to compile it."""
+    token = _traced.set(True)
+    try:
+        yield
+    finally:
+        _traced.reset(token)
