@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod import kernels
@@ -18,16 +18,11 @@ from softmod.agent import losses, surgery
 from softmod.agent.chunks import Chunks
 from softmod.agent.replay import Batch, Replay
 from softmod.agent.running import ReturnScale, RunningMoments, SuccessRates
-from softmod.agent.update import (
-    Rollback,
-    all_finite,
-    clip_stacked,
-    materialize,
-    move_targets,
-    step_if,
-)
+from softmod.agent.steps import LOG_TEMPERATURE, FlatSteps, FusedSteps, Steps, inner
+from softmod.agent.update import Rollback, materialize
 from softmod.agent.value_heads import ValueHead
 from softmod.capture.update_graph import Update
+from softmod.networks import products
 from softmod.networks.gaussian import Actor
 from softmod.networks.gaussian import actions as policy_actions
 from softmod.networks.network import Network
@@ -43,7 +38,6 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 RECENT = 200  # newest states per task over which routes are averaged
 # All threads share autocast's cache, and the first thread that leaves autocast clears it.
 _autocast_cache = threading.RLock()
-LOG_TEMPERATURE = 10.0  # temperatures stay in [exp(-10), exp(10)], about [5e-5, 2e4]
 
 
 class MTSAC(L.LightningModule):
@@ -159,12 +153,16 @@ class MTSAC(L.LightningModule):
         self.programs: dict[str, Update] = {"whole": self.update, "critics": self.update_critics}
         self.rollback_programs = {"whole"}  # programs that may have to undo an optimizer step
         self.fused = 0  # version of the fused operations of `softmod.kernels`; 0: none
+        self.bf16 = False  # products in bfloat16, with sums and all other results in fp32
         self.given: UpdateInputs | None = None  # inputs of the last update, for fault reports
         self.updates = 0  # updates made, over all sessions
         self.skipped: Tensor | None = None  # consecutive non-finite updates, on the device
         self.chunks: Chunks | None = None  # draws on the device; None: draws of torch's generators
         self.measures = True  # False: updates return the finite flag only
         self.rollback: Rollback | None = None  # for an update's first step; made at the first use
+        self.plain_steps = Steps(self)
+        self.fused_steps = FusedSteps(self)
+        self.flat_steps: FlatSteps | None = None  # made by `flatten`
 
     def describe(self) -> str:
         """Return the sizes of the networks as text for the terminal."""
@@ -374,9 +372,8 @@ class MTSAC(L.LightningModule):
             batch = self._as_learned(batch)
             temperature, weight = self._temperature_and_weight()
             losses, norms = self._critic_gradient(batch, next_noise, temperature, weight)
-            finite = all_finite(losses, norms)
-            _, optimizer, _ = self._optimizers()
-            self._step_critics(optimizer, norms, finite)
+            finite = self.steps.finite(losses, norms)
+            self.steps.critics(finite, norms)
             return self._critic_metrics(losses, norms, finite)
 
     def _as_learned(self, batch: Batch) -> Batch:
@@ -396,22 +393,19 @@ class MTSAC(L.LightningModule):
 
         If any loss or gradient is not finite, nothing changes.
         """
-        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
+        steps = self.steps
         temperature, weight = self._temperature_and_weight()
 
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
-        rollback = self._save_state(critic_optimizer)
-        finite = all_finite(critic_losses, critic_norms)
-        self._step(critic_optimizer, finite, critic_norms, rollback)
+        finite = steps.finite(critic_losses, critic_norms)
+        steps.try_critics(finite, critic_norms)
 
         actor_loss, actor_norm, log_prob = self._actor_gradient(batch, noise, temperature, weight)
         temperature_loss = self._temperature_gradient(log_prob)
-        finite = finite & all_finite(actor_loss, actor_norm, temperature_loss)
-        self._step(actor_optimizer, finite, actor_norm)
-        self._step_temperatures(temperature_optimizer, finite)
-        rollback.restore_unless(finite)
-        self._move_targets(finite)
-        self._move_average(finite)
+        finite = steps.finite(actor_loss, actor_norm, temperature_loss, also=finite)
+        steps.actor(finite, actor_norm)
+        steps.temperatures(finite)
+        steps.settle_critics(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
             actor_loss, actor_norm, temperature_loss, weight
         )
@@ -421,24 +415,20 @@ class MTSAC(L.LightningModule):
 
         The losses use the new temperatures. If any of them is not finite, nothing changes.
         """
-        actor_optimizer, critic_optimizer, temperature_optimizer = self._optimizers()
-        rollback = self._save_state(temperature_optimizer)
-
+        steps = self.steps
         with torch.no_grad():
             _, log_prob = self.actor.sample(batch.obs, noise)
         temperature_loss = self._temperature_gradient(log_prob)
-        finite = all_finite(temperature_loss)
-        self._step_temperatures(temperature_optimizer, finite, rollback)
+        finite = steps.finite(temperature_loss)
+        steps.try_temperatures(finite)
 
         temperature, weight = self._temperature_and_weight()
         critic_losses, critic_norms = self._critic_gradient(batch, next_noise, temperature, weight)
         actor_loss, actor_norm, _ = self._actor_gradient(batch, noise, temperature, weight)
-        finite = finite & all_finite(critic_losses, critic_norms, actor_loss, actor_norm)
-        self._step(critic_optimizer, finite, critic_norms)
-        self._step(actor_optimizer, finite, actor_norm)
-        rollback.restore_unless(finite)
-        self._move_targets(finite)
-        self._move_average(finite)
+        finite = steps.finite(critic_losses, critic_norms, actor_loss, actor_norm, also=finite)
+        steps.critics(finite, critic_norms)
+        steps.actor(finite, actor_norm)
+        steps.settle_temperatures(finite)
         return self._critic_metrics(critic_losses, critic_norms, finite) | self._policy_metrics(
             actor_loss, actor_norm, temperature_loss, weight
         )
@@ -528,7 +518,7 @@ class MTSAC(L.LightningModule):
         network.zero_grad()
         if self.gradient_surgery == "none":
             value, aux = loss(ALL)
-            if self._fused_steps and not network.independent:
+            if not self.steps.clips and not network.independent:
                 ones = self.one.expand(value.shape) if value.dim() else self.one[0]
                 self.manual_backward(value, ones)
             else:
@@ -539,108 +529,42 @@ class MTSAC(L.LightningModule):
             values, gradients, aux = surgery.task_gradients(loss, network, self.spec.num_tasks)
             surgery.set_gradient(network, surgery.pcgrad(gradients, order))
             value = values.mean(0)
-        parameters = list(network.parameters())
-        if self._fused_steps:  # the step clips
-            norms = kernels.optimizer.gradient_norms(parameters, network.members)
-        else:
-            norms = clip_stacked(parameters, network.members, self.clip_norm)
+        norms = self.steps.norms(network)
         return value.detach(), norms, aux
 
     def _temperature_gradient(self, log_prob: Tensor) -> Tensor:
         self.log_temperature.grad = None
         loss = losses.temperature_loss(self.log_temperature, log_prob, self.target_entropy)
-        if self._fused_steps:
+        if not self.steps.clips:
             self.manual_backward(loss, self.one[0])
         else:
             self.manual_backward(loss)
         return loss.detach()
 
     @property
-    def _fused_steps(self) -> bool:
-        """Return whether steps are fused with clipping and with the copy of the state."""
-        return self.fabric is not None and all(
-            kernels.optimizer.supports(_inner(optimizer)) for optimizer in self._optimizers()
+    def steps(self) -> Steps:
+        """Return the way in which optimizer steps are made: fused, where kernels support them."""
+        if self.flat_steps is not None:
+            return self.flat_steps
+        fused = self.fabric is not None and all(
+            kernels.optimizer.supports(inner(optimizer)) for optimizer in self.own_optimizers()
         )
+        return self.fused_steps if fused else self.plain_steps
 
-    def _step(
-        self,
-        optimizer: Any,
-        finite: Bool[Tensor, ""],
-        norms: Tensor | None = None,
-        rollback: Rollback | None = None,
-        targets: Sequence[Tensor] = (),
-    ) -> None:
-        """Step an optimizer if the update is finite.
+    def flatten(self, optimizers: Sequence[torch.optim.Optimizer], triton: bool) -> None:
+        """Make the steps on flat buffers from now on, if the optimizers support it.
 
         Args:
-            optimizer: the optimizer.
-            finite: the flag.
-            norms: the gradient norms, for clipping.
-            rollback: the copy of the state before the step.
-            targets: move towards the new parameters, if the step is fused.
+            optimizers: as returned by `configure_optimizers`; all parameters are on the device.
+            triton: whether Triton kernels make the steps; otherwise tensor arithmetic does.
         """
-        if not self._fused_steps:
-            step_if(optimizer, finite)
-        elif finite:
-            inner = _inner(optimizer)
-            kernels.optimizer.adam(
-                inner,
-                norms=norms,
-                max_norm=self.clip_norm,
-                kept=() if rollback is None else rollback.kept(inner),
-                saved=None if rollback is None else rollback.saved,
-                targets=targets,
-                smoothing=self.target_smoothing,
-            )
+        if all(map(kernels.flat.supports, optimizers)):
+            self.flat_steps = FlatSteps(self, optimizers, triton)
 
-    def _step_critics(self, optimizer: Any, norms: Tensor, finite: Bool[Tensor, ""]) -> None:
-        """Step the critics and move the targets, in one pass if steps are fused."""
-        if self._fused_steps and all(
-            kernels.gradient(parameter) is not None for parameter in self.critic.parameters()
-        ):
-            targets = list(self.target_critic.parameters())
-            self._step(optimizer, finite, norms, targets=targets)
-        else:
-            self._step(optimizer, finite, norms)
-            self._move_targets(finite)
-
-    @torch.no_grad()
-    def _step_temperatures(
-        self, optimizer: Any, finite: Bool[Tensor, ""], rollback: Rollback | None = None
-    ) -> None:
-        """Step and clamp, unless the update is not finite."""
-        self._step(optimizer, finite, rollback=rollback)
-        self.log_temperature.clamp_(-LOG_TEMPERATURE, LOG_TEMPERATURE)
-
-    def _move_targets(self, finite: Bool[Tensor, ""]) -> None:
-        targets = list(self.target_critic.parameters())
-        sources = list(self.critic.parameters())
-        move_targets(
-            targets, [source.detach() for source in sources], self.target_smoothing, finite
-        )
-
-    def _move_average(self, finite: Bool[Tensor, ""]) -> None:
-        if self.averaged_actor is not None:
-            averages = list(self.averaged_actor.parameters())
-            sources = list(self.actor.parameters())
-            move_targets(
-                averages, [source.detach() for source in sources], self.policy_averaging, finite
-            )
-
-    def _optimizers(self) -> tuple[Any, Any, Any]:
+    def own_optimizers(self) -> tuple[Any, Any, Any]:
         """Return the optimizers of actor, critics and temperatures, as wrapped by Lightning."""
         actor, critic, temperature = self.optimizers()  # type: ignore[attr-defined]
         return actor, critic, temperature
-
-    def _save_state(self, optimizer: Any) -> Rollback:
-        """Save the state that an optimizer's step changes; buffers are allocated once."""
-        if self.rollback is None:
-            self.rollback = Rollback(optimizer)
-        if self._fused_steps:
-            self.rollback.leave_to_step()
-        else:
-            self.rollback.save()
-        return self.rollback
 
     @contextmanager
     def _numerics(self) -> Iterator[None]:
@@ -649,22 +573,24 @@ class MTSAC(L.LightningModule):
         A Lightning Trainer sets the precision itself.
         """
         precision = nullcontext() if self.fabric is None else self.fabric.autocast()
-        with _autocast_cache, precision, kernels.used(self.fused):
+        version = 0 if self.bf16 else self.fused
+        with _autocast_cache, precision, kernels.used(version):
             yield
 
     @contextmanager
     def _halves(self) -> Iterator[None]:
-        """Multiply bfloat16 copies of the weights under autocast, if steps are fused.
+        """Multiply bfloat16 copies of the weights, with `bf16` or if steps are fused in autocast.
 
-        Gradient surgery needs the gradients of the weights themselves.
+        Under autocast, gradient surgery needs the gradients of the weights themselves.
         """
         wanted = (
             self.gradient_surgery == "none"
-            and self._fused_steps
+            and self.steps is self.fused_steps
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") is torch.bfloat16
         )
-        with kernels.halves(wanted):
+        copies = self.steps.copies() if self.bf16 else None
+        with products.in_bf16(copies), kernels.halves(wanted):
             for network in (self.actor, self.critic, self.target_critic):
                 kernels.halve(_products(network))
             yield
@@ -755,12 +681,6 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         network.requires_grad_(True)
         kernels.follow(parameters)
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer inside Fabric's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
 
 
 def _products(network: nn.Module) -> list[Tensor]:

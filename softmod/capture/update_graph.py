@@ -1,4 +1,4 @@
-"""Execution of the whole update: eager, captured as one graph, or captured with compiled networks.
+"""Execution of the whole update: eager, captured as one graph, or compiled.
 
 Results differ only by rounding. PyTorch has no graphs on a CPU, so there the operations are
 captured (`softmod.capture.cpu_graph`).
@@ -6,12 +6,14 @@ captured (`softmod.capture.cpu_graph`).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softmod.capture.compiled import Compiled
 from softmod.capture.cpu_graph import CpuGraph
 from softmod.errors import ConfigError
 
@@ -27,27 +29,33 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     Args:
         agent: its `programs` are replaced if they are captured.
         optimizers: the agent's optimizers.
-        how: "eager"; "captured", as one graph per program; "compiled", with compiled networks and,
+        how: "eager"; "captured", as one graph per program; "compiled", each program as a whole and,
             on a GPU, captured too; "auto", captured if the optimizers support it.
 
     Raises:
-        ConfigError: `how` is "captured", but an optimizer is not fused.
+        ConfigError: the optimizers do not support `how`.
     """
-    if how == "compiled":
-        for network in (agent.actor.network, agent.critic, agent.target_critic):
-            network.compile()
+    on_cuda = agent.device.type == "cuda"
+    if on_cuda or how == "compiled":
+        triton = on_cuda and importlib.util.find_spec("triton") is not None
+        agent.flatten(optimizers, triton)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     fused = all(group.get("fused") for group in groups)
-    capture = how in ("captured", "auto") or (how == "compiled" and agent.device.type == "cuda")
-    if not capture or (how != "captured" and not fused):
+    if how == "eager" or (how == "auto" and not fused):
         return
-    if not fused:
+    if not fused or (how == "compiled" and agent.flat_steps is None):
+        kind = "fused Adam or AdamW" if how == "compiled" else "fused optimizer"
         raise ConfigError(
-            "fabric.compile=captured: only with a fused optimizer (optimizer.*.fused=true, or"
-            " eager)"
+            f"fabric.compile={how}: only with a {kind} (optimizer.*.fused=true, or eager)"
         )
     for group in groups:
         group["capturable"] = True
+    if how == "compiled":
+        agent.programs = {
+            name: Compiled(run, lambda: state_of(agent)) for name, run in agent.programs.items()
+        }
+        if not on_cuda:
+            return
     agent.programs = {
         name: Captured(agent, run, name in agent.rollback_programs)
         for name, run in agent.programs.items()

@@ -272,8 +272,9 @@ class FabricConfig:
 
     # device of the learner; auto: cuda if available
     accelerator: str = choice("auto", "cpu", "cuda")
-    # numeric precision; tf32 needs CUDA; auto: bf16-mixed on a CPU that multiplies bfloat16
-    precision: str = choice("auto", "32-true", "tf32", "bf16-mixed")
+    # numeric precision; tf32 needs CUDA; bf16: products only, for CUDA; bf16-mixed: autocast; auto:
+    # bf16-mixed on a CPU that multiplies bfloat16
+    precision: str = choice("auto", "32-true", "tf32", "bf16", "bf16-mixed")
     kernels: str = choice("auto", "off")  # fused CPU kernels; auto: if a C compiler is found
     # execution of an update; auto: captured if the optimizers support it
     compile: str = choice("auto", "eager", "compiled", "captured")

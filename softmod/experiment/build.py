@@ -129,6 +129,7 @@ def make_agent(
             optimizers={name: maker(name) for name in OPTIMIZERS},
             batch_per_task=cfg.run.batch_per_task, seed=cfg.seed, value_head=value_head(cfg),
         )  # fmt: skip
+    agent.bf16 = cfg.fabric.precision == "bf16"
     agent.fused = fused if fabric.device.type == "cpu" else 0
     fabric.to_device(agent)
     inner = agent.configure_optimizers()

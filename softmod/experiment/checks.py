@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from softmod import kernels
 from softmod.agent.mtsac import MTSAC
 from softmod.agent.replay import bytes_per_transition
 from softmod.agent.value_heads import ValueHead
@@ -127,11 +128,16 @@ def check_members(network: Network, key: str, target: str) -> None:
 
 
 def check_capture(cfg: TrainConfig, optimizer: Optimizer, key: str) -> None:
-    """Check that an optimizer can be captured where `fabric.compile=captured`.
+    """Check that an optimizer supports `fabric.compile=captured` or `compiled`.
 
     Raises:
-        ConfigError: it is not fused.
+        ConfigError: it is not fused, or cannot be compiled.
     """
+    if cfg.fabric.compile == "compiled" and not kernels.flat.supports(optimizer):
+        raise ConfigError(
+            f"fabric.compile=compiled: needs a fused Adam or AdamW; set {key}.fused=true or"
+            " fabric.compile=eager"
+        )
     if cfg.fabric.compile == "captured" and not all(
         group.get("fused") for group in optimizer.param_groups
     ):

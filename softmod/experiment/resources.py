@@ -166,12 +166,11 @@ def precision(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})
 def fused(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType({})) -> int:
     """Return the version of the fused operations that updates use; 0 if they use none.
 
-    They use some on a CPU, if `fabric.kernels` is not off and they compile: the newest version in a
-    new run, and in a resumed run the version used `before`, if any.
+    They use some on a CPU, if they compile, `fabric.kernels` is not off and `fabric.precision` not
+    bf16: the newest version in a new run, and in a resumed run the version used `before`, if any.
     """
-    if cfg.fabric.kernels == "off" or (
-        cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
-    ):
+    on_cuda = cfg.fabric.accelerator != "cpu" and torch.cuda.is_available()
+    if cfg.fabric.kernels == "off" or cfg.fabric.precision == "bf16" or on_cuda:
         return 0
     if not before:
         return kernels.newest()
@@ -201,7 +200,7 @@ def updates_per_graph(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxy
 def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
     """Build the learner's Fabric: one device, in the wanted precision (None: as `precision`)."""
     wanted = wanted or precision(cfg)
-    of_fabric: Any = "32-true" if wanted == "tf32" else wanted
+    of_fabric: Any = "32-true" if wanted in ("tf32", "bf16") else wanted
     for name in ("lightning.fabric", "lightning.pytorch"):  # silence advice on the precision
         logging.getLogger(name).setLevel(logging.WARNING)
     return L.Fabric(

@@ -13,6 +13,7 @@ UPDATE = 2  # the version that also fuses losses, mixing, optimizers and more
 VERSIONS = (UPDATE, NORM)  # newest first
 
 _version: ContextVar[int] = ContextVar("version of the fused operations", default=0)
+_traced: ContextVar[bool] = ContextVar("code is traced to be compiled", default=False)
 
 
 @contextmanager
@@ -30,4 +31,19 @@ def used(version: int = UPDATE) -> Iterator[None]:
 
 def version_in_use() -> int:
     """Return the version in use: 0 if none, or if the code is being compiled by PyTorch."""
-    return 0 if torch.compiler.is_compiling() else _version.get()
+    return 0 if compiling() else _version.get()
+
+
+def compiling() -> bool:
+    """Return whether the code is being compiled by PyTorch, or traced for that."""
+    return torch.compiler.is_compiling() or _traced.get()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Trace code in this context in order to compile it."""
+    token = _traced.set(True)
+    try:
+        yield
+    finally:
+        _traced.reset(token)

@@ -22,7 +22,7 @@ def mix(
     relu: bool = False,
 ) -> Float[Tensor, "stack target rows width"]:
     """Return `sum_j phat_ij g_j` for every target i and row (Eq. 8), with ReLU if `relu`."""
-    if torch.compiler.is_compiling():  # the compiler generates faster code from the formula
+    if kernels.compiling():  # the compiler generates faster code from the formula
         mixed: Tensor = (route.permute(0, 2, 3, 1).unsqueeze(-1) * outputs.unsqueeze(1)).sum(2)
         return mixed.relu() if relu else mixed
     if kernels.fits(outputs, route) and outputs.dtype == route.dtype and outputs.stride(-1) == 1:

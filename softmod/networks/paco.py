@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from softmod.networks import products
 from softmod.networks.network import Network
 from softmod.networks.norm import normalized
 from softmod.networks.stacked import fill
@@ -35,7 +36,7 @@ class Composed(nn.Module):
     ) -> Float[Tensor, "stack task batch fan_out"]:
         weight = _compose(composition, self.weight)  # (stack, task, in, out)
         bias = _compose(composition, self.bias)  # (stack, task, 1, out)
-        return x @ weight + bias
+        return products.product(x, weight, products.copy_of(weight)) + bias
 
 
 def _compose(composition: Tensor, sets: Tensor) -> Tensor:

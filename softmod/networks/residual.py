@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from softmod import kernels
+from softmod.networks import products
 from softmod.networks.network import Network
 from softmod.networks.norm import normalized
 from softmod.networks.stacked import StackedLinear, spread
@@ -70,7 +71,9 @@ class Residual(Network):
             added = self._embedding(tasks).to(weight.dtype) @ for_task
             return kernels.layers.normalized_sum(rows.unflatten(1, x.shape[:2]), added)
         for_input, for_task = first.weight.split(widths, 1)
-        rows = torch.baddbmm(first.bias, spread(x, self.stack), for_input)
+        copy = products.copy_of(first.weight)
+        copy = None if copy is None else copy[:, : self.in_dim]
+        rows = products.linear(spread(x, self.stack), for_input, first.bias, copy)
         by_task = rows.unflatten(1, x.shape[:2])
         summed = by_task + (self._embedding(tasks) @ for_task).unsqueeze(2)
         return normalized(summed, self.norm, relu=True)

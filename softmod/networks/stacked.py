@@ -1,4 +1,4 @@
-"""Linear layers with an ensemble axis: stacked weights, multiplied by one `baddbmm`."""
+"""Linear layers with an ensemble axis: stacked weights, multiplied by one product."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from softmod import kernels
+from softmod.networks import products
 from softmod.networks.norm import normalized
 
 HEAD_BOUND = 3e-3  # 11: heads and routing outputs start within +-3e-3
@@ -42,7 +43,8 @@ class StackedLinear(nn.Module):
         """Return the layer's outputs, normalized as in `normalized`, and with ReLU if `relu`."""
         if fused := kernels.same_dtype(x, self.weight, self.bias):
             return kernels.layers.linear(fused, norm == "layer", relu)
-        return normalized(torch.baddbmm(self.bias, x, self.weight), norm, relu)
+        y = products.linear(x, self.weight, self.bias, products.copy_of(self.weight))
+        return normalized(y, norm, relu)
 
     def extra_repr(self) -> str:
         stack, fan_in, fan_out = self.weight.shape
@@ -66,10 +68,14 @@ class PerTaskLinear(nn.Module):
     ) -> Float[Tensor, "stack task batch fan_out"]:
         weight = self.weight.unflatten(0, (self.stack, -1))
         bias = self.bias.unflatten(0, (self.stack, -1))
+        copy = products.copy_of(self.weight)
+        if copy is not None:
+            copy = copy.unflatten(0, (self.stack, -1))
         if tasks is not None:
             weight = weight.index_select(1, tasks)
             bias = bias.index_select(1, tasks)
-        return x @ weight + bias  # one product per task
+            copy = None if copy is None else copy.index_select(1, tasks)
+        return products.product(x, weight, copy) + bias  # one product per task
 
 
 class TaskEmbedding(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from softmod.agent.group import Group, Turns
 from softmod.agent.mtsac import MTSAC, Metrics
 from softmod.agent.replay import Batch, Replay, random_rollout
+from softmod.agent.steps import inner
 from softmod.capture import batched
 from softmod.networks.mlp import MLP
 from softmod.networks.residual import Residual
@@ -191,6 +192,26 @@ def test_an_error_in_one_part_ends_the_work_of_all_threads():
     with pytest.raises(ArithmeticError, match="of this test"):
         Group(ours, 2).learn(memory, [10_000] * 3)
     assert max(agent.updates for agent in ours) < 1_000
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("options", [{"clip_norm": 0.5}, {"update_order": "released"}, RECIPE])
+def test_agents_whose_steps_are_on_flat_buffers_as_on_a_gpu(
+    options: dict[str, object], bf16: bool, monkeypatch: pytest.MonkeyPatch
+):
+    separate = agents
+
+    def flat(*args, **kwargs) -> list[MTSAC]:
+        made = separate(*args, **kwargs)
+        for agent in made:
+            agent.bf16 = bf16
+            agent.flatten([inner(own) for own in agent.own_optimizers()], triton=False)
+        return made
+
+    monkeypatch.setitem(globals(), "agents", flat)
+    assert settled(
+        compare([[6, 6], [3, 3]], lambda *which: which == (1, 4), network=MLP, **options)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_surgery": "pcgrad"}, {"clip_norm": 0.0}])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from softmod.agent import losses, mtsac
+from softmod.agent import losses, mtsac, steps
 from softmod.agent.mtsac import MTSAC, entropy
 from softmod.agent.replay import Batch, Replay, random_rollout
 from softmod.agent.value_heads import Squared
@@ -244,7 +244,7 @@ def test_a_non_finite_update_changes_nothing(order, fault, monkeypatch):
 @pytest.mark.control(15)
 @pytest.mark.parametrize("order", ["sequential", "released"])
 def test_without_the_flag_everything_is_lost(order, monkeypatch):
-    monkeypatch.setattr(mtsac, "all_finite", lambda *tensors: torch.tensor(True))
+    monkeypatch.setattr(steps, "all_finite", lambda *tensors: torch.tensor(True))
     agent = make(update_order=order)
     faulty = batch(1)
     faulty.reward[1, 2] = float("nan")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-
 import lightning as L
 import pytest
 import torch
@@ -34,7 +30,6 @@ SIZES = {
     "embedding_width": 8,
     "gating_width": 8,
 }
-compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 
 
 def sizes_of(network: type, norm: str) -> dict[str, object]:
@@ -217,35 +212,6 @@ def test_a_graph_reads_its_own_memory():
 def test_only_a_fused_optimizer_can_be_captured():
     with pytest.raises(ConfigError, match=r"fabric\.compile=captured: only with a fused optimizer"):
         make("captured", fused=False)
-
-
-COMPILED = """
-import sys
-import torch
-from tests.capture.test_update_graph import batches, make
-from softmod.networks.mlp import MLP
-from softmod.networks.gaussian import Actor
-device = sys.argv[1]
-eager, compiled = (make(how, MLP, device, norm="layer") for how in ("eager", "compiled"))
-compiled.fused = True  # what is compiled does without: the compiler fuses by itself
-for given in batches(6, device, broken=4):
-    ours, theirs = compiled.programs["whole"](*given), eager.programs["whole"](*given)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
-counters = torch._dynamo.utils.counters
-assert not counters["graph_break"], counters["graph_break"]
-print(counters["stats"]["unique_graphs"])
-"""
-
-
-@compiler
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def test_compiled_networks_update_as_eager_ones_do(device: str):
-    """In a separate process, since the shape checks of the tests cannot be compiled."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, device], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 2  # actor and critic
 
 
 @pytest.mark.cuda

@@ -27,7 +27,7 @@ def run(*more: str) -> int:
 
 
 @pytest.mark.parametrize("compile_", ["captured", "eager"])
-@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16", "bf16-mixed"])
 def test_a_run_in_every_precision(here, precision: str, compile_: str):
     assert run(f"fabric.precision={precision}", f"fabric.compile={compile_}") == 0
     values = metrics(only(here))

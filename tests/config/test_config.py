@@ -315,7 +315,7 @@ FAULTY = {
     "run.batch_per_task=20000000": "larger than run.replay_per_task",
     "run.max_minutes=0": "run.max_minutes=0.0: must be above 0",
     "run.resume=maybe": "must be one of auto, must, never",
-    "fabric.precision=16": "must be one of auto, 32-true, tf32, bf16-mixed",
+    "fabric.precision=16": "must be one of auto, 32-true, tf32, bf16, bf16-mixed",
     "env=mt11": "env has no option mt11; it has",
     "env.horizon=600": "env.horizon=600: must be in [1, 500]",
     "env.goals=bench": "did you mean benchmark?",

@@ -93,7 +93,7 @@ FAULTY = {
     "workers.processes=-1": "workers.processes=-1 | [0, 1024]",
     "workers.timeout=0": "workers.timeout=0 | above 0",
     "fabric.accelerator=gpu": "fabric.accelerator=gpu | auto, cpu, cuda",
-    "fabric.precision=16": "fabric.precision=16 | auto, 32-true, tf32, bf16-mixed",
+    "fabric.precision=16": "fabric.precision=16 | auto, 32-true, tf32, bf16, bf16-mixed",
     "actor.num_layers=1": "actor.num_layers=1 | at least 2",
     "actor.module_width=1000000000": "module_width=1000000000",
     "actor._target_=softmod.networks.mlp.MPL": "softmod.networks.mlp.MPL | did you mean",
