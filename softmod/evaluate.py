@@ -107,11 +107,14 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
     from softmod.checkpoint import files as checkpoint
     from softmod.checkpoint.load import actor_of, find, suite_of
     from softmod.networks.weights import flatten
+    from softmod.report.video import encoder, record
     from softmod.spec import mean_success
     from softmod.tracking.console import print_table
     from softmod.workers.pool import Workers
     from softmod.workers.worker import Plan
 
+    if cfg.video:
+        encoder()  # before the work, which takes minutes
     folder, facts = find(Path(cfg.checkpoint))
     with checkpoint.reading(folder):
         suite = suite_of(facts, cfg.allow)
@@ -135,10 +138,9 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         (output / "evaluation.json").write_text(json.dumps(result, indent=1))
     say(f"written: {output / 'evaluation.json'}")
     if cfg.video:
-        from softmod.report.video import record
-
-        for path in record(suite, actor, min(goals, cfg.video_episodes), output):
-            say(f"written: {path}")
+        with checkpoint.writing(output):
+            for path in record(suite, actor, min(goals, cfg.video_episodes), output):
+                say(f"written: {path}")
     send(cfg, run_of(folder), output)
     return scores
 

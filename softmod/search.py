@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from softmod.config.compose import compose, parse, typed
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system import signals
 from softmod.system.streams import complain, exit_with, say
+from softmod.tracking.mlflow_store import SQLITE
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -110,7 +112,7 @@ def read(arguments: list[str]) -> Search:
         "command": shlex.join(["python", "-m", "softmod.search", *arguments]),
     }
     lines = [str(override.input_line) for override in fixed]
-    search = Search(lines, space, int(own["trials"]), own["storage"], sweep)
+    search = Search(lines, space, int(own["trials"]), with_home(own["storage"]), sweep)
     first = {key: ends(one)[0] for key, one in space.items()}
     for key, one in space.items():
         for end in ends(one):
@@ -218,7 +220,7 @@ class Search:
             )
             say(
                 "  python -m softmod.train "
-                + " ".join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())])
+                + shlex.join([*self.lines, *(f"{k}={v}" for k, v in best.params.items())])
             )
         return self.codes[0] if self.codes else 0
 
@@ -296,6 +298,12 @@ def sampler(trial: Trial) -> TPESampler:
     upto = trial.study.get_trials(deepcopy=False)[: trial.number + 1]
     again = sum(1 for one in upto if {"fixed_params", "failed_trial"} & set(one.system_attrs))
     return TPESampler(seed=trial.number - again, constant_liar=True)
+
+
+def with_home(storage: str) -> str:
+    """Replace `~` in the address of an sqlite file by the home folder."""
+    path = storage.removeprefix(SQLITE)
+    return f"{SQLITE}{Path(path).expanduser()}" if path.startswith("~") else storage
 
 
 def shown(values: Mapping[str, Any]) -> str:

@@ -16,7 +16,13 @@ from softmod.config.schema import UiConfig
 from softmod.errors import ConfigError, SoftmodError
 from softmod.system.streams import exit_with, say
 from softmod.tracking import dashboard
-from softmod.tracking.mlflow_store import SQLITE, database, prepare_environment, store_uri
+from softmod.tracking.mlflow_store import (
+    SQLITE,
+    database,
+    follow_move,
+    prepare_environment,
+    store_uri,
+)
 from softmod.tracking.redact import redacted
 
 MAX_LISTED = 10  # experiments
@@ -49,6 +55,8 @@ def run(arguments: list[str]) -> int:
                 f"uri={redacted(uri)}: a server has a dashboard of its own; this command serves"
                 " SQLite files"
             )
+        if path.exists():
+            follow_move(path)
         for line in addresses(path, cfg.port):
             say(line)
         serve(path, cfg.port)

@@ -52,6 +52,25 @@ def test_links_lead_somewhere(name: str):
     assert not list(broken(NAMES[name]))
 
 
+def unquoted(text: str) -> Iterator[str]:
+    """Yield the command lines of a page that zsh would not pass on as they are."""
+    for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            bare = re.sub(r"\"[^\"]*\"|'[^']*'|(?:^|\s)#.*", "", line)
+            if re.search(r"[\[\]*?]|=~|=\(", bare):
+                yield line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_command_lines_quote_what_a_shell_would_expand(name: str):
+    assert not list(unquoted(NAMES[name].read_text()))
+
+
+def test_a_bare_bracket_is_found():
+    text = 'A.\n```sh\ntrain "a=[1]"  # [x]\ntrain a=[1]\nls *.md\n```\n[a](b)\n'
+    assert list(unquoted(text)) == ["train a=[1]", "ls *.md"]
+
+
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("# A title\n[a](page.md#a-title) [b](page.md#b) [c](c.md) `[d](d.md)`\n")

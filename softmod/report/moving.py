@@ -11,13 +11,13 @@ import PIL.Image
 
 from softmod.checkpoint.load import TrainedPolicy
 from softmod.envs.episode import EvalEpisode
-from softmod.errors import WorkerError
 from softmod.report.figures import name_of
 from softmod.report.routing import Layer, draw_graph
 from softmod.report.video import (
     EVERY,
     FRAMES_PER_SECOND,
     THUMBNAIL,
+    encoder,
     side_by_side,
     thumbnail,
     watched,
@@ -41,10 +41,7 @@ def videos(policy: TrainedPolicy, folder: Path, goal: int = 0) -> Iterator[Path]
     Raises:
         WorkerError: The video extra is not installed, or this machine cannot render.
     """
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise WorkerError('video=true requires imageio: pip install "imageio[ffmpeg]"') from error
+    imageio = encoder()
     small: list[list[Image]] = []
     for index, task in enumerate(policy.tasks):
         path = folder / f"routes_{task}.mp4"

@@ -25,7 +25,7 @@ from softmod.report.runs import (
 )
 from softmod.system.streams import say
 from softmod.tracking import dashboard
-from softmod.tracking.mlflow_store import prepare_environment, store_uri
+from softmod.tracking.mlflow_store import connect, prepare_environment, store_uri
 from softmod.tracking.names import routing_entropy
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -61,9 +61,7 @@ def report(cfg: ReportConfig, output: Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         page = write(cfg, found, runs, output)
     if parent:
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(uri)
+        client = connect(uri)
         for path in sorted(output.rglob("*")):
             if path.is_file() and path.stat().st_mtime >= began - 1:  # skip older reports
                 below = path.parent.relative_to(output).as_posix()
@@ -82,6 +80,10 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
         ConfigError: The network does not route, its classes are not allowed, `swap` is true for
             another network than a soft modular one, or the output cannot be written.
     """
+    if cfg.video:
+        from softmod.report.moving import encoder, videos
+
+        encoder()  # before the work
     policy = load(path, cfg.allow)
     if cfg.swap:
         swaps.router_of(policy)
@@ -118,12 +120,12 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
             page.table(sharing.distances_table(rollouts))
         if cfg.swap:
             add_swaps(page, policy, rollouts, cfg.episodes)
+        written = page.write()
         if cfg.video:
-            from softmod.report.moving import videos
-
             for video in videos(policy, output):
                 page.link(video, video.name)
-        return page.write()
+            page.write()
+        return written
 
 
 def add_swaps(

@@ -181,17 +181,21 @@ def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:
     Raises:
         ConfigError: The store cannot be read, there is no such sweep, or it has no runs.
     """
-    from softmod.tracking.mlflow_store import MEMBER_TAG, PARENT_TAG, SWEEP_TAG, database
+    from softmod.tracking.mlflow_store import (
+        MEMBER_TAG,
+        PARENT_TAG,
+        SWEEP_TAG,
+        connect,
+        database,
+    )
 
     path = database(uri)
     if path is not None and not path.exists():  # MLflow would make one
         raise ConfigError(
             f"sweep={sweep}: there is no MLflow store at {path}; set uri=... to its address"
         )
-    from mlflow.tracking import MlflowClient
-
     try:
-        client = MlflowClient(uri)
+        client = connect(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     except Exception as error:  # from MLflow, the database or the network
         raise ConfigError(

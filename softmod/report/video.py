@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,21 @@ COLUMNS = 5
 COLORS = 64
 
 
+def encoder() -> Any:
+    """Return imageio, which writes videos.
+
+    Raises:
+        WorkerError: The video extra is not installed. Meta-World requires imageio, but not the
+            package with the encoder.
+    """
+    try:
+        import imageio.v3 as imageio
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise WorkerError('video=true requires a package: pip install "imageio[ffmpeg]"') from error
+    return imageio
+
+
 def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Iterator[Path]:
     """Play the first `episodes` goals of each task; write `<task>.mp4` and `tasks.gif`.
 
@@ -35,10 +51,7 @@ def record(suite: TaskSuite, actor: Actor, episodes: int, folder: Path) -> Itera
     Raises:
         WorkerError: The video extra is not installed, or this machine cannot render.
     """
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise WorkerError('video=true requires imageio: pip install "imageio[ffmpeg]"') from error
+    imageio = encoder()
     policy = Policy(actor)
     small = list[list[Frame]]()
     for index, task in enumerate(suite.spec.tasks):

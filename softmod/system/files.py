@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,18 +59,21 @@ def flush(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-        warn_once(f"this file system cannot flush {kind(path)} to the disk ({error.strerror}): a"
-                  " power failure may lose the latest files")  # fmt: skip
+        flush_open(descriptor)
     finally:
         os.close(descriptor)
 
 
-def kind(path: Path) -> str:
-    return "folders" if path.is_dir() else "files"
+def flush_open(descriptor: int) -> None:
+    """Flush an open file or folder to disk, on file systems that can; others are named once."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
+        warn_once(f"this file system cannot flush {kind} to the disk ({error.strerror}): a"
+                  " power failure may lose the latest files")  # fmt: skip
 
 
 NETWORK_FILE_SYSTEMS = (

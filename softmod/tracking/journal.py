@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from softmod.errors import ConfigError, SaveError
-from softmod.system.files import locked
+from softmod.system.files import flush_open, locked
 from softmod.tracking.names import WALL_CLOCK
 from softmod.tracking.record import JOURNAL, SCHEMA, Record, Routes
 from softmod.tracking.redact import redacted
@@ -170,7 +170,7 @@ class Journal:
         """
         self._write()
         try:
-            os.fsync(self._fd)
+            flush_open(self._fd)
         except OSError as error:
             raise SaveError(
                 f"{self.folder / JOURNAL}: cannot be written ({error.strerror})"

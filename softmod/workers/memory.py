@@ -36,7 +36,7 @@ class SharedWeights:
             reason = error.strerror or error
             raise WorkerError(
                 f"no memory to share {size:,} bytes of weights with worker processes ({reason});"
-                " workers.processes=0 avoids this"
+                " workers.processes=0 (softmod.evaluate: processes=0) avoids this"
             ) from error
         weakref.finalize(self.arena, os.close, descriptor)
         self.array: Floats = weights_in(self.arena)[:number]

@@ -107,7 +107,7 @@ class ProcessWorker:
             kind = f"{type(plan.suite).__module__}.{type(plan.suite).__qualname__}"
             raise WorkerError(
                 f"{kind} or a network cannot be sent to a worker process ({describe(error)});"
-                " workers.processes=0 avoids this"
+                " workers.processes=0 (softmod.evaluate: processes=0) avoids this"
             ) from error
         self.request = NO_REQUEST
         names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)

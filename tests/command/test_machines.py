@@ -126,17 +126,27 @@ def test_a_policy_needs_no_replay(here, capsys):
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_flush_folders(here, monkeypatch, caplog, code):
+@pytest.mark.parametrize("kinds", [("folders",), ("folders", "files")])
+def test_a_file_system_that_cannot_flush(here, monkeypatch, caplog, code, kinds):
     fsync = os.fsync
 
     def refuse(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
+        if kind in kinds:
             raise OSError(code, os.strerror(code))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse)
     assert run() == 0
-    assert sum("cannot flush folders" in record.message for record in caplog.records) == 1
+    assert statuses(only(here)) == ["RUNNING", "FINISHED"]
+    for kind in kinds:
+        assert sum(f"cannot flush {kind}" in record.message for record in caplog.records) == 1
+
+
+def test_a_sweep_in_a_working_folder_that_cannot_be_written(here, monkeypatch):
+    monkeypatch.chdir("/proc")  # read-only for every user
+    assert run("-m", "seed=0,1", f"run.folder={here / 'runs'}") == 0
+    assert len(list(here.glob("runs/*/seed_*/result.json"))) == 2
 
 
 def test_observations_of_another_shape_are_explained(here):

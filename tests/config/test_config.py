@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from softmod.command import sweep_identity
-from softmod.config import trust
+from softmod.config import messages, trust
 from softmod.config.compose import compose, typed
 from softmod.config.groups import conf_folder, options
 from softmod.config.identity import identity, run_folder
@@ -563,8 +563,14 @@ def test_messages_for_mistakes_in_files_of_the_user(override: str, message: str,
         compose([override], config_dir=own)
 
 
+def test_a_launcher_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(messages.EXTRAS, "cluster", "a-package")
+    with pytest.raises(ConfigError, match=r"^hydra/launcher=cluster: requires pip install a-pack"):
+        compose(["hydra/launcher=cluster"])
+
+
 @pytest.mark.parametrize(
-    "name", ["a(b)", "a=b", "a,b", "a'b", "a[b", "a~b", "a;b{", "umläut", "a b"]
+    "name", ["a(b)", "a=b", "a,b", "a'b", "a[b", "a~b", "a;b{", "a#b", "umläut", "a b"]
 )
 def test_a_folder_of_the_user_may_have_any_name(name: str, own: str, tmp_path: Path):
     shutil.copytree(own, tmp_path / name, ignore=shutil.ignore_patterns("experiment", name))

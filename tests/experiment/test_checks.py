@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from softmod.config.compose import compose, typed
 from softmod.errors import ConfigError
-from softmod.experiment.checks import check_members
+from softmod.experiment.checks import check_compiler, check_members
 from softmod.networks.network import Network
 from softmod.networks.stacked import StackedLinear
 
@@ -60,3 +61,17 @@ def test_a_network_that_fails_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(network, "forward", lambda x: x @ x)
     with pytest.raises(ConfigError, match=r"fails on inputs \[3, 2, 4\] \(RuntimeError"):
         check_members(network, "actor", "lab.Mine")
+
+
+def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    check_compiler(typed(compose(["experiment=toy"])))
+    cfg = typed(compose(["experiment=toy", "fabric.compile=compiled"]))
+    with pytest.raises(
+        ConfigError, match=r"needs a C\+\+ compiler \(g\+\+ or clang\+\+ not found\)"
+    ):
+        check_compiler(cfg)
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(ConfigError, match="no-such-compiler -O2 not found"):
+        check_compiler(cfg)

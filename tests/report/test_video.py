@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
+import pytest
 from PIL import Image
 
+from softmod.evaluate import run as evaluate
 from softmod.report import video
+from softmod.report.__main__ import run as report
 
 
 def frames(shade: int, count: int) -> list[video.Frame]:
@@ -36,6 +40,18 @@ class Env:
 
     def close(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("missing", ["imageio_ffmpeg", "imageio.v3"])
+def test_without_the_encoder_one_line_names_the_package(missing: str, monkeypatch, capsys):
+    """Before anything is evaluated: the checkpoints named here do not exist."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    for command in (evaluate, report):
+        assert command(["checkpoint=nowhere", "video=true"]) == 5
+        assert (
+            'video=true requires a package: pip install "imageio[ffmpeg]"'
+            in capsys.readouterr().err
+        )
 
 
 def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):

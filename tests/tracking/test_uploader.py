@@ -429,6 +429,8 @@ def test_names_become_acceptable(name: str) -> None:
 def test_where_the_store_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.store_uri(None) == f"sqlite:///{here}/mlflow.db"
     assert store.store_uri("sqlite:///sub/x.db?timeout=3") == f"sqlite:///{here}/sub/x.db?timeout=3"
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert store.store_uri("sqlite:///~/m.db") == "sqlite:////home/someone/m.db"
     assert store.artifact_root("sqlite:////sub/x.db?timeout=3") == "file:///sub/mlartifacts"
     assert store.artifact_root("http://host") is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")

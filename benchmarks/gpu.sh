@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Measure updates on a GPU, and train MT10 and MT50 by the recipe:
+#
+#   benchmarks/gpu.sh OUTPUT_FOLDER [--part 1|2|3] [--minutes M] [--rehearse]
+#
+# Part 1 (six minutes): the tests that need a GPU, the rate of updates in every way to run them, the
+# kernels of an update. Part 2: MT10 for M minutes (5), evaluated, with its curve and a packed
+# checkpoint. Part 3: MT50 for M minutes (4). Without --part, all three.
+# --rehearse runs the same code in small sizes on the CPU. $PYTHON is the interpreter (python).
+set -u
+usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
+
+OUT="" PART="1 2 3" MINUTES="" REHEARSE=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --part) PART="${2:-}"; shift ;;
+        --minutes) MINUTES="${2:-}"; shift ;;
+        --rehearse) REHEARSE=--rehearse ;;
+        -*) usage ;;
+        *) [ -z "$OUT" ] || usage; OUT="$1" ;;
+    esac
+    shift
+done
+[ -n "$OUT" ] || usage
+case "$PART" in 1 | 2 | 3 | "1 2 3") ;; *) usage ;; esac
+mkdir -p "$OUT" && OUT="$(cd "$OUT" && pwd)" || exit 1
+cd "$(dirname "$0")/.." || exit 1
+PYTHON="${PYTHON:-python}"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+# A step that exceeds its seconds is ended; the others still run.
+step() {
+    local seconds="$1" began=$SECONDS; shift
+    echo "== $*"
+    timeout --signal=INT --kill-after=20 "$seconds" "$@"
+    echo "== exit code $? after $((SECONDS - began)) s"
+}
+
+part_1() {
+    step 100 "$PYTHON" -m pytest -m cuda -q 2>&1 | tee "$OUT/cuda_tests.txt"
+    step 80 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --ways captured chunks "chunks, bf16"
+    step 30 "$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --cases mt10 --ways chunks
+    step 30 "$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --cases paper_mt10 --ways chunks
+    step 30 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --ways eager
+    step 60 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --cases mt10 --ways compiled
+    step 60 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --cases paper_mt10 \
+        --ways "compiled, bf16"
+}
+
+train() { # tasks, minutes
+    local sizes=(fabric=cuda fabric.precision=tf32)
+    [ -z "$REHEARSE" ] || sizes=(fabric=cpu run=smoke fabric.updates_per_graph=26)
+    local runs="$OUT/$1_runs"
+    step "$(($2 * 60 + 60))" "$PYTHON" -m softmod.train env="$1" tracking=journal "${sizes[@]}" \
+        run.max_minutes="$2" run.folder="$runs" 2>&1 | tee "$OUT/$1.txt"
+    local run
+    run="$(find "$runs" -maxdepth 3 -name journal.jsonl -printf '%h\n' | head -1)"
+    [ -n "$run" ] || return
+    cp "$run/journal.jsonl" "$OUT/$1_journal.jsonl"
+    [ ! -e "$run/result.json" ] || cp "$run/result.json" "$OUT/$1_result.json"
+    step 60 "$PYTHON" -m softmod.report "runs=[$run]" output="$OUT/$1_report"
+    step 60 "$PYTHON" -m softmod.state pack "$run" "$OUT/$1_packed"
+}
+
+for part in $PART; do
+    case "$part" in
+        1) part_1 ;;
+        2) train mt10 "${MINUTES:-5}" ;;
+        3) train mt50 "${MINUTES:-4}" ;;
+    esac
+done
+"$PYTHON" -m benchmarks.gpu table "$OUT"
