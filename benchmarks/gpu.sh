@@ -10,7 +10,7 @@
 set -u
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 
-OUT="" PART="1 2 3" MINUTES="" REHEARSE=""
+OUT="" PART="1 2 3" MINUTES="" REHEARSE="" END=0
 while [ $# -gt 0 ]; do
     case "$1" in
         --part) PART="${2:-}"; shift ;;
@@ -28,29 +28,33 @@ cd "$(dirname "$0")/.." || exit 1
 PYTHON="${PYTHON:-python}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-# A step that exceeds its seconds is ended; the others still run.
+# A step that exceeds its seconds, or those that its part has left, is ended; the others still run.
 step() {
-    local seconds="$1" began=$SECONDS; shift
+    local seconds=$(($1 < END - SECONDS ? $1 : END - SECONDS)) began=$SECONDS; shift
     echo "== $*"
-    timeout --signal=INT --kill-after=20 "$seconds" "$@"
+    [ "$seconds" -gt 0 ] || { echo "== left out: no time left"; return; }
+    timeout --signal=INT --kill-after=10 "$seconds" "$@"
     echo "== exit code $? after $((SECONDS - began)) s"
 }
 
 part_1() {
-    step 100 "$PYTHON" -m pytest -m cuda -q 2>&1 | tee "$OUT/cuda_tests.txt"
-    step 80 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --ways captured chunks "chunks, bf16"
-    step 30 "$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --cases mt10 --ways chunks
-    step 30 "$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --cases paper_mt10 --ways chunks
-    step 30 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --ways eager
-    step 60 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --cases mt10 --ways compiled
-    step 60 "$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE --cases paper_mt10 \
-        --ways "compiled, bf16"
+    END=$((SECONDS + 360))
+    local rates=("$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE)
+    local kernels=("$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --ways chunks)
+    step 90 "$PYTHON" -m pytest -m cuda -q 2>&1 | tee "$OUT/cuda_tests.txt"
+    step 80 "${rates[@]}" --ways captured chunks "chunks, bf16"
+    step 30 "${kernels[@]}" --cases mt10
+    step 30 "${kernels[@]}" --cases paper_mt10
+    step 30 "${rates[@]}" --ways eager
+    step 120 "${rates[@]}" --cases mt10 --ways compiled
+    step 120 "${rates[@]}" --cases paper_mt10 --ways "compiled, bf16"
 }
 
 train() { # tasks, minutes
     local sizes=(fabric=cuda fabric.precision=tf32)
     [ -z "$REHEARSE" ] || sizes=(fabric=cpu run=smoke fabric.updates_per_graph=26)
     local runs="$OUT/$1_runs"
+    END=$((SECONDS + $2 * 60 + 240))
     step "$(($2 * 60 + 60))" "$PYTHON" -m softmod.train env="$1" tracking=journal "${sizes[@]}" \
         run.max_minutes="$2" run.folder="$runs" 2>&1 | tee "$OUT/$1.txt"
     local run

@@ -81,7 +81,8 @@ def report_routing(cfg: ReportConfig, path: str, output: Path) -> Path:
             another network than a soft modular one, or the output cannot be written.
     """
     if cfg.video:
-        from softmod.report.moving import encoder, videos
+        from softmod.report.moving import videos
+        from softmod.report.video import encoder
 
         encoder()  # before the work
     policy = load(path, cfg.allow)

@@ -22,6 +22,7 @@ from softmod import evaluate, state
 from softmod.errors import ConfigError
 from softmod.report.__main__ import run as report
 from softmod.system import user
+from softmod.system.files import warn_once
 from softmod.tracking import figures
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.console import Terminal
@@ -136,6 +137,7 @@ def test_a_file_system_that_cannot_flush(here, monkeypatch, caplog, code, kinds)
             raise OSError(code, os.strerror(code))
         fsync(descriptor)
 
+    warn_once.cache_clear()
     monkeypatch.setattr(os, "fsync", refuse)
     assert run() == 0
     assert statuses(only(here)) == ["RUNNING", "FINISHED"]
