@@ -22,10 +22,19 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$OUT" ] || usage
+[[ $MINUTES =~ ^([1-9][0-9]*)?$ ]] || usage
 case "$PART" in 1 | 2 | 3 | "1 2 3") ;; *) usage ;; esac
 mkdir -p "$OUT" && OUT="$(cd "$OUT" && pwd)" || exit 1
+[ -z "$REHEARSE" ] || OUT="$OUT/rehearsal"
+for part in $PART; do
+    of="$OUT/$(case "$part" in 1) echo rates.jsonl ;; 2) echo mt10_runs ;; 3) echo mt50_runs ;; esac)"
+    [ ! -e "$of" ] || { echo "$of exists already; choose another folder"; exit 2; }
+done
+mkdir -p "$OUT"
 cd "$(dirname "$0")/.." || exit 1
 PYTHON="${PYTHON:-python}"
+# Products by cuBLAS in compiled updates: tuning Triton's for every shape would take minutes.
+export TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS="${TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS:-ATEN}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # A step that exceeds its seconds, or those that its part has left, is ended; the others still run.
@@ -33,37 +42,44 @@ step() {
     local seconds=$(($1 < END - SECONDS ? $1 : END - SECONDS)) began=$SECONDS; shift
     echo "== $*"
     [ "$seconds" -gt 0 ] || { echo "== left out: no time left"; return; }
-    timeout --signal=INT --kill-after=10 "$seconds" "$@"
-    echo "== exit code $? after $((SECONDS - began)) s"
+    timeout --signal=TERM --kill-after=10 "$seconds" "$@"
+    local code=$?
+    echo "== exit code $code after $((SECONDS - began)) s"
+    [ "$code" = 0 ] || echo "exit code $code: $*" >> "$OUT/failed.txt"
 }
 
 part_1() {
     END=$((SECONDS + 360))
+    local tests=("$PYTHON" -m pytest -m cuda -q)
     local rates=("$PYTHON" -m benchmarks.gpu rates "$OUT" $REHEARSE)
     local kernels=("$PYTHON" -m benchmarks.gpu kernels "$OUT" $REHEARSE --ways chunks)
-    step 90 "$PYTHON" -m pytest -m cuda -q 2>&1 | tee "$OUT/cuda_tests.txt"
-    step 80 "${rates[@]}" --ways captured chunks "chunks, bf16"
-    step 30 "${kernels[@]}" --cases mt10
-    step 30 "${kernels[@]}" --cases paper_mt10
-    step 30 "${rates[@]}" --ways eager
-    step 120 "${rates[@]}" --cases mt10 --ways compiled
-    step 120 "${rates[@]}" --cases paper_mt10 --ways "compiled, bf16"
+    {
+        step 60 "${tests[@]}" tests/test_counter.py tests/kernels tests/agent
+        step 50 "${rates[@]}" --ways captured chunks --cases mt10 paper_mt10
+        step 90 "${rates[@]}" --ways compiled --cases mt10
+        step 25 "${kernels[@]}" --cases mt10
+        step 50 "${tests[@]}" tests/capture/test_update_graph.py tests/command/test_cuda.py
+        step 25 "${kernels[@]}" --cases paper_mt10
+        step 60 "${rates[@]}" --ways captured chunks --cases mt50 paper_mt50
+        step 30 "${rates[@]}" --ways eager "chunks, bf16"
+        step 90 "${rates[@]}" --ways "compiled, bf16" --cases paper_mt10
+        step 90 "${tests[@]}" -x tests/capture/test_compiled.py
+    } 2>&1 | tee "$OUT/part_1.txt"
 }
 
 train() { # tasks, minutes
-    local sizes=(fabric=cuda fabric.precision=tf32)
+    local sizes=(fabric=cuda fabric.precision=tf32) runs="$OUT/$1_runs" run
     [ -z "$REHEARSE" ] || sizes=(fabric=cpu run=smoke fabric.updates_per_graph=26)
-    local runs="$OUT/$1_runs"
-    END=$((SECONDS + $2 * 60 + 240))
+    END=$((SECONDS + $2 * 60 + 120))
     step "$(($2 * 60 + 60))" "$PYTHON" -m softmod.train env="$1" tracking=journal "${sizes[@]}" \
         run.max_minutes="$2" run.folder="$runs" 2>&1 | tee "$OUT/$1.txt"
-    local run
     run="$(find "$runs" -maxdepth 3 -name journal.jsonl -printf '%h\n' | head -1)"
     [ -n "$run" ] || return
+    step 40 "$PYTHON" -m softmod.report "runs=[$run]" output="$OUT/$1_report"
+    step 40 "$PYTHON" -m softmod.state pack "$run" "$OUT/$1_packed"
     cp "$run/journal.jsonl" "$OUT/$1_journal.jsonl"
-    [ ! -e "$run/result.json" ] || cp "$run/result.json" "$OUT/$1_result.json"
-    step 60 "$PYTHON" -m softmod.report "runs=[$run]" output="$OUT/$1_report"
-    step 60 "$PYTHON" -m softmod.state pack "$run" "$OUT/$1_packed"
+    # What travels, in one file: the report, the result, the state.
+    tar czf "$OUT/$1.tar.gz" -C "$OUT" "$1_report" "$1_packed" "${run#"$OUT"/}/result.json"
 }
 
 for part in $PART; do
@@ -74,3 +90,4 @@ for part in $PART; do
     esac
 done
 "$PYTHON" -m benchmarks.gpu table "$OUT"
+[ ! -e "$OUT/failed.txt" ] || { echo; echo "Failed:"; cat "$OUT/failed.txt"; exit 1; }

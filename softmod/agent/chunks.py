@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from softmod.agent.replay import Batch, Replay
+from softmod.capture.compiled import Compiled
 from softmod.capture.update_graph import Captured, Update, cuda_graph, state_of
 from softmod.counter import Counter, normal_table, normals
 from softmod.seeding import counter_key
@@ -165,7 +166,7 @@ class Chunks:
         agent = self.agent
         draws = self._draw(replay, length)
         metrics: Metrics = {}
-        recorded = any(isinstance(program, Captured) for program in programs.values())
+        recorded = any(isinstance(own, Captured | Compiled) for own in programs.values())
         for at in range(length):
             batch, noise, next_noise = self._provide(draws, at)
             # Earlier updates need no metrics, but a recorded program returns the same ones always.

@@ -220,6 +220,7 @@ class BatchedProgram:
             self._prepare(recordings[0], inputs[0], metrics[0])
         except NotRepeatableError as error:
             self._fall_back(error)
+            self.part.loaded = False  # the agents' own memory is unchanged
         return self._next(inputs)
 
     def _record_agent(self, number: int, inputs: UpdateInputs) -> tuple[list[Operation], Metrics]:

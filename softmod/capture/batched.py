@@ -359,6 +359,7 @@ def _biased_products(
 RULES: dict[Any, Rule] = {
     READS: _flag,
     aten.bmm.default: _products,
+    aten.bmm.dtype: _products,
     aten.baddbmm.default: _biased_products,
     aten.mul.out: _elements,
     aten.addcmul_.default: _elements,

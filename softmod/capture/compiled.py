@@ -76,7 +76,8 @@ def traced(
     before = [tensor.detach().clone() for tensor in live]
     from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to import
 
-    with kernels.traced():
+    # Context variables do not reach the thread in which a backward pass on a GPU runs by default.
+    with kernels.traced(), torch.autograd.set_multithreading_enabled(False):
         graph = make_fx(function, _allow_non_fake_inputs=True)(*inputs)
     with torch.no_grad():
         torch._foreach_copy_(list(live), before)

@@ -6,13 +6,13 @@ captured (`softmod.capture.cpu_graph`).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softmod import kernels
 from softmod.capture.compiled import Compiled
 from softmod.capture.cpu_graph import CpuGraph
 from softmod.errors import ConfigError
@@ -37,8 +37,7 @@ def run_programs(agent: Any, optimizers: Sequence[torch.optim.Optimizer], how: s
     """
     on_cuda = agent.device.type == "cuda"
     if on_cuda or how == "compiled":
-        triton = on_cuda and importlib.util.find_spec("triton") is not None
-        agent.flatten(optimizers, triton)
+        agent.flatten(optimizers, on_cuda and kernels.flat.triton_works(agent.device))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     fused = all(group.get("fused") for group in groups)
     if how == "eager" or (how == "auto" and not fused):

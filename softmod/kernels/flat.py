@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+log = logging.getLogger(__name__)
 
 ALIGNED = 64  # elements; every tensor starts at a multiple, as matrix products on GPUs need
 BLOCK = 1024  # elements of a program of a Triton kernel
@@ -150,8 +155,12 @@ class FlatAdam:
             self._use(used)
         return self.layout.pack(gradients, self.zeros)
 
+    @_disable_current_modes()
     def _use(self, used: list[bool]) -> None:
-        """Prepare the tables for a step of those parameters that have a gradient."""
+        """Prepare the tables for a step of those parameters that have a gradient.
+
+        A recording or a trace must not repeat this.
+        """
         self.used = used
         device = self.weights.device
         places = list(zip(self.layout.offsets, self.layout.sizes, strict=True))
@@ -177,6 +186,20 @@ class FlatAdam:
         # Per block: its start, the distance to the same block of the next member, its length, and
         # the number of its parameter.
         self.blocks = torch.tensor(rows, dtype=torch.int32).to(device)
+
+
+def triton_works(device: torch.device) -> bool:
+    """Return whether Triton's kernels run on a device; their first launch needs a C compiler."""
+    if find_spec("triton") is None:
+        return False
+    from softmod.kernels import triton_steps
+
+    try:
+        return bool(triton_steps.all_finite([torch.ones(1, device=device)]))
+    except Exception as error:  # of the compiler or the driver, which may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("optimizer steps run without Triton's kernels: %s", reason)
+        return False
 
 
 def supports(optimizer: torch.optim.Optimizer) -> bool:

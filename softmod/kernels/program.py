@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import groupby
@@ -57,11 +58,11 @@ def native(function: Any, args: Sequence[Any], output: Tensor) -> Native | None:
     name, order = FUNCTIONS[function]
     try:
         called = getattr(_library(), name)
+        handles = [_Handle(tensor) for tensor in (output, *args)]
     except (OSError, AttributeError):  # a PyTorch without these functions
         return None
     called.restype = ctypes.c_int32
     called.errcheck = _check
-    handles = [_Handle(tensor) for tensor in (output, *args)]
     call = Native(called, *map(_number, order(*(handle.value for handle in handles))))
     call.kept = handles
     return call
@@ -166,18 +167,19 @@ def _library() -> ctypes.CDLL:
     raise OSError(f"no {NAMES[0]}")
 
 
+POINTER_IN = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
 class _Handle:
     """A tensor as PyTorch's C functions take it, freed with this object."""
 
     def __init__(self, tensor: Tensor) -> None:
+        free = _library().aoti_torch_delete_tensor_object
         (capsule,) = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype = ctypes.c_void_p
-        pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-        self.value = ctypes.c_void_p(pointer(capsule, None))
-
-    def __del__(self) -> None:
-        _library().aoti_torch_delete_tensor_object(self.value)
+        self.value = ctypes.c_void_p(POINTER_IN(capsule, None))
+        weakref.finalize(self, free, self.value).atexit = False
 
 
 def _number(value: Any) -> Any:

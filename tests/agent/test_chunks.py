@@ -84,6 +84,20 @@ def test_a_captured_chunk_updates_as_an_eager_one_does(network: type, options: d
     assert equal(everything(captured), everything(eager))
 
 
+@pytest.mark.parametrize(("network", "options"), [CASES[1], CASES[3]])
+def test_a_compiled_chunk_has_the_metrics_of_an_eager_one(
+    network: type, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    """Traced graphs run as they are: a program is traced once, so it always returns the same."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    eager, ours = (agent_of(4, how, network, **options) for how in ("eager", "compiled"))
+    expected, metrics = rounds(eager, replay()), rounds(ours, replay())
+    for mine, theirs in zip(metrics, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-3)
+
+
 def test_chunks_make_the_updates_of_their_inputs():
     """A chunk is a sequence of plain updates on what it says it was given."""
     chunked, plain, memory = agent_of(4), agent_of(0), replay()

@@ -193,7 +193,7 @@ def test_seen_failing_a_replay_from_another_instant_is_found(here, monkeypatch, 
 METAWORLD = [
     "experiment=quickstart", "env.tasks=[reach-v3,push-v3]", "env.horizon=50",
     "run.max_minutes=null",
-    "run.steps_per_task=2500", "run.warmup_per_task=100", "run.batch_per_task=16",
+    "run.steps_per_task=6000", "run.warmup_per_task=100", "run.batch_per_task=16",
     "run.round_steps=10",
     "run.update_ratio=0.25", "run.eval_every=1000", "run.eval_goals=2", "run.final_eval_goals=2",
     "run.save_every=200",

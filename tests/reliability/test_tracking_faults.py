@@ -869,4 +869,4 @@ def test_seen_failing_passwords_that_are_not_struck_out(
 ) -> None:
     line = ["tracking=journal", "workers=inline", f"tracking.uri=http://me:{PASSWORD}@127.0.0.1:1"]
     assert start(tmp_path, environment, *line, script=UNSTRUCK).wait(120) == 0, told(tmp_path)
-    assert {"config.yaml", JOURNAL, "facts.json"} == set(telling(tmp_path))
+    assert {"config.yaml", JOURNAL, "facts.json", "train.log"} == set(telling(tmp_path))
