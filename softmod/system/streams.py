@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,8 +16,12 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their 
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its code, whatever happens to the standard streams."""
+    """Run a command and exit with its code, whatever the streams and matplotlib's settings are."""
     open_missing()
+    # Libraries import matplotlib. Commands draw to files, so a backend that does not exist here, or
+    # folders that matplotlib cannot write to, are no concern of theirs.
+    os.environ.pop("MPLBACKEND", None)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = command()
     except BrokenPipeError:  # the reader closed the pipe, as `head` does

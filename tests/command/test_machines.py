@@ -195,6 +195,15 @@ def test_no_backend_of_the_environment_is_needed(backend, tmp_path):
     assert done.stdout.strip() == backend
 
 
+def test_a_misspelt_backend_ends_no_command(here):
+    """Libraries that a run needs import matplotlib too."""
+    line = [*SMALL, "tracking=journal", "fabric.compile=eager", "run.steps_per_task=20"]
+    for module, words in (("train", line), ("report", ["runs=[runs]", "output=report"])):
+        done = process("-m", f"softmod.{module}", *words, cwd=here, env={"MPLBACKEND": "nonsense"})
+        assert done.returncode == 0, done.stderr
+    assert (here / "report" / "report.html").is_file()
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
