@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Seconds until a killed run's worker processes, which hold its lock too, have noticed its end.
+PATIENCE = 5.0
+
 
 @dataclass
 class Cursor:
@@ -128,7 +131,7 @@ class Sender:
                 time = line["time"]
         if status in ENDED:  # sent first, because the time may not suffice for more
             self.client.set_terminated(self.run, status, end_time=time)
-        elif not in_use(self.folder, patience=0.5):
+        elif not in_use(self.folder, patience=PATIENCE):
             self.client.set_terminated(self.run, "FAILED", end_time=now())
             self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
             self.overruled = True
@@ -259,16 +262,17 @@ class Sender:
             self.client.log_batch(self.run, tags=batch, synchronous=True)
 
     def _send_status(self) -> None:
-        """Send the status; RUNNING also removes the tag of an unexpected end."""
+        """Send the status, and remove the tag of an unexpected end of an earlier session."""
         status = self.cursor.status
-        if not self.overruled and status in ENDED:
-            self.client.set_terminated(self.run, status, end_time=self.cursor.status_time)
-        elif not self.overruled:
-            self.client.update_run(self.run, status="RUNNING")
+        if not self.overruled:
+            if status in ENDED:
+                self.client.set_terminated(self.run, status, end_time=self.cursor.status_time)
+            else:
+                self.client.update_run(self.run, status="RUNNING")
+                if self.sweep:
+                    self.sweep.resume()
             if store.ENDED_TAG in self.client.get_run(self.run).data.tags:
                 self.client.delete_tag(self.run, store.ENDED_TAG)
-            if self.sweep:
-                self.sweep.resume()
         self.cursor.status_sent = True
         self._save_cursor()
 

@@ -295,6 +295,17 @@ def test_training_is_killed(here: Path) -> None:
     sender.end()
     sender.send()
     assert (only_run().info.status, only_run().info.run_id) == ("FAILED", run.info.run_id)
+    assert store.ENDED_TAG in only_run().data.tags
+
+    short = Journal(journal.folder)  # ended before anything of it was sent
+    short.status("RUNNING")
+    short.status("FINISHED")
+    short.close()
+    last = Sender(journal.folder)
+    last.end()
+    last.send()
+    assert only_run().info.status == "FINISHED"
+    assert store.ENDED_TAG not in only_run().data.tags
 
 
 def alive(pid: int) -> bool:
