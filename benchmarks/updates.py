@@ -32,7 +32,6 @@ SOFT = "soft_modular"
 NAIVE = "module by module"
 ONEDNN_NAIVE = "module by module, oneDNN"
 LONG = 10.0  # seconds; equal to the time a run is measured, since a core's speed varies over time
-PER_GRAPH = 26  # updates of a chunk on CUDA
 WAYS = ("eager", "captured", "compiled")
 CASES: list[tuple[str, list[str], bool]] = [  # experiment, overrides, whether the naive form exists
     ("paper_mt10", [], True),
@@ -181,7 +180,7 @@ def per_second(update: Callable[[], object], seconds: float = 1.0) -> float:
 def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Figure]:
     """Measure an update in each way to run it, on CUDA if available.
 
-    On CUDA, each captured way is also measured with many updates per graph.
+    `benchmarks.gpu` measures many updates per graph.
     """
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     rates: dict[str, Rate] = {}
@@ -193,22 +192,7 @@ def ways(experiment: str, precision: str, turns: int, compiled: bool) -> list[Fi
         ]
         torch._dynamo.reset()  # Dynamo stops recompiling a function after too many variants
         rates[how] = partial(per_second, ours(experiment, line)[0])
-        if accelerator == "cuda" and how != "eager":
-            rates[f"{how}, {PER_GRAPH} per graph"] = partial(
-                chunks_per_second, *chunked(experiment, line)
-            )
     return alternate(rates, "updates/s", turns)
-
-
-def chunked(experiment: str, overrides: list[str]) -> tuple[Callable[[], object], int]:
-    """Return a function that makes one chunk of updates, and the number of its updates."""
-    agent, replay, _, _ = built(experiment, overrides, PER_GRAPH)
-    return partial(agent.learn, replay, PER_GRAPH), PER_GRAPH
-
-
-def chunks_per_second(chunk: Callable[[], object], updates: int, seconds: float = 1.0) -> float:
-    """Return updates per second, for a function that makes several."""
-    return updates * per_second(chunk, seconds)
 
 
 def built(

@@ -169,3 +169,9 @@ def test_a_space_of_another_kind_is_another_study(later: str):
     first, second = (search.read([space]).sweep for space in ("actor.num_modules=2,4", later))
     assert first["id"] != second["id"]
     assert first["name"] == second["name"]
+
+
+def test_the_home_folder_in_the_storage(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert search.with_home("sqlite:///~/x.db") == "sqlite:////home/someone/x.db"
+    assert search.with_home("sqlite:///x.db") == "sqlite:///x.db"
