@@ -21,7 +21,7 @@ from softmod.system.files import atomic_write
 from softmod.system.hardware import available, processor
 
 log = logging.getLogger(__name__)
-RULE = 3  # version of the selection rule; a new number invalidates cached choices
+RULE = 4  # version of the selection rule; a new number invalidates cached choices
 MEASURED_ROUNDS = 4
 MEASURED_TASKS = 3  # enough for a mean, quick to build
 
@@ -32,6 +32,18 @@ class Chosen:
 
     processes: int
     threads: int
+
+    def in_turns(self, cores: int = 0) -> bool:
+        """Return whether workers collect before the learner learns, rather than meanwhile.
+
+        The threads of an update synchronize at every operation. If one of them shared its core with
+        a worker, all of them would wait.
+
+        Args:
+            cores: 0 for all cores that this process may use.
+        """
+        together = self.processes + self.threads
+        return min(self.processes, self.threads - 1) > 0 and together > (cores or available())
 
 
 @dataclass(frozen=True)
@@ -98,25 +110,22 @@ def best(
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """Estimate the seconds of a round, in which collecting and learning overlap.
+    """Estimate the seconds of a round.
 
-    With enough cores this is the longer of the two. Otherwise learner and workers share the cores
-    fairly until the shorter one is done.
-
-    The threads of an update synchronize at every operation. If one of them shares its core with a
-    worker, all of them slow down with it, until the shorter one is done.
+    If collecting and learning overlap and there are enough cores, this is the longer of the two.
+    Otherwise a learner of one thread and the workers share the cores fairly until the shorter one
+    is done. If workers and learner take turns, it is the sum.
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:
         return learn + (wanted.env_steps + wanted.evaluated) * costs.step
     collect = wanted.env_steps * costs.step / choice.processes
     evaluate = wanted.evaluated * costs.step / choice.processes
-    if choice.threads == 1:
-        speed = min(1.0, cores / (choice.processes + 1))  # of each process, while all of them run
-        shorter, longer = sorted((learn, collect))
-        return shorter / speed + (longer - shorter) + evaluate
-    on_a_core = -(-(choice.threads + choice.processes) // cores)
-    return max(learn, collect) + (on_a_core - 1) * min(learn, collect) + evaluate
+    if choice.in_turns(cores):
+        return learn + collect + evaluate
+    speed = min(1.0, cores / (choice.processes + choice.threads))  # of each, while all of them run
+    shorter, longer = sorted((learn, collect))
+    return shorter / speed + (longer - shorter) + evaluate
 
 
 # --- cache ----------------------------------------------------------------------------------------

@@ -38,11 +38,14 @@ def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
         signals.check()
         log.begin()
 
-        # Collect in the background, with these weights.
+        # Collect with these weights, in the background unless the learner needs the workers' cores.
         policy = session.policy()
         workers.start(policy, run.round_steps, session.uniform())
+        if parts.in_turns:
+            with log.waiting_for_workers():
+                workers.wait()
 
-        # Learn meanwhile, from the replay as it was before this round.
+        # Learn from the replay as it was before this round.
         metrics = yield session.updates()
         session.stop_within_round(policy)
 

@@ -71,6 +71,11 @@ class Resources:
             return str(torch.cuda.get_device_name(self.fabric.device))
         return "none"
 
+    @property
+    def in_turns(self) -> bool:
+        """Return whether workers collect before the learner learns, rather than meanwhile."""
+        return Chosen(self.processes, self.threads).in_turns()
+
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint stores of the resources, so that a resumed run reuses them."""
         return {

@@ -236,7 +236,9 @@ def make_parts(
         "seed": cfg.seed,
     }
     saver = Saver(folder, agent, optimizers, replay, workers, metadata)
-    return Parts(agent, replay, workers, Clock(), schedule, log, saver, callbacks)
+    return Parts(
+        agent, replay, workers, Clock(), schedule, log, saver, callbacks, resources.in_turns
+    )
 
 
 def restore(parts: Parts, checkpoint: Path, metadata: dict[str, Any]) -> list[str]:

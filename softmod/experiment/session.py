@@ -64,6 +64,7 @@ class Parts:
     log: Log
     saver: Saver
     callbacks: tuple[Callback, ...] = ()
+    in_turns: bool = False  # collect before learning rather than meanwhile
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ FLAGS = (
     "-fno-signed-zeros",
     "-fassociative-math",
 )
+THREADS = ("-fopenmp", "")  # without it, loops of C functions are not shared among threads
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first accepted flag is used
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SECONDS = 60.0  # time limit of a compilation, which takes a few seconds
@@ -140,48 +141,73 @@ def _load_cached(path: Path) -> ctypes.CDLL | None:
 
 
 def _compile_and_load(path: Path, source: str) -> ctypes.CDLL:
-    """Compile the library, store it in the cache folder if possible, and load it."""
-    with TemporaryDirectory() as folder:
-        compiled = Path(folder) / path.name
-        text = compiled.with_suffix(".c")
-        text.write_text(source)
-        _compile(compiled, text)
-        candidates = [compiled]
-        try:
-            _store(compiled, path)
-            candidates.insert(0, path)
-        except OSError as error:
-            log.warning(
-                "compiled kernels cannot be kept in %s (%s); they will be compiled again next time",
-                path.parent,
-                error,
-            )
-        reason = ""
-        for candidate in candidates:  # either folder may be mounted without execute permission
+    """Compile the library, store it in the cache folder if possible, and load it.
+
+    Its loops are shared among PyTorch's threads if the compiler and PyTorch use the same OpenMP
+    library.
+    """
+    for threads in THREADS:
+        with TemporaryDirectory() as folder:
+            compiled = Path(folder) / path.name
+            text = compiled.with_suffix(".c")
+            text.write_text(source)
             try:
-                return ctypes.CDLL(str(candidate))
-            except OSError as error:
-                reason = str(error)
-        raise CompilerError(f"the compiled library cannot be loaded ({reason})")
+                _compile(compiled, text, threads)
+                return _store_and_load(compiled, path)
+            except CompilerError as error:
+                if not threads or error.__cause__:  # such as a compiler that cannot be run
+                    raise
+    raise AssertionError
 
 
-def _compile(target: Path, source: Path) -> None:
-    """Compile a library with the first processor flag that the compiler accepts."""
+def _compile(target: Path, source: Path, threads: str) -> None:
+    """Compile a library with the first processor flag that the compiler accepts.
+
+    It is not linked with an OpenMP library of the compiler's choice: it finds the functions of the
+    one that PyTorch has loaded, and with them PyTorch's threads.
+    """
     compiler = _compiler()
+    object_file = source.with_suffix(".o")
     reason = ""
     for native in FOR_THIS_PROCESSOR:
-        options = [*FLAGS, native] if native else list(FLAGS)
-        command = [*compiler, *options, "-o", str(target), str(source), "-lm"]
-        try:
-            done = subprocess.run(
-                command, check=False, capture_output=True, text=True, timeout=SECONDS
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise CompilerError(f"{compiler[0]} cannot be run ({error})") from error
-        if done.returncode == 0:
+        options = [flag for flag in (*FLAGS, native, threads) if flag]
+        reason = _run([*compiler, *options, "-c", "-o", str(object_file), str(source)])
+        if not reason:
+            reason = _run([*compiler, "-shared", "-o", str(target), str(object_file), "-lm"])
+        if not reason:
             return
-        reason = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
     raise CompilerError(f"{compiler[0]} fails ({reason})")
+
+
+def _run(command: list[str]) -> str:
+    """Run a compiler; return why it fails, or an empty string."""
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompilerError(f"{command[0]} cannot be run ({error})") from error
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+
+
+def _store_and_load(compiled: Path, path: Path) -> ctypes.CDLL:
+    candidates = [compiled]
+    try:
+        _store(compiled, path)
+        candidates.insert(0, path)
+    except OSError as error:
+        log.warning(
+            "compiled kernels cannot be kept in %s (%s); they will be compiled again next time",
+            path.parent,
+            error,
+        )
+    reason = ""
+    for candidate in candidates:  # either folder may be mounted without execute permission
+        try:
+            return ctypes.CDLL(str(candidate))
+        except OSError as error:
+            reason = str(error)
+    raise CompilerError(f"the compiled library cannot be loaded ({reason})")
 
 
 def _compiler() -> list[str]:

@@ -91,10 +91,13 @@ def _layers(dtype: torch.dtype) -> bool:
             lambda x, w, b, v, c: x + dense(dense(x, w, b, True, True), v, c, True, False),
             (x, square, bias, square.flip(1), bias.flip(1)), dtype,
         )
-        and same(
-            layers.normalized_sum,
-            lambda x, y: functional.layer_norm(x + y.unsqueeze(2), (21,)).relu(),
-            (by_task, rows), dtype,
+        and all(
+            same(
+                layers.normalized_sum,
+                lambda x, y: functional.layer_norm(x + y.unsqueeze(2), (21,)).relu(),
+                (x, rows), dtype,
+            )
+            for x in (by_task, _values(2, 2, 100, 21))  # the second is shared among threads
         )
         and same(layers.relu, torch.relu, (x,), dtype)
         and same(lambda x: layers.softmax(3 * x), lambda x: (3 * x).softmax(-1), (route,), dtype)

@@ -3,6 +3,9 @@
  * Rows are contiguous unless strides are given. `b` is bfloat16, held as 16 bits; `f` is float. Sums are in float, in
  * an order that depends on the processor but not on the data. NaN stays NaN. The second half of this file is included
  * once for each of the two types, named X there.
+ *
+ * Large loops are shared among PyTorch's threads where the compiler supports OpenMP. Results do not depend on the
+ * number of threads: each iteration is computed by one of them, and sums over iterations are formed afterwards.
  */
 
 #ifndef X
@@ -10,6 +13,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -24,6 +28,12 @@ typedef float f;
 #define LANES 16
 #define ALIGNED __attribute__((aligned(64)))
 #define CHUNK 1024 /* values of a parameter that stay in the first cache between passes */
+#define BLOCK 64   /* rows whose sum one thread forms */
+#define STRIP 128  /* columns whose sums one thread forms */
+#define LARGE 8192 /* values from which a loop is shared among threads; starting them takes a few microseconds */
+#define COSTLY 8   /* values that take as long as one with exponentials and logarithms */
+#define PRAGMA(text) _Pragma(#text)
+#define SHARED(values) PRAGMA(omp parallel for schedule(static) if ((values) >= LARGE))
 
 static inline float wide_f(f value) { return value; }
 
@@ -203,22 +213,41 @@ static inline void load(const void *from, int32_t half, int64_t start, float *to
         memcpy(to, (const float *)from + start, n * sizeof(float));
 }
 
+static inline int64_t total_size(const int64_t *sizes, int64_t count) {
+    int64_t total = 0;
+    for (int64_t k = 0; k < count; k++) total += sizes[k];
+    return total;
+}
+
+static inline int64_t chunks_of(int64_t n) { return (n + CHUNK - 1) / CHUNK; }
+
 /* The gradient norm of each of `members`, whose parts of each gradient lie one after another. */
 void gradient_norms(const void *const *grad, const int32_t *half, const int64_t *sizes, int64_t count, int64_t members,
                     float *norms) {
+    int64_t chunks = 0;
+    for (int64_t k = 0; k < count; k++) chunks += chunks_of(sizes[k] / members);
+    float *squares = malloc((chunks * members + 1) * sizeof(float));
+    if (!squares) { /* an update with a norm that is not finite is undone */
+        for (int64_t member = 0; member < members; member++) norms[member] = NAN;
+        return;
+    }
+    PRAGMA(omp parallel if (total_size(sizes, count) >= LARGE))
+    for (int64_t k = 0, before = 0; k < count; before += chunks_of(sizes[k++] / members)) {
+        int64_t part = sizes[k] / members, own = chunks_of(part);
+        PRAGMA(omp for schedule(static) nowait)
+        for (int64_t c = 0; c < own * members; c++) {
+            int64_t member = c / own, start = c % own * CHUNK, n = part - start < CHUNK ? part - start : CHUNK;
+            float g[CHUNK] ALIGNED;
+            load(grad[k], half[k], member * part + start, g, n);
+            squares[member * chunks + before + c % own] = dot_of(g, g, n);
+        }
+    }
     for (int64_t member = 0; member < members; member++) {
         double total = 0;
-        for (int64_t k = 0; k < count; k++) {
-            int64_t part = sizes[k] / members, end = (member + 1) * part;
-            for (int64_t at = member * part; at < end; at += CHUNK) {
-                int64_t n = end - at < CHUNK ? end - at : CHUNK;
-                float g[CHUNK] ALIGNED;
-                load(grad[k], half[k], at, g, n);
-                total += dot_of(g, g, n);
-            }
-        }
+        for (int64_t c = 0; c < chunks; c++) total += squares[member * chunks + c];
         norms[member] = sqrtf((float)total);
     }
+    free(squares);
 }
 
 /* A step of Adam with clipped gradients. Before it, parameters, moments and steps are copied to `kept`, if not null;
@@ -233,49 +262,58 @@ void adam(float *const *param, const void *const *grad, const int32_t *half, flo
     float rest1 = 1 - options[1], rest2 = 1 - options[2];
     for (int64_t k = 0; k < count; k++) {
         if (kept) *kept[3 * count + k] = *step[k];
-        double t = *step[k] += 1;
+        *step[k] += 1;
+    }
+    PRAGMA(omp parallel if (total_size(sizes, count) >= LARGE))
+    for (int64_t k = 0; k < count; k++) {
+        double t = *step[k];
         float size = options[0] / (1 - pow(options[1], t)), root = 1 / sqrt(1 - pow(options[2], t));
-        int64_t part = sizes[k] / members;
-        for (int64_t member = 0; member < members; member++) {
+        int64_t part = sizes[k] / members, own = chunks_of(part);
+        PRAGMA(omp for schedule(static) nowait)
+        for (int64_t c = 0; c < own * members; c++) {
+            int64_t member = c / own, start = c % own * CHUNK, n = part - start < CHUNK ? part - start : CHUNK;
+            int64_t at = member * part + start;
             float clip = norms && most > 0 ? most / (norms[member] + 1e-6f) : 1;
             clip = clip > 1 ? 1 : clip;
-            int64_t end = (member + 1) * part;
-            for (int64_t at = member * part; at < end; at += CHUNK) {
-                int64_t n = end - at < CHUNK ? end - at : CHUNK;
-                float g[CHUNK] ALIGNED, *p = param[k] + at, *m = first[k] + at, *v = second[k] + at;
-                load(grad[k], half[k], at, g, n);
-                if (kept) {
-                    memcpy(kept[k] + at, p, n * sizeof(float));
-                    memcpy(kept[count + k] + at, m, n * sizeof(float));
-                    memcpy(kept[2 * count + k] + at, v, n * sizeof(float));
-                }
-                for (int64_t i = 0; i < n; i++) {
-                    float x = p[i] * shrink, d = g[i] * clip + added * x;
-                    float mean = m[i] + rest1 * (d - m[i]), square = beta2 * v[i] + rest2 * d * d;
-                    m[i] = mean;
-                    v[i] = square;
-                    p[i] = x - size * mean / (sqrtf(square) * root + eps);
-                }
-                if (target) {
-                    float *slow = target[k] + at;
-                    for (int64_t i = 0; i < n; i++) slow[i] += smoothing * (p[i] - slow[i]);
-                }
-                if (copies && copies[k])
-                    for (int64_t i = 0; i < n; i++) copies[k][at + i] = narrow_b(p[i]);
+            float g[CHUNK] ALIGNED, *p = param[k] + at, *m = first[k] + at, *v = second[k] + at;
+            load(grad[k], half[k], at, g, n);
+            if (kept) {
+                memcpy(kept[k] + at, p, n * sizeof(float));
+                memcpy(kept[count + k] + at, m, n * sizeof(float));
+                memcpy(kept[2 * count + k] + at, v, n * sizeof(float));
             }
+            for (int64_t i = 0; i < n; i++) {
+                float x = p[i] * shrink, d = g[i] * clip + added * x;
+                float mean = m[i] + rest1 * (d - m[i]), square = beta2 * v[i] + rest2 * d * d;
+                m[i] = mean;
+                v[i] = square;
+                p[i] = x - size * mean / (sqrtf(square) * root + eps);
+            }
+            if (target) {
+                float *slow = target[k] + at;
+                for (int64_t i = 0; i < n; i++) slow[i] += smoothing * (p[i] - slow[i]);
+            }
+            if (copies && copies[k])
+                for (int64_t i = 0; i < n; i++) copies[k][at + i] = narrow_b(p[i]);
         }
     }
     if (saved) *saved = 1;
 }
 
 void move(float *const *target, const float *const *source, const int64_t *sizes, int64_t count, float smoothing) {
-    for (int64_t k = 0; k < count; k++)
+    PRAGMA(omp parallel if (total_size(sizes, count) >= LARGE))
+    for (int64_t k = 0; k < count; k++) {
+        PRAGMA(omp for schedule(static) nowait)
         for (int64_t i = 0; i < sizes[k]; i++) target[k][i] += smoothing * (source[k][i] - target[k][i]);
+    }
 }
 
 void to_half(const float *const *from, b *const *to, const int64_t *sizes, int64_t count) {
-    for (int64_t k = 0; k < count; k++)
+    PRAGMA(omp parallel if (total_size(sizes, count) >= LARGE))
+    for (int64_t k = 0; k < count; k++) {
+        PRAGMA(omp for schedule(static) nowait)
         for (int64_t i = 0; i < sizes[k]; i++) to[k][i] = narrow_b(from[k][i]);
+    }
 }
 
 void all_finite(const float *const *values, const int64_t *sizes, int64_t count, uint8_t *flag) {
@@ -390,20 +428,23 @@ void unit_backward(const float *grad, const float *x, float *for_x, int64_t rows
 void TYPED(norm)(const X *x, const X *added, const X *residual, X *out, float *mean, float *rstd, int64_t rows,
                  int64_t n, int64_t batch, float eps, int32_t relu) {
     int64_t whole = n / LANES * LANES;
-    for (int64_t r = 0; r < rows; r++, x += n, out += n) {
+    SHARED(rows * n)
+    for (int64_t r = 0; r < rows; r++) {
+        const X *in = x + r * n;
+        X *to = out + r * n;
         float row[n] ALIGNED, low = relu ? 0 : -INFINITY, total = 0, square = 0;
         const X *more = added ? added + r / batch * n : NULL, *rest = residual ? residual + r * n : NULL;
         wide sum = {0}, squares = {0};
-        float shift = WIDE(x[0]) + (more ? WIDE(more[0]) : 0); /* so that no large numbers cancel */
+        float shift = WIDE(in[0]) + (more ? WIDE(more[0]) : 0); /* so that no large numbers cancel */
         for (int64_t i = 0; i < whole; i += LANES) {
-            wide value = GET(x + i) - shift;
+            wide value = GET(in + i) - shift;
             if (more) value += GET(more + i);
             *(wide *)(row + i) = value;
             sum += value;
             squares += value * value;
         }
         for (int64_t i = whole; i < n; i++) {
-            row[i] = WIDE(x[i]) - shift + (more ? WIDE(more[i]) : 0);
+            row[i] = WIDE(in[i]) - shift + (more ? WIDE(more[i]) : 0);
             total += row[i], square += row[i] * row[i];
         }
         float each = 1.0f / n, middle = (across(sum) + total) * each;
@@ -414,11 +455,11 @@ void TYPED(norm)(const X *x, const X *added, const X *residual, X *out, float *m
             wide value = (*(wide *)(row + i) - middle) * scale;
             value = (wide)((wide_bits)value & ~(wide_bits)(value < low));
             if (rest) value += GET(rest + i);
-            PUT(out + i, value);
+            PUT(to + i, value);
         }
         for (int64_t i = whole; i < n; i++) {
             float value = (row[i] - middle) * scale;
-            out[i] = NARROW((value < low ? 0 : value) + (rest ? WIDE(rest[i]) : 0));
+            to[i] = NARROW((value < low ? 0 : value) + (rest ? WIDE(rest[i]) : 0));
         }
     }
 }
@@ -426,53 +467,74 @@ void TYPED(norm)(const X *x, const X *added, const X *residual, X *out, float *m
 /* The gradient of `norm` with respect to x, and its sums over groups of `batch` rows. */
 void TYPED(norm_backward)(const X *grad, const X *x, const X *added, const float *mean, const float *rstd, X *for_x,
                           float *sums, int64_t rows, int64_t n, int64_t batch, int32_t relu) {
-    int64_t whole = n / LANES * LANES;
-    for (int64_t r = 0; r < rows; r++, grad += n, x += n, for_x += n) {
-        float h[n] ALIGNED, d[n] ALIGNED, middle = mean[r], scale = rstd[r], low = relu ? 0 : -INFINITY;
-        const X *more = added ? added + r / batch * n : NULL;
-        float *column = sums + r / batch * n, total = 0, dot = 0;
-        int first = r % batch == 0;
-        wide sum = {0}, along = {0};
-        for (int64_t i = 0; i < whole; i += LANES) {
-            wide value = GET(x + i), g = GET(grad + i);
-            if (more) value += GET(more + i);
-            value = (value - middle) * scale;
-            g = (wide)((wide_bits)g & ~(wide_bits)(value <= low));
-            *(wide *)(h + i) = value;
-            *(wide *)(d + i) = g;
-            sum += g;
-            along += g * value;
-        }
-        for (int64_t i = whole; i < n; i++) {
-            h[i] = (WIDE(x[i]) + (more ? WIDE(more[i]) : 0) - middle) * scale;
-            d[i] = h[i] <= low ? 0 : WIDE(grad[i]);
-            total += d[i], dot += d[i] * h[i];
-        }
-        total = (across(sum) + total) / n, dot = (across(along) + dot) / n;
-        for (int64_t i = 0; i < whole; i += LANES) {
-            wide value = scale * (*(wide *)(d + i) - total - *(wide *)(h + i) * dot);
-            PUT(for_x + i, value);
-            if (!first) value += *(wide *)(column + i);
-            *(wide *)(column + i) = value;
-        }
-        for (int64_t i = whole; i < n; i++) {
-            float value = scale * (d[i] - total - h[i] * dot);
-            for_x[i] = NARROW(value);
-            column[i] = first ? value : column[i] + value;
+    int64_t whole = n / LANES * LANES, groups = rows / batch, blocks = (batch + BLOCK - 1) / BLOCK;
+    float *partial = blocks > 1 ? malloc(groups * blocks * n * sizeof(float)) : sums; /* of blocks of rows */
+    SHARED(partial ? rows * n : 0)
+    for (int64_t k = 0; k < groups * blocks; k++) {
+        int64_t group = k / blocks, start = group * batch + k % blocks * BLOCK;
+        int64_t end = start + BLOCK < (group + 1) * batch ? start + BLOCK : (group + 1) * batch;
+        int first = partial || k % blocks == 0;
+        const X *more = added ? added + group * n : NULL;
+        float *column = partial ? partial + k * n : sums + group * n;
+        for (int64_t r = start; r < end; r++, first = 0) {
+            const X *in = x + r * n, *slope = grad + r * n;
+            X *out = for_x + r * n;
+            float h[n] ALIGNED, d[n] ALIGNED, middle = mean[r], scale = rstd[r], low = relu ? 0 : -INFINITY;
+            float total = 0, dot = 0;
+            wide sum = {0}, along = {0};
+            for (int64_t i = 0; i < whole; i += LANES) {
+                wide value = GET(in + i), g = GET(slope + i);
+                if (more) value += GET(more + i);
+                value = (value - middle) * scale;
+                g = (wide)((wide_bits)g & ~(wide_bits)(value <= low));
+                *(wide *)(h + i) = value;
+                *(wide *)(d + i) = g;
+                sum += g;
+                along += g * value;
+            }
+            for (int64_t i = whole; i < n; i++) {
+                h[i] = (WIDE(in[i]) + (more ? WIDE(more[i]) : 0) - middle) * scale;
+                d[i] = h[i] <= low ? 0 : WIDE(slope[i]);
+                total += d[i], dot += d[i] * h[i];
+            }
+            total = (across(sum) + total) / n, dot = (across(along) + dot) / n;
+            for (int64_t i = 0; i < whole; i += LANES) {
+                wide value = scale * (*(wide *)(d + i) - total - *(wide *)(h + i) * dot);
+                PUT(out + i, value);
+                if (!first) value += *(wide *)(column + i);
+                *(wide *)(column + i) = value;
+            }
+            for (int64_t i = whole; i < n; i++) {
+                float value = scale * (d[i] - total - h[i] * dot);
+                out[i] = NARROW(value);
+                column[i] = first ? value : column[i] + value;
+            }
         }
     }
+    if (!partial || partial == sums) return;
+    for (int64_t k = 0; k < groups * blocks; k++)
+        for (int64_t i = 0; i < n; i++) {
+            float *sum = sums + k / blocks * n + i;
+            *sum = (k % blocks ? *sum : 0) + partial[k * n + i];
+        }
+    free(partial);
 }
 
-/* Sums over groups of `batch` rows. */
+/* Sums over groups of `batch` rows, for some columns at a time. */
 void TYPED(sums)(const X *x, float *sums, int64_t groups, int64_t batch, int64_t n) {
-    for (int64_t k = 0; k < groups; k++, sums += n) {
-        for (int64_t i = 0; i < n; i++) sums[i] = 0;
-        for (int64_t r = 0; r < batch; r++, x += n)
-            for (int64_t i = 0; i < n; i++) sums[i] += WIDE(x[i]);
+    int64_t strips = (n + STRIP - 1) / STRIP;
+    SHARED(groups * batch * n)
+    for (int64_t k = 0; k < groups * strips; k++) {
+        int64_t group = k / strips, start = k % strips * STRIP, end = start + STRIP < n ? start + STRIP : n;
+        float *out = sums + group * n;
+        for (int64_t i = start; i < end; i++) out[i] = 0;
+        for (const X *row = x + group * batch * n, *last = row + batch * n; row < last; row += n)
+            for (int64_t i = start; i < end; i++) out[i] += WIDE(row[i]);
     }
 }
 
 void TYPED(relu)(const X *x, X *out, int64_t n) {
+    SHARED(n)
     for (int64_t i = 0; i < n; i++) {
         float h = WIDE(x[i]);
         out[i] = NARROW(h < 0 ? 0 : h);
@@ -480,6 +542,7 @@ void TYPED(relu)(const X *x, X *out, int64_t n) {
 }
 
 void TYPED(relu_backward)(const X *grad, const X *out, X *for_x, int64_t n) {
+    SHARED(n)
     for (int64_t i = 0; i < n; i++) {
         float g = WIDE(grad[i]);
         for_x[i] = NARROW(WIDE(out[i]) <= 0 ? 0 : g);
@@ -489,11 +552,12 @@ void TYPED(relu_backward)(const X *grad, const X *out, X *for_x, int64_t n) {
 /* Products of rows and one row `y` for each `batch` of them, and their ReLU where `relu` is set. */
 void TYPED(product)(const X *x, const X *y, X *out, int64_t rows, int64_t n, int64_t batch, int32_t relu) {
     float low = relu ? 0 : -INFINITY;
-    for (int64_t r = 0; r < rows; r++, x += n, out += n) {
+    SHARED(rows * n)
+    for (int64_t r = 0; r < rows; r++) {
         const X *factor = y + r / batch * n;
         for (int64_t i = 0; i < n; i++) {
-            float h = WIDE(x[i]) * WIDE(factor[i]);
-            out[i] = NARROW(h < low ? 0 : h);
+            float h = WIDE(x[r * n + i]) * WIDE(factor[i]);
+            out[r * n + i] = NARROW(h < low ? 0 : h);
         }
     }
 }
@@ -501,26 +565,32 @@ void TYPED(product)(const X *x, const X *y, X *out, int64_t rows, int64_t n, int
 void TYPED(product_backward)(const X *grad, const X *x, const X *y, const X *out, X *for_x, X *for_y, int64_t groups,
                              int64_t n, int64_t batch, int32_t relu) {
     float low = relu ? 0 : -INFINITY;
-    for (int64_t k = 0; k < groups; k++, y += n, for_y += n) {
-        float total[n] ALIGNED;
-        for (int64_t i = 0; i < n; i++) total[i] = 0;
-        for (int64_t r = 0; r < batch; r++, grad += n, x += n, out += n, for_x += n)
-            for (int64_t i = 0; i < n; i++) {
-                float g = WIDE(grad[i]);
-                g = WIDE(out[i]) <= low ? 0 : g;
-                for_x[i] = NARROW(g * WIDE(y[i]));
-                total[i] += g * WIDE(x[i]);
+    int64_t strips = (n + STRIP - 1) / STRIP;
+    SHARED(groups * batch * n)
+    for (int64_t k = 0; k < groups * strips; k++) {
+        int64_t group = k / strips, start = k % strips * STRIP, width = n - start < STRIP ? n - start : STRIP;
+        const X *factor = y + group * n + start;
+        float total[STRIP] ALIGNED = {0};
+        for (int64_t r = group * batch; r < (group + 1) * batch; r++) {
+            int64_t at = r * n + start;
+            for (int64_t i = 0; i < width; i++) {
+                float g = WIDE(grad[at + i]);
+                g = WIDE(out[at + i]) <= low ? 0 : g;
+                for_x[at + i] = NARROW(g * WIDE(factor[i]));
+                total[i] += g * WIDE(x[at + i]);
             }
-        for (int64_t i = 0; i < n; i++) for_y[i] = NARROW(total[i]);
+        }
+        for (int64_t i = 0; i < width; i++) for_y[group * n + start + i] = NARROW(total[i]);
     }
 }
 
 void TYPED(softmax)(const X *x, X *out, int64_t rows, int64_t n) {
     int64_t block = n < CHUNK ? CHUNK / n : 1;
-    for (int64_t start = 0; start < rows; start += block, x += block * n, out += block * n) {
-        int64_t count = rows - start < block ? rows - start : block, size = count * n;
+    SHARED(rows * n)
+    for (int64_t start = 0; start < rows; start += block) {
+        int64_t count = rows - start < block ? rows - start : block, size = count * n, at = start * n;
         float row[block * n];
-        for (int64_t i = 0; i < size; i++) row[i] = WIDE(x[i]);
+        for (int64_t i = 0; i < size; i++) row[i] = WIDE(x[at + i]);
         for (int64_t r = 0; r < count; r++) {
             float most = largest(row + r * n, n);
             for (int64_t i = 0; i < n; i++) row[r * n + i] -= most;
@@ -531,24 +601,27 @@ void TYPED(softmax)(const X *x, X *out, int64_t rows, int64_t n) {
             for (int64_t i = 0; i < n; i++) sum += row[r * n + i];
             for (int64_t i = 0; i < n; i++) row[r * n + i] /= sum;
         }
-        for (int64_t i = 0; i < size; i++) out[i] = NARROW(row[i]);
+        for (int64_t i = 0; i < size; i++) out[at + i] = NARROW(row[i]);
     }
 }
 
 void TYPED(softmax_backward)(const X *grad, const X *out, X *for_x, int64_t rows, int64_t n) {
-    for (int64_t r = 0; r < rows; r++, grad += n, out += n, for_x += n) {
+    SHARED(rows * n)
+    for (int64_t r = 0; r < rows; r++) {
+        const X *g = grad + r * n, *share = out + r * n;
         float sum = 0;
-        for (int64_t i = 0; i < n; i++) sum += WIDE(grad[i]) * WIDE(out[i]);
-        for (int64_t i = 0; i < n; i++) for_x[i] = NARROW(WIDE(out[i]) * (WIDE(grad[i]) - sum));
+        for (int64_t i = 0; i < n; i++) sum += WIDE(g[i]) * WIDE(share[i]);
+        for (int64_t i = 0; i < n; i++) for_x[r * n + i] = NARROW(WIDE(share[i]) * (WIDE(g[i]) - sum));
     }
 }
 
 /* Weighted sums of modules (softmod.networks.mixing). `strides` are those of stack, source and row in `x`. */
 void TYPED(mix)(const X *x, const int64_t *strides, const X *route, X *out, int64_t stack, int64_t targets,
                 int64_t sources, int64_t rows, int64_t n, int32_t relu) {
+    PRAGMA(omp parallel for collapse(3) schedule(static) if (stack * targets * rows * n >= LARGE))
     for (int64_t s = 0; s < stack; s++)
         for (int64_t t = 0; t < targets; t++)
-            for (int64_t r = 0; r < rows; r++, out += n) {
+            for (int64_t r = 0; r < rows; r++) {
                 const X *weight = route + ((s * rows + r) * targets + t) * sources;
                 float total[n] ALIGNED;
                 for (int64_t j = 0; j < sources; j++) {
@@ -561,13 +634,15 @@ void TYPED(mix)(const X *x, const int64_t *strides, const X *route, X *out, int6
                 }
                 if (relu)
                     for (int64_t i = 0; i < n; i++) total[i] = total[i] < 0 ? 0 : total[i];
-                for (int64_t i = 0; i < n; i++) out[i] = NARROW(total[i]);
+                X *to = out + ((s * targets + t) * rows + r) * n;
+                for (int64_t i = 0; i < n; i++) to[i] = NARROW(total[i]);
             }
 }
 
 /* The gradient of `mix`; `mixed` is its result if it has a ReLU, otherwise null. */
 void TYPED(mix_backward)(const X *grad, const X *x, const int64_t *strides, const X *route, const X *mixed, X *for_x,
                          X *for_route, int64_t stack, int64_t targets, int64_t sources, int64_t rows, int64_t n) {
+    PRAGMA(omp parallel for collapse(2) schedule(static) if (stack * targets * rows * n >= LARGE))
     for (int64_t s = 0; s < stack; s++)
         for (int64_t r = 0; r < rows; r++) {
             float g[targets][n] ALIGNED, from[n] ALIGNED, total[n] ALIGNED;
@@ -597,12 +672,16 @@ void TYPED(mix_backward)(const X *grad, const X *x, const int64_t *strides, cons
 /* The tanh-Gaussian policy: actions and log-probabilities from a network's outputs and noise. */
 void TYPED(sample)(const X *outputs, const float *noise, float *action, float *log_prob, int64_t rows, int64_t n,
                    int32_t tanh) {
-    int64_t most = n < CHUNK ? CHUNK / n : 1;
+    int64_t most = n < CHUNK / 4 ? CHUNK / 4 / n : 1;
+    SHARED(COSTLY * rows * n)
     for (int64_t start = 0; start < rows; start += most) {
-        int64_t count = rows - start < most ? rows - start : most, size = count * n;
+        int64_t count = rows - start < most ? rows - start : most, size = count * n, at = start * n;
         float raw[most * n], u[most * n], density[most * n];
-        for (int64_t r = 0; r < count; r++, outputs += 2 * n)
-            for (int64_t i = 0; i < n; i++) u[r * n + i] = WIDE(outputs[i]), raw[r * n + i] = WIDE(outputs[n + i]);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t i = 0; i < n; i++) {
+                const X *row = outputs + 2 * (start + r) * n;
+                u[r * n + i] = WIDE(row[i]), raw[r * n + i] = WIDE(row[n + i]);
+            }
         if (tanh)
             for (int64_t i = 0; i < size; i++) raw[i] = -10 + 6 * (tangent(raw[i] + 0.805f) + 1);
         else
@@ -611,37 +690,41 @@ void TYPED(sample)(const X *outputs, const float *noise, float *action, float *l
                 raw[i] = x > 2 ? 2 : x;
             }
         for (int64_t i = 0; i < size; i++) {
-            float x = u[i] + exponential(raw[i]) * noise[i];
+            float drawn = noise[at + i], x = u[i] + exponential(raw[i]) * drawn;
             float decay = exponential(-2 * fabsf(x)), above = x < 0 ? -2 * x : 0;
-            action[i] = hyperbolic(x, decay);
+            action[at + i] = hyperbolic(x, decay);
             float correction = 2 * (0.693147180559945309f - x - above - log_one_plus(decay));
-            density[i] = -0.5f * noise[i] * noise[i] - raw[i] - 0.918938533204672742f - correction;
+            density[i] = -0.5f * drawn * drawn - raw[i] - 0.918938533204672742f - correction;
         }
-        for (int64_t r = 0; r < count; r++) log_prob[r] = total_of(density + r * n, n);
-        noise += size, action += size, log_prob += count;
+        for (int64_t r = 0; r < count; r++) log_prob[start + r] = total_of(density + r * n, n);
     }
 }
 
 void TYPED(sample_backward)(const float *for_action, const float *for_log_prob, const X *outputs, const float *noise,
                             const float *action, X *for_outputs, int64_t rows, int64_t n, int32_t tanh) {
-    int64_t most = n < CHUNK ? CHUNK / n : 1;
+    int64_t most = n < CHUNK / 4 ? CHUNK / 4 / n : 1;
+    SHARED(COSTLY * rows * n)
     for (int64_t start = 0; start < rows; start += most) {
-        int64_t count = rows - start < most ? rows - start : most, size = count * n;
+        int64_t count = rows - start < most ? rows - start : most, size = count * n, at = start * n;
         float raw[most * n], for_u[most * n], along[most * n];
-        for (int64_t r = 0; r < count; r++, outputs += 2 * n)
-            for (int64_t i = 0; i < n; i++) raw[r * n + i] = WIDE(outputs[n + i]), along[r * n + i] = for_log_prob[r];
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t i = 0; i < n; i++) {
+                raw[r * n + i] = WIDE(outputs[2 * (start + r) * n + n + i]);
+                along[r * n + i] = for_log_prob[start + r];
+            }
         for (int64_t i = 0; i < size; i++) {
-            float a = action[i], slope = tangent(raw[i] + 0.805f), x = raw[i] < -20 ? -20 : raw[i];
+            float a = action[at + i], slope = tangent(raw[i] + 0.805f), x = raw[i] < -20 ? -20 : raw[i];
             x = x > 2 ? 2 : x;
             float inside = x == raw[i] ? 1 : 0, spread = tanh ? -10 + 6 * (slope + 1) : x;
-            float down = for_action[i] * (1 - a * a) + along[i] * 2 * a;
+            float down = for_action[at + i] * (1 - a * a) + along[i] * 2 * a;
             for_u[i] = down;
-            raw[i] = (down * exponential(spread) * noise[i] - along[i]) * (tanh ? 6 * (1 - slope * slope) : inside);
+            raw[i] = (down * exponential(spread) * noise[at + i] - along[i]) * (tanh ? 6 * (1 - slope * slope) : inside);
         }
-        for (int64_t r = 0; r < count; r++, for_outputs += 2 * n)
-            for (int64_t i = 0; i < n; i++)
-                for_outputs[i] = NARROW(for_u[r * n + i]), for_outputs[n + i] = NARROW(raw[r * n + i]);
-        for_action += size, for_log_prob += count, noise += size, action += size;
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t i = 0; i < n; i++) {
+                X *row = for_outputs + 2 * (start + r) * n;
+                row[i] = NARROW(for_u[r * n + i]), row[n + i] = NARROW(raw[r * n + i]);
+            }
     }
 }
 
@@ -649,7 +732,8 @@ void TYPED(sample_backward)(const float *for_action, const float *for_log_prob, 
 void TYPED(target)(const float *reward, const float *discount, const X *next, const float *entropy,
                    const float *support, float *out, int64_t critics, int64_t rows, int64_t n) {
     float low = support[0], step = (support[n - 1] - low) / (n - 1);
-    for (int64_t r = 0; r < rows; r++, out += n) {
+    SHARED(critics * rows * n)
+    for (int64_t r = 0; r < rows; r++) {
         float mean[n] ALIGNED, row[padded(n)] ALIGNED, share[n] ALIGNED, below[n + 1] ALIGNED, above[n + 1] ALIGNED, most;
         int32_t index[n];
         for (int64_t c = 0; c < critics; c++) {
@@ -679,27 +763,30 @@ void TYPED(target)(const float *reward, const float *discount, const X *next, co
         }
         above[n - 1] += above[n];
         float invalid = 0.0f * total;
-        for (int64_t i = 0; i < n; i++) out[i] = below[i] + above[i] + invalid;
+        for (int64_t i = 0; i < n; i++) out[r * n + i] = below[i] + above[i] + invalid;
     }
 }
 
 /* Each critic's cross-entropy with the target, and the logarithms of the softmax's sums. */
 void TYPED(cross_entropy)(const X *outputs, const float *target, const float *weight, float *loss, float *log_sum,
                           int64_t critics, int64_t tasks, int64_t batch, int64_t n) {
+    float of_task[critics * tasks];
+    SHARED(critics * tasks * batch * n)
+    for (int64_t k = 0; k < critics * tasks; k++) {
+        float total = 0;
+        for (int64_t r = k * batch; r < (k + 1) * batch; r++) {
+            const float *wanted = target + r % (tasks * batch) * n;
+            float x[n] ALIGNED, row[padded(n)] ALIGNED, most;
+            for (int64_t i = 0; i < n; i++) row[i] = x[i] = WIDE(outputs[r * n + i]);
+            log_sum[r] = logf(exponentials(row, n, &most)) + most;
+            for (int64_t i = 0; i < n; i++) x[i] -= most;
+            total += total_of(wanted, n) * (log_sum[r] - most) - dot_of(wanted, x, n);
+        }
+        of_task[k] = total / batch * weight[k % tasks];
+    }
     for (int64_t c = 0; c < critics; c++) {
         float all = 0;
-        for (int64_t t = 0; t < tasks; t++) {
-            float total = 0;
-            for (int64_t r = 0; r < batch; r++, outputs += n, log_sum++) {
-                const float *wanted = target + (t * batch + r) * n;
-                float x[n] ALIGNED, row[padded(n)] ALIGNED, most;
-                for (int64_t i = 0; i < n; i++) row[i] = x[i] = WIDE(outputs[i]);
-                *log_sum = logf(exponentials(row, n, &most)) + most;
-                for (int64_t i = 0; i < n; i++) x[i] -= most;
-                total += total_of(wanted, n) * (*log_sum - most) - dot_of(wanted, x, n);
-            }
-            all += total / batch * weight[t];
-        }
+        for (int64_t t = 0; t < tasks; t++) all += of_task[c * tasks + t];
         loss[c] = all / tasks;
     }
 }
@@ -707,42 +794,42 @@ void TYPED(cross_entropy)(const X *outputs, const float *target, const float *we
 void TYPED(cross_entropy_backward)(const float *grad, const X *outputs, const float *target, const float *weight,
                                    const float *log_sum, X *for_outputs, int64_t critics, int64_t tasks, int64_t batch,
                                    int64_t n) {
-    for (int64_t c = 0; c < critics; c++)
-        for (int64_t t = 0; t < tasks; t++) {
-            float each = grad[c] * weight[t] / (tasks * batch);
-            for (int64_t r = 0; r < batch; r++, outputs += n, for_outputs += n, log_sum++) {
-                const float *wanted = target + (t * batch + r) * n;
-                float row[padded(n)] ALIGNED, mass = total_of(wanted, n);
-                for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[i]);
-                probabilities(row, n, *log_sum);
-                for (int64_t i = 0; i < n; i++) for_outputs[i] = NARROW(each * (mass * row[i] - wanted[i]));
-            }
-        }
+    int64_t rows = tasks * batch;
+    SHARED(critics * rows * n)
+    for (int64_t r = 0; r < critics * rows; r++) {
+        const float *wanted = target + r % rows * n;
+        float row[padded(n)] ALIGNED, mass = total_of(wanted, n);
+        float each = grad[r / rows] * weight[r % rows / batch] / rows;
+        for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[r * n + i]);
+        probabilities(row, n, log_sum[r]);
+        for (int64_t i = 0; i < n; i++) for_outputs[r * n + i] = NARROW(each * (mass * row[i] - wanted[i]));
+    }
 }
 
 /* The expected value of each row, averaged over critics; `log_sum` and `own` are kept for the gradient. */
 void TYPED(value)(const X *outputs, const float *support, float *value, float *log_sum, float *own, int64_t critics,
                   int64_t rows, int64_t n) {
-    for (int64_t c = 0; c < critics; c++)
-        for (int64_t r = 0; r < rows; r++, outputs += n, log_sum++, own++) {
+    SHARED(critics * rows * n)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t at = r; at < critics * rows; at += rows) {
             float row[padded(n)] ALIGNED, most;
-            for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[i]);
+            for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[at * n + i]);
             float sum = exponentials(row, n, &most), dot = dot_of(row, support, n);
-            *log_sum = logf(sum) + most;
-            *own = dot / sum;
-            value[r] = (c ? value[r] : 0) + *own / critics;
+            log_sum[at] = logf(sum) + most;
+            own[at] = dot / sum;
+            value[r] = (at == r ? 0 : value[r]) + own[at] / critics;
         }
 }
 
 void TYPED(value_backward)(const float *grad, const X *outputs, const float *support, const float *log_sum,
                            const float *own, X *for_outputs, int64_t critics, int64_t rows, int64_t n) {
-    for (int64_t c = 0; c < critics; c++)
-        for (int64_t r = 0; r < rows; r++, outputs += n, for_outputs += n, log_sum++, own++) {
-            float row[padded(n)] ALIGNED, each = grad[r] / critics;
-            for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[i]);
-            probabilities(row, n, *log_sum);
-            for (int64_t i = 0; i < n; i++) for_outputs[i] = NARROW(each * row[i] * (support[i] - *own));
-        }
+    SHARED(critics * rows * n)
+    for (int64_t r = 0; r < critics * rows; r++) {
+        float row[padded(n)] ALIGNED, each = grad[r % rows] / critics;
+        for (int64_t i = 0; i < n; i++) row[i] = WIDE(outputs[r * n + i]);
+        probabilities(row, n, log_sum[r]);
+        for (int64_t i = 0; i < n; i++) for_outputs[r * n + i] = NARROW(each * row[i] * (support[i] - own[r]));
+    }
 }
 
 #undef WIDE

@@ -66,6 +66,7 @@ class Workers:
             for tasks, slots in partition(costs, copies, processes)
         ]
         self.under_way = UnderWay.none(self.spec, self.spec.num_tasks, copies)
+        self._replies: list[Rollout] = []  # to a round that was waited for
         self._restarted: list[float] = []
 
     def start(self, policy: Float[Tensor, " number"], steps: int, uniform: bool = False) -> None:
@@ -80,12 +81,18 @@ class Workers:
         for index in range(len(self.workers)):
             self._ask(index, "collect", steps, uniform)
 
+    def wait(self) -> None:
+        """Wait for the round, whose experience `finish` returns."""
+        self._replies = [self._answer(index) for index in range(len(self.workers))]
+
     def finish(self) -> Rollout:
         """Wait for the round; return its experience `[task, copy, step, ...]`.
 
         Episodes are in the order of task and copy.
         """
-        parts: list[Rollout] = [self._answer(index) for index in range(len(self.workers))]
+        if not self._replies:
+            self.wait()
+        parts, self._replies = self._replies, []
         under_way = [part.under_way for part in parts if part.under_way is not None]
         self.under_way = UnderWay(
             self._joined([part.episode for part in under_way]),
