@@ -16,6 +16,7 @@ from softmod.checkpoint.files import all_in, newest
 from softmod.envs.toy import ToyEnv
 from softmod.experiment import run as experiment
 from softmod.experiment import session
+from softmod.experiment.resources import Resources
 from softmod.state import COMPONENTS, state_hash
 from softmod.system import signals, slurm
 from softmod.tracking.names import WALL_CLOCK
@@ -179,6 +180,23 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
     assert "agent.averaged_actor.network.first.weight" in ours
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert state_hash(newest(only(here))[0])["state"] == state_hash(newest(whole)[0])["state"]
+
+
+@pytest.mark.bar(2)
+def test_collecting_before_learning_comes_to_the_same_end(tmp_path, monkeypatch, here):
+    assert run_recipe(f"run.folder={tmp_path / 'whole'}") == 0
+    (whole,) = (tmp_path / "whole").glob("*/seed_0")
+    order: list[str] = []
+    for owner, name in ((Workers, "wait"), (MTSAC, "learn")):
+        called = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, f=called, n=name: (order.append(n), f(*a))[1])
+    monkeypatch.setattr(Resources, "in_turns", True)
+    with pytest.MonkeyPatch.context() as patch:
+        send_at(patch, Workers, "wait", 3)
+        assert run_recipe() == signals.STOPPED
+    assert run_recipe() == 0
+    assert order[:4] == ["wait", "learn"] * 2
     assert state_hash(newest(only(here))[0])["state"] == state_hash(newest(whole)[0])["state"]
 
 

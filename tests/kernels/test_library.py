@@ -32,7 +32,7 @@ WRONG = {  # errors such as a compiler might make, in one function each
         "sums": ("if (!first) value +=", "value +="),
         "sums of blocks": ("+ partial[k * n + i]", "+ partial[i]"),
         "relu": ("out[i] = NARROW(h < 0 ? 0 : h);", "out[i] = NARROW(h);"),
-        "product": ("total[i] += g * WIDE(x[i]);", "total[i] += g;"),
+        "product": ("total[i] += g * WIDE(x[at + i]);", "total[i] += g;"),
         "softmax": ("row[r * n + i] /= sum", "row[r * n + i] /= n"),
         "mix": ("total[i] += w * WIDE(from[i])", "total[i] += WIDE(from[i])"),
         "gradient of mix": ("total[i] += w * g[t][i]", "total[i] -= w * g[t][i]"),
