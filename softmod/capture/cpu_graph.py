@@ -121,6 +121,7 @@ class CpuGraph:
 
     def _run_calls(self) -> bool:
         """Repeat the operations up to the first flag that is False; return whether all ran."""
+        torch.get_num_threads()  # in a new Python thread, this sets OpenMP's number of threads
         with torch.no_grad():
             return all(call() is not False for call in self._program)
 

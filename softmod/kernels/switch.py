@@ -22,6 +22,7 @@ def used(version: int = UPDATE) -> Iterator[None]:
 
     Acting and evaluation run outside of it, so their results do not depend on these operations.
     """
+    torch.get_num_threads()  # in a new Python thread, this sets OpenMP's number of threads
     token = _version.set(version)
     try:
         yield

@@ -55,16 +55,32 @@ def test_results_do_not_depend_on_the_number_of_threads(case: str):
 
 COUNT = """
 import os
+from threading import Thread
 import torch
+from softmod.capture.cpu_graph import CpuGraph
 from softmod.kernels import layers, used
-torch.set_num_threads(3)
 x = torch.ones(100, 100)  # too small for threads of PyTorch
-counts = [len(os.listdir("/proc/self/task"))]
-with used(2):
-    layers.relu(x)
-counts.append(len(os.listdir("/proc/self/task")))
+y = torch.empty_like(x)
+counts = []
+def count():
+    counts.append(len(os.listdir("/proc/self/task")))
+def relu():
+    with used(2):
+        return {"relu": y.copy_(layers.relu(x))}
+torch.set_num_threads(3)
+count()
+relu()
+count()
 torch.ones(1000, 1000).exp()
-counts.append(len(os.listdir("/proc/self/task")))
+count()
+torch.set_num_threads(1)
+graph = CpuGraph(relu)
+graph(), graph()
+assert graph.settled
+for call in (relu, graph):
+    other = Thread(target=lambda: (call(), count()))
+    other.start()
+    other.join()
 print(*counts)
 """
 
@@ -74,9 +90,10 @@ def test_loops_are_shared_among_the_threads_of_pytorch():
     if b"omp_get_num_threads" not in Path(library(UPDATE)._name).read_bytes():
         pytest.skip("compiled without OpenMP")
     done = subprocess.run([sys.executable, "-c", COUNT], check=True, capture_output=True, text=True)
-    before, after, with_torch = map(int, done.stdout.split())
-    assert after == before + 2
-    assert with_torch == after
+    before, ours, with_torch, *in_new_threads = map(int, done.stdout.split())
+    assert ours == before + 2
+    assert with_torch == ours
+    assert in_new_threads == [ours + 1] * 2  # each with itself only
 
 
 def tensors(kept: Any) -> Iterator[Tensor]:
