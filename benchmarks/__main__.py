@@ -143,7 +143,7 @@ def operations(chosen: argparse.Namespace) -> Rows:
     """Split an update's time into matrix products and the rest, with and without fused kernels."""
     from benchmarks import operations as section
 
-    return section.split(chosen.turns)
+    return section.split(chosen.turns, len(os.sched_getaffinity(0)))
 
 
 def launches(chosen: argparse.Namespace) -> Rows:

@@ -23,30 +23,37 @@ CASES: dict[str, tuple[str, list[str]]] = {
 KERNELS = ("off", "auto")
 
 
-def split(turns: int) -> list[dict[str, Any]]:
-    """Measure the milliseconds of each case's programs on one thread, with kernels off and on."""
-    torch.set_num_threads(1)
+def split(turns: int, cores: int) -> list[dict[str, Any]]:
+    """Measure the milliseconds of each case's programs, with kernels off and on.
+
+    All are measured on one thread, and the programs with kernels also on all cores.
+    """
+    ways = {"kernels off": ("off", 1), "kernels auto": ("auto", 1)}
+    if cores > 1:
+        ways[f"kernels auto, {cores} threads"] = ("auto", cores)
     rows = []
     for case, (experiment, overrides) in CASES.items():
         graphs = {
             how: captured(experiment, [*overrides, f"fabric.kernels={how}"]) for how in KERNELS
         }
         for program in graphs["off"]:
-            times: dict[str, list[tuple[float, float]]] = {how: [] for how in KERNELS}
+            times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
             for _ in range(turns):
-                for how in KERNELS:
-                    times[how].append(milliseconds(graphs[how][program]))
-            for how in KERNELS:
-                rest = [pair[1] for pair in times[how]]
+                for way, (how, threads) in ways.items():
+                    torch.set_num_threads(threads)
+                    times[way].append(milliseconds(graphs[how][program]))
+            for way, (how, _) in ways.items():
+                rest = [pair[1] for pair in times[way]]
                 row: dict[str, Any] = {
-                    "what": f"{case}: {program}, kernels {how}",
+                    "what": f"{case}: {program}, {way}",
                     "operations": len(graphs[how][program].names),
-                    "products ms": median(pair[0] for pair in times[how]),
+                    "products ms": median(pair[0] for pair in times[way]),
                     "others ms": median(rest),
                 }
-                ratios = [mine / pair[1] for mine, pair in zip(rest, times["off"], strict=True)]
+                off = times["kernels off"]
+                ratios = [mine / pair[1] for mine, pair in zip(rest, off, strict=True)]
                 row["others, x off"] = (median(ratios), min(ratios), max(ratios))
-                row["all, x products"] = median(sum(pair) / pair[0] for pair in times[how])
+                row["all, x products"] = median(sum(pair) / pair[0] for pair in times[way])
                 rows.append(row)
     return rows
 
