@@ -173,6 +173,21 @@ def test_without_a_compiler_it_is_done_without(anew: Path, monkeypatch: pytest.M
         library.library(UPDATE)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile with few optimizations, which takes a third of the time."""
+    monkeypatch.setattr(library, "FLAGS", ("-O1", *library.FLAGS[1:]))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_library_with_few_optimizations_is_accepted(version: int, anew: Path):
+    """Check that the next test's libraries are refused for their errors only."""
+    assert library.FLAGS[0] == "-O1"
+    assert library.available(version)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("version", "wrong"),
     [
