@@ -78,6 +78,12 @@ def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         memory.cache_clear()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile with few optimizations, which takes a third of the time."""
+    monkeypatch.setattr(library, "FLAGS", ("-O1", *library.FLAGS[1:]))
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -93,6 +99,7 @@ def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch):
     library.library(UPDATE)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_damaged_library_is_compiled_again(anew: Path):
     anew.mkdir()
     path = anew / f"kernels-{library.key()}.so"
@@ -101,6 +108,7 @@ def test_a_damaged_library_is_compiled_again(anew: Path):
     assert path.stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("quick")
 def test_where_nothing_can_be_kept_it_is_compiled_each_time(
     anew: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -123,6 +131,7 @@ def test_processors_and_sources_have_libraries_of_their_own(
     assert library.key() != key
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_library_that_others_could_have_written_is_compiled_again(
     anew: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -171,12 +180,6 @@ def test_without_a_compiler_it_is_done_without(anew: Path, monkeypatch: pytest.M
     library.library.cache_clear()
     with pytest.raises(library.CompilerError, match="no-such-compiler cannot be run"):
         library.library(UPDATE)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile with few optimizations, which takes a third of the time."""
-    monkeypatch.setattr(library, "FLAGS", ("-O1", *library.FLAGS[1:]))
 
 
 @pytest.mark.usefixtures("quick")
