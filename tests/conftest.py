@@ -4,6 +4,7 @@ session.
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook(["softmod.networks", "softmod.agent"], "beartype.beartype"):
+    gc.disable()  # until the tests are collected: what imports create stays, and searching it
+    #               again and again takes seconds
     import softmod.agent.group
     import softmod.agent.mtsac
     import softmod.agent.replay
@@ -27,6 +30,7 @@ with install_import_hook(["softmod.networks", "softmod.agent"], "beartype.bearty
     import softmod.networks.single_task  # noqa: F401
 
 
+from softmod.system.hardware import available
 from softmod.system.signals import STOPS
 from tests.reliability.table import (
     pytest_addoption,
@@ -37,13 +41,36 @@ from tests.reliability.table import (
 __all__ = ["pytest_addoption", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 
-LONGEST = (
+LONGEST = (  # minutes down to seconds on one core
     "test_processes.py",
     "test_workers.py",
     "test_train.py",
-    "test_killed.py",
+    "test_config.py",
+    "test_machines.py",
+    "test_uploader.py",
+    "test_seeds.py",
+    "test_library.py",
+    "test_signals.py",
+    "test_group.py",
     "test_launchers.py",
+    "test_killed.py",
+    "test_chunks.py",
+    "test_search.py",
+    "test_python.py",
+    "test_results.py",
+    "test_compiled.py",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than there are cores: tests wait for others, disks and deadlines."""
+    return available() + 1
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of all later garbage collections, which took a second each."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -170,11 +172,26 @@ def test_only_small_task_sets_select_a_run_of_their_own():
 
 @pytest.mark.parametrize("model", options("model"))
 @pytest.mark.parametrize("tasks", ["mt10", "mt50"])
-@pytest.mark.parametrize("run", ["recipe", "paper", "smoke"])
-def test_every_model_composes_with_every_size(model, tasks, run):
-    config = cfg(f"env={tasks}", f"model={model}", "algorithm=mtsac", f"run={run}")
+def test_every_model_composes_with_every_size(model, tasks):
+    config = cfg(f"env={tasks}", f"model={model}", "algorithm=mtsac")
     assert config.name == f"{tasks}-{model}"
     assert config.actor._target_.startswith("softmod.networks.")
+    # A model touches neither, so it composes with every run.
+    assert (config.run, config.env) == (of_size(tasks).run, of_size(tasks).env)
+
+
+@pytest.mark.parametrize("tasks", ["mt10", "mt50"])
+@pytest.mark.parametrize("run", ["paper", "smoke"])
+def test_a_run_selects_nothing_else(run, tasks):
+    config = cfg(f"env={tasks}", "algorithm=mtsac", f"run={run}")
+    assert config.run != of_size(tasks).run
+    assert replace(config, run=of_size(tasks).run) == of_size(tasks)
+
+
+@cache
+def of_size(tasks):
+    """Return the configuration of a task set with the default model and run."""
+    return cfg(f"env={tasks}", "algorithm=mtsac")
 
 
 @pytest.mark.parametrize(
