@@ -30,7 +30,6 @@ with install_import_hook(["softmod.networks", "softmod.agent"], "beartype.bearty
     import softmod.networks.single_task  # noqa: F401
 
 
-from softmod.system.hardware import available
 from softmod.system.signals import STOPS
 from tests.reliability.table import (
     pytest_addoption,
@@ -60,11 +59,6 @@ LONGEST = (  # minutes down to seconds on one core
     "test_results.py",
     "test_compiled.py",
 )
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one process more than there are cores: tests wait for others, disks and deadlines."""
-    return available() + 1
 
 
 def pytest_collection_finish() -> None:
