@@ -33,6 +33,9 @@ def main() -> None:
         "--seconds", type=float, default=3.0, help="seconds per stepping measurement (%(default)s)"
     )
     parser.add_argument(
+        "--compiled", action="store_true", help="launches: compiled updates too, half a minute more"
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
     chosen = parser.parse_args()
@@ -150,7 +153,7 @@ def launches(chosen: argparse.Namespace) -> Rows:
     """Count the operations of an update as a GPU makes it; needs none."""
     from benchmarks import launches as section
 
-    return section.table()
+    return section.table() + (section.compiled_table() if chosen.compiled else [])
 
 
 def seeds(chosen: argparse.Namespace) -> Rows:
