@@ -42,8 +42,8 @@ class Chosen:
         Args:
             cores: 0 for all cores that this process may use.
         """
-        together = self.processes + self.threads
-        return min(self.processes, self.threads - 1) > 0 and together > (cores or available())
+        several = self.processes > 0 and self.threads > 1
+        return several and self.processes + self.threads > (cores or available())
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def best(
 
 
 def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
-    """Estimate the seconds of a round.
+    """Estimate the seconds of a round and its share of an evaluation.
 
-    If collecting and learning overlap and there are enough cores, this is the longer of the two.
-    Otherwise a learner of one thread and the workers share the cores fairly until the shorter one
-    is done. If workers and learner take turns, it is the sum.
+    If workers and learner take turns, a round takes the sum of collecting and learning. If they
+    overlap and there are enough cores, it takes the longer of the two. If there are too few, they
+    share the cores fairly until the shorter one is done.
     """
     learn = wanted.updates * costs.update[choice.threads]
     if not choice.processes:
@@ -122,7 +122,7 @@ def seconds(costs: Costs, wanted: Round, choice: Chosen, cores: int) -> float:
     collect = wanted.env_steps * costs.step / choice.processes
     evaluate = wanted.evaluated * costs.step / choice.processes
     if choice.in_turns(cores):
-        return learn + collect + evaluate
+        return learn + collect * max(1.0, choice.processes / cores) + evaluate
     speed = min(1.0, cores / (choice.processes + choice.threads))  # of each, while all of them run
     shorter, longer = sorted((learn, collect))
     return shorter / speed + (longer - shorter) + evaluate

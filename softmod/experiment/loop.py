@@ -42,8 +42,7 @@ def train(run: RunConfig, parts: Parts) -> Run[list[TaskScore]]:
         policy = session.policy()
         workers.start(policy, run.round_steps, session.uniform())
         if parts.in_turns:
-            with log.waiting_for_workers():
-                workers.wait()
+            session.wait_for_workers(policy)
 
         # Learn from the replay as it was before this round.
         metrics = yield session.updates()

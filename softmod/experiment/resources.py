@@ -74,7 +74,8 @@ class Resources:
     @property
     def in_turns(self) -> bool:
         """Return whether workers collect before the learner learns, rather than meanwhile."""
-        return Chosen(self.processes, self.threads).in_turns()
+        on_cpu = self.fabric.device.type == "cpu"
+        return on_cpu and Chosen(self.processes, self.threads).in_turns()
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint stores of the resources, so that a resumed run reuses them."""

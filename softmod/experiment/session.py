@@ -159,6 +159,18 @@ class Session:
         warming_up = self.parts.schedule.warming_up(self.parts.clock.env_steps)
         return warming_up and self.run.warmup_policy == "uniform"
 
+    def wait_for_workers(self, policy: Weights) -> None:
+        """Wait until the round is collected; save and stop if a signal requests it.
+
+        Raises:
+            StoppedError: stopped by a signal, after saving.
+        """
+        try:
+            with self.parts.log.waiting_for_workers():
+                self.parts.workers.wait()
+        except signals.StoppedError:
+            self._stop(PendingWork(policy, self.pending.updates))
+
     def updates(self) -> Updates:
         """Return this round's updates, without those that were made already."""
         agent = self.parts.agent

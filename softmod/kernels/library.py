@@ -37,7 +37,8 @@ FLAGS = (
     "-fno-signed-zeros",
     "-fassociative-math",
 )
-THREADS = ("-fopenmp", "")  # without it, loops of C functions are not shared among threads
+# With the first flag, loops are shared among threads. Libraries without it have names of their own.
+THREADS = {"-fopenmp": "", "": "-one-thread"}
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")  # the first accepted flag is used
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 SECONDS = 60.0  # time limit of a compilation, which takes a few seconds
@@ -60,12 +61,19 @@ def library(version: int) -> ctypes.CDLL:
 def build(name: str, source: str) -> ctypes.CDLL:
     """Load the library of a C source; compile it first if it is not in the cache folder.
 
+    Its loops are shared among PyTorch's threads if the compiler calls functions for this that
+    PyTorch's OpenMP library has. GCC does where PyTorch uses GCC's library or Intel's.
+
     Raises:
         CompilerError: there is no compiler, it fails, or its output cannot be loaded.
     """
     try:
-        path = cache_folder().resolve() / f"{name}-{_hash(source)}.so"
-        return _load_cached(path) or _compile_and_load(path, source)
+        path = cache_folder().resolve() / f"{name}-{_hash(source)}"
+        paths = {flag: path.with_name(f"{path.name}{end}.so") for flag, end in THREADS.items()}
+        for kept in paths.values():
+            if found := _load_cached(kept):
+                return found
+        return _compile_and_load(paths, source)
     except (OSError, ValueError) as error:  # such as no temporary folder, an open quote in $CC
         raise CompilerError(str(error)) from error
 
@@ -140,13 +148,12 @@ def _load_cached(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _compile_and_load(path: Path, source: str) -> ctypes.CDLL:
-    """Compile the library, store it in the cache folder if possible, and load it.
+def _compile_and_load(paths: dict[str, Path], source: str) -> ctypes.CDLL:
+    """Compile the library with the first flag of `THREADS` with which it can be loaded.
 
-    Its loops are shared among PyTorch's threads if the compiler and PyTorch use the same OpenMP
-    library.
+    Store it in the cache folder if possible.
     """
-    for threads in THREADS:
+    for threads, path in paths.items():
         with TemporaryDirectory() as folder:
             compiled = Path(folder) / path.name
             text = compiled.with_suffix(".c")
@@ -157,6 +164,7 @@ def _compile_and_load(path: Path, source: str) -> ctypes.CDLL:
             except CompilerError as error:
                 if not threads or error.__cause__:  # such as a compiler that cannot be run
                     raise
+                log.info("fused operations use one thread: %s", error)
     raise AssertionError
 
 

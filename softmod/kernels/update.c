@@ -4,8 +4,8 @@
  * an order that depends on the processor but not on the data. NaN stays NaN. The second half of this file is included
  * once for each of the two types, named X there.
  *
- * Large loops are shared among PyTorch's threads where the compiler supports OpenMP. Results do not depend on the
- * number of threads: each iteration is computed by one of them, and sums over iterations are formed afterwards.
+ * Large loops are shared among PyTorch's threads (OpenMP). Results do not depend on the number of threads: one thread
+ * computes an iteration as a whole, and one thread adds up what several iterations contribute to a sum.
  */
 
 #ifndef X
@@ -467,7 +467,7 @@ void TYPED(norm)(const X *x, const X *added, const X *residual, X *out, float *m
 /* The gradient of `norm` with respect to x, and its sums over groups of `batch` rows. */
 void TYPED(norm_backward)(const X *grad, const X *x, const X *added, const float *mean, const float *rstd, X *for_x,
                           float *sums, int64_t rows, int64_t n, int64_t batch, int32_t relu) {
-    int64_t whole = n / LANES * LANES, groups = rows / batch, blocks = (batch + BLOCK - 1) / BLOCK;
+    int64_t whole = n / LANES * LANES, groups = batch ? rows / batch : 0, blocks = (batch + BLOCK - 1) / BLOCK;
     float *partial = blocks > 1 ? malloc(groups * blocks * n * sizeof(float)) : sums; /* of blocks of rows */
     SHARED(partial ? rows * n : 0)
     for (int64_t k = 0; k < groups * blocks; k++) {

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 class Workers:
     """A pool of workers: `start` and `finish` a round, or `evaluate`.
 
+    Between `start` and `finish`, the learner may do something else, or `wait`.
+
     A process that dies, fails or does not reply in time is restarted. Its unfinished episodes are
     re-executed and its request is repeated, so the results of the run do not change.
 
@@ -77,22 +79,25 @@ class Workers:
             steps: steps per environment.
             uniform: take uniform random actions instead of the policy's.
         """
+        self._replies = []
         self._publish(policy)
         for index in range(len(self.workers)):
             self._ask(index, "collect", steps, uniform)
 
     def wait(self) -> None:
-        """Wait for the round, whose experience `finish` returns."""
-        self._replies = [self._answer(index) for index in range(len(self.workers))]
+        """Wait for the round, whose experience `finish` returns.
+
+        Raises:
+            StoppedError: a signal stopped the run; afterwards, only `close` may be called.
+        """
+        self._replies = self._round(stoppable=True)
 
     def finish(self) -> Rollout:
         """Wait for the round; return its experience `[task, copy, step, ...]`.
 
         Episodes are in the order of task and copy.
         """
-        if not self._replies:
-            self.wait()
-        parts, self._replies = self._replies, []
+        parts = self._replies or self._round()
         under_way = [part.under_way for part in parts if part.under_way is not None]
         self.under_way = UnderWay(
             self._joined([part.episode for part in under_way]),
@@ -166,6 +171,9 @@ class Workers:
         for index in range(len(self.workers)):
             self._retried(index, lambda worker: worker.wait_until_ready())
         self.weights[:] = policy.numpy()
+
+    def _round(self, stoppable: bool = False) -> list[Rollout]:
+        return [self._answer(index, stoppable=stoppable) for index in range(len(self.workers))]
 
     def _ask(self, index: int, method: str, *arguments: Any) -> None:
         try:

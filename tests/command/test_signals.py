@@ -184,7 +184,9 @@ def test_the_recipe_stopped_again_and_again_comes_to_the_same_end(tmp_path, monk
 
 
 @pytest.mark.bar(2)
-def test_collecting_before_learning_comes_to_the_same_end(tmp_path, monkeypatch, here):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_collecting_before_learning_comes_to_the_same_end(tmp_path, monkeypatch, here, processes):
+    """The signal ends the wait for a process; inline, the round is collected and then stopped."""
     assert run_recipe(f"run.folder={tmp_path / 'whole'}") == 0
     (whole,) = (tmp_path / "whole").glob("*/seed_0")
     order: list[str] = []
@@ -194,8 +196,9 @@ def test_collecting_before_learning_comes_to_the_same_end(tmp_path, monkeypatch,
     monkeypatch.setattr(Resources, "in_turns", True)
     with pytest.MonkeyPatch.context() as patch:
         send_at(patch, Workers, "wait", 3)
-        assert run_recipe() == signals.STOPPED
-    assert run_recipe() == 0
+        assert run_recipe(f"workers.processes={processes}") == signals.STOPPED
+    assert order == ["wait", "learn", "wait", "learn", "wait", "learn"][: 6 - processes]
+    assert run_recipe(f"workers.processes={processes}") == 0
     assert order[:4] == ["wait", "learn"] * 2
     assert state_hash(newest(only(here))[0])["state"] == state_hash(newest(whole)[0])["state"]
 

@@ -145,6 +145,24 @@ def test_a_library_that_others_could_have_written_is_compiled_again(
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_compiler_without_openmp_makes_a_library_for_one_thread(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    compiler = " ".join(library._compiler())
+    refuse = 'for word; do [ "$word" = -fopenmp ] && { echo "no -fopenmp" >&2; exit 1; }; done'
+    monkeypatch.setenv("CC", script(tmp_path / "cc", f'{refuse}; exec {compiler} "$@"'))
+    with caplog.at_level("INFO"):
+        assert library.available()
+    assert "one thread" in caplog.text
+    assert "no -fopenmp" in caplog.text
+    (kept,) = anew.iterdir()
+    assert kept.name == f"kernels-{library.key()}-one-thread.so"
+    library.library.cache_clear()
+    monkeypatch.setattr(library, "_compile", lambda *_: pytest.fail("compiled again"))
+    library.library(UPDATE)
+
+
 @pytest.mark.parametrize(
     ("does", "told"),
     [
@@ -243,7 +261,7 @@ def test_the_source_compiles_without_warnings(version: int, tmp_path: Path):
         "-Wextra",
         "-Werror",
         *library.FLAGS,
-        library.THREADS[0],
+        "-fopenmp",
         "-o",
         str(tmp_path / "k.so"),
         str(library.SOURCES[version]),

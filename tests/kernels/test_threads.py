@@ -43,10 +43,12 @@ def test_results_do_not_depend_on_the_number_of_threads(case: str):
                 for tensor, value in zip(memory, before, strict=True):
                     tensor.copy_(value)
                 torch.set_num_threads(count)
-                call()
+                try:
+                    call()
+                finally:
+                    torch.set_num_threads(usual)
                 results.append([tensor.clone() for tensor in memory])
             large |= {name} if sum(tensor.numel() for tensor in memory) > 20000 else set()
-            torch.set_num_threads(usual)
             if not all(map(equal, results[0] * 2, [*results[1], *results[2]])):
                 different.append(name)
     assert len(large) > 8
