@@ -33,7 +33,7 @@ def main() -> None:
         "--seconds", type=float, default=3.0, help="seconds per stepping measurement (%(default)s)"
     )
     parser.add_argument(
-        "--compiled", action="store_true", help="launches: compiled updates too, half a minute more"
+        "--compiled", action="store_true", help="launches: compiled updates too, a minute more"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s"

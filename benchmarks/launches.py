@@ -32,7 +32,7 @@ from softmod.spec import EnvSpec
 EXPERIMENTS = ("mt10", "paper_mt10", "paper_mt50")
 UPDATES = 50  # of a round
 PER_GRAPH = (0, 10, 26, 50)
-COMPILED = ("mt10", "paper_mt10")  # half a minute each
+COMPILED = ("mt10", "paper_mt10")  # up to a minute each
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 FREE = (*EMPTY, torch.ops.aten._unsafe_view.default)  # besides views
 

@@ -40,3 +40,19 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         if path.startswith("softmod.networks."):
             whole[part] = {"norm": NORM.get(path, "none")} | dict(network or {})
     return whole
+
+
+def completed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the same for a configuration with dotted keys, and rename `method` to `model`."""
+    known = {"model" if key == "method" else key: value for key, value in config.items()}
+    parts = {key.partition(".")[0] for key in known if "." in key}
+    added = {
+        key: value
+        for key, value in ADDED.items()
+        if "." not in key or key.partition(".")[0] in parts
+    }
+    for part in ("actor", "critic"):
+        path = str(known.get(f"{part}._target_"))
+        if path.startswith("softmod.networks."):
+            added[f"{part}.norm"] = NORM.get(path, "none")
+    return added | known

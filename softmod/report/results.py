@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from softmod.checkpoint import files as checkpoint
+from softmod.config.earlier import completed_keys
 from softmod.errors import CheckpointError, ConfigError
-from softmod.report.runs import FINISHED, Run, renamed
+from softmod.report.runs import FINISHED, Run
 from softmod.tracking.names import (
     ENV_STEPS_PER_SECOND,
     SUCCESS_MEAN,
@@ -108,6 +109,6 @@ def _run(path: Path) -> Run:
                 name: {int(step): float(value) for step, value in curve}
                 for name, curve in saved["curves"].items()
             }
-            return Run(str(path), FINISHED, renamed(saved["config"]), values, saved["tags"])
+            return Run(str(path), FINISHED, completed_keys(saved["config"]), values, saved["tags"])
     except CheckpointError as error:
         raise ConfigError(str(error)) from error

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softmod.config.earlier import completed_keys
 from softmod.config.identity import NOT_RESULTS
 from softmod.errors import ConfigError
 from softmod.tracking.names import (
@@ -163,7 +164,13 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
         for folder in found:
             record = Record.read(folder)
             runs.append(
-                Run(str(folder), record.status, renamed(record.params), record.values, record.tags)
+                Run(
+                    str(folder),
+                    record.status,
+                    completed_keys(record.params),
+                    record.values,
+                    record.tags,
+                )
             )
     return runs
 
@@ -251,12 +258,7 @@ def _from_mlflow(client: Any, run: Any) -> Run:
         for name in run.data.metrics
         if not name.startswith((USAGE, EARLIER_USAGE))
     }
-    return Run(run.info.run_id, run.info.status, renamed(config), values, run.data.tags)
-
-
-def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of earlier versions in a configuration: `model` was `method`."""
-    return {"model" if key == "method" else key: value for key, value in config.items()}
+    return Run(run.info.run_id, run.info.status, completed_keys(config), values, run.data.tags)
 
 
 def _value(text: str) -> Any:

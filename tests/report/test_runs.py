@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from softmod.config.earlier import completed_keys
 from softmod.errors import ConfigError
 from softmod.report import figures
 from softmod.report import runs as module
@@ -212,7 +213,7 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
 
 
 def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
-    """Read the key `method` of earlier versions as `model`."""
+    """Read the key `method` of earlier versions as `model`, and add keys that they had not."""
     old = {"method" if key == "model" else key: value for key, value in BASE.items()}
     lines = [
         {"kind": "header", "time": 1, "schema": 1, "run_id": "r"},
@@ -220,4 +221,5 @@ def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
     ]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (found,) = from_folders([str(tmp_path)])
-    assert found.config == BASE
+    assert found.config == completed_keys(BASE)
+    assert found.config.items() >= (BASE | {"algorithm.own": {}, "callbacks": []}).items()
