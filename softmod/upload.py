@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -44,6 +44,7 @@ class Parent:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.gone = threading.Event()
+        self.sender: Sender | None = None  # of the main thread
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -55,10 +56,18 @@ class Parent:
         sent = sys.stdin.buffer.read().split()
         seconds, interrupted = (float(sent[0]), sent[1] == b"1") if sent else (ORPHAN_SECONDS, True)
         self.gone.set()
+        if not sent:  # the main thread may be sending other things for longer than the time left
+            threading.Thread(target=self._send_final_status, daemon=True).start()
         patience = Patience(self.folder, seconds, interrupted)
         while not patience.exhausted():
             time.sleep(POLL)
         os._exit(1)
+
+    def _send_final_status(self) -> None:
+        """Try to send the status; the main thread tries too, and reports errors."""
+        if self.sender:
+            with suppress(Exception):
+                self.sender.send_final_status()
 
 
 class Redacting:
@@ -90,7 +99,7 @@ def follow(folder: Path) -> None:
         while True:
             ending = parent.gone.is_set()
             try:
-                sender = sender or Sender(folder)
+                sender = parent.sender = sender or Sender(folder)
                 if ending:
                     sender.end()
                 sender.send()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ class Sender:
         # Steps that MLflow has, by metric; None if the cursor suffices to avoid duplicates.
         self.known: dict[str, set[int]] | None = None if new or self.cursor.offset else {}
         self.overruled = False  # FAILED was sent because training ended without a status
+        self._status = threading.Lock()  # held while a status is sent
         self._save_cursor()
 
     def _report_start(self) -> None:
@@ -119,28 +121,33 @@ class Sender:
         self._describe()
 
     def end(self) -> None:
-        """Send the final status after training ended, and delete duplicates of the run.
-
-        If the journal has no final status and no process trains the run, it is FAILED.
-        """
-        status = self.cursor.status
-        time = self.cursor.status_time
-        for line, _ in lines(self.folder / JOURNAL, self.cursor.offset):
-            if line["kind"] == "status":
-                status = line["status"]
-                time = line["time"]
-        if status in ENDED:  # sent first, because the time may not suffice for more
-            self.client.set_terminated(self.run, status, end_time=time)
-        elif not in_use(self.folder, patience=PATIENCE):
-            self.client.set_terminated(self.run, "FAILED", end_time=now())
-            self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
-            self.overruled = True
-        if self.sweep:
-            self.sweep.enter(self.run)
-            self.sweep.end(interrupted=self.overruled or status == "KILLED")
+        """Send the final status after training ended, and delete duplicates of the run."""
+        self.send_final_status()
         store.delete_duplicates(
             self.client, self.experiment, store.RUN_TAG, self.identity, keep=self.run
         )
+
+    def send_final_status(self) -> None:
+        """Send the final status to the run and its sweep, while another thread may send the rest.
+
+        If the journal has no final status and no process trains the run, it is FAILED.
+        """
+        with self._status:
+            status = self.cursor.status
+            time = self.cursor.status_time
+            for line, _ in lines(self.folder / JOURNAL, self.cursor.offset):
+                if line["kind"] == "status":
+                    status = line["status"]
+                    time = line["time"]
+            if status in ENDED:
+                self.client.set_terminated(self.run, status, end_time=time)
+            elif not in_use(self.folder, patience=PATIENCE):
+                self.client.set_terminated(self.run, "FAILED", end_time=now())
+                self.client.set_tag(self.run, store.ENDED_TAG, "unexpectedly")
+                self.overruled = True
+            if self.sweep:
+                self.sweep.enter(self.run)
+                self.sweep.end(interrupted=self.overruled or status == "KILLED")
 
     def sum_up(self) -> None:
         """Bring the sweep up to date after everything was sent."""
@@ -264,15 +271,16 @@ class Sender:
     def _send_status(self) -> None:
         """Send the status, and remove the tag of an unexpected end of an earlier session."""
         status = self.cursor.status
-        if not self.overruled:
-            if status in ENDED:
-                self.client.set_terminated(self.run, status, end_time=self.cursor.status_time)
-            else:
-                self.client.update_run(self.run, status="RUNNING")
-                if self.sweep:
-                    self.sweep.resume()
-            if store.ENDED_TAG in self.client.get_run(self.run).data.tags:
-                self.client.delete_tag(self.run, store.ENDED_TAG)
+        with self._status:
+            if not self.overruled:
+                if status in ENDED:
+                    self.client.set_terminated(self.run, status, end_time=self.cursor.status_time)
+                else:
+                    self.client.update_run(self.run, status="RUNNING")
+                    if self.sweep:
+                        self.sweep.resume()
+                if store.ENDED_TAG in self.client.get_run(self.run).data.tags:
+                    self.client.delete_tag(self.run, store.ENDED_TAG)
         self.cursor.status_sent = True
         self._save_cursor()
 

@@ -266,15 +266,24 @@ while not (journal.folder / CURSOR).exists():
     time.sleep(0.02)
 journal.metrics({"x": 1.0}, 1)
 print(uploader.process.pid, flush=True)
+PICTURES
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+PICTURES = """
+for step in range(30):
+    journal.routes(["toy-reach"], [[[[0.5, 0.5]]]], step)
+while '"pictures": []' in (journal.folder / CURSOR).read_text():
+    time.sleep(0.02)
 """
 
 
 @pytest.mark.bar(20)
-def test_training_is_killed(here: Path) -> None:
+@pytest.mark.parametrize("pictures", ["", PICTURES], ids=["", "while pictures are drawn"])
+def test_training_is_killed(here: Path, pictures: str) -> None:
     """Mark a run whose training was killed, and exit in seconds; a resumed run removes the mark."""
+    script = TRAINING.replace("PICTURES", pictures)
     killed = subprocess.run(
-        [sys.executable, "-c", TRAINING], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     ended = time.monotonic()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
