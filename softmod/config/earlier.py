@@ -43,7 +43,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Do the same for a configuration with dotted keys, and rename `method` to `model`."""
+    """Add the missing keys to a saved configuration with dotted keys; `method` becomes `model`."""
     known = {"model" if key == "method" else key: value for key, value in config.items()}
     parts = {key.partition(".")[0] for key in known if "." in key}
     added = {

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds until a killed run's worker processes, which hold its lock too, have noticed its end.
+# Most seconds to wait for worker processes of a killed run to end; they hold its lock, too.
 PATIENCE = 5.0
 
 

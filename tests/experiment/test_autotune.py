@@ -50,7 +50,7 @@ def test_two_threads_that_gain_little_are_worse_than_one_beside_a_worker():
 
 
 def test_two_threads_that_gain_much_take_turns_with_two_workers():
-    """Reproduce MT10 on two AVX-512 cores: 2,480 env steps/s in turns, 2,070 with one thread."""
+    """Reproduce MT10 on two AVX-512 cores: 2,480 env steps/s in turns, about 2,070 otherwise."""
     costs = Costs({1: 0.0089, 2: 0.0057}, step=0.00015)
     chosen = best(costs, Round(25, 500, environments=10), cores=2)
     assert chosen == Chosen(processes=2, threads=2)
