@@ -36,6 +36,9 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
         except (OSError, ValueError):  # Python would try again at its end, and exit with 120
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    # A Ctrl-C within `exec(text)`, as dataclasses call it during imports, makes Python kill itself
+    # with SIGINT at its end, even if it was caught. Another `exec` clears Python's record of it.
+    exec("")
     sys.exit(code)
 
 
