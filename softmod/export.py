@@ -54,8 +54,6 @@ def run(arguments: list[str]) -> int:
         if not any(re.match("checkpoint=.", argument) for argument in arguments):
             raise ConfigError("checkpoint: no value given; name a checkpoint or a run's folder")
         export(typed(compose(arguments, "export")))
-    except KeyboardInterrupt:
-        return 130
     except SoftmodError as error:
         return tell(error)
     return 0

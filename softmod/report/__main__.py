@@ -56,8 +56,6 @@ def run(arguments: list[str]) -> int:
         from softmod.report.report import report
 
         say(f"written: {report(cfg, Path(cfg.output))}")
-    except KeyboardInterrupt:
-        return 130
     except SoftmodError as error:
         return tell(error)
     return 0

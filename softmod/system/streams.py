@@ -24,6 +24,8 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = command()
+    except KeyboardInterrupt:
+        code = 130
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         code = 0
     except OSError as error:

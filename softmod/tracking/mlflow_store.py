@@ -90,18 +90,22 @@ def database(uri: str) -> Path | None:
 def saved_uri(uri: str | None, folder: Path) -> str:
     """Return a store's URI as a run's folder keeps it.
 
-    An sqlite file that was named by a relative path, or not at all, belongs to the project: its
-    path is relative to the run's folder, so that a project can be moved and copied.
+    An sqlite file in the working directory, or named by a relative path, belongs to the project:
+    its path is relative to the run's folder, so that a project can be moved and copied.
 
     Args:
         uri: as for `store_uri`.
         folder: the run's folder.
     """
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    path = given.removeprefix(SQLITE)
-    if not given.startswith(SQLITE) or path.startswith(("/", "~")):
-        return store_uri(uri)
-    return f"{SQLITE}{os.path.relpath(path, folder)}"
+    path, (_, mark, query) = database(given), given.partition("?")
+    if path is None:
+        return given
+    if given.removeprefix(SQLITE).startswith(("/", "~")):
+        path = path.resolve()
+        if not path.is_relative_to(Path.cwd()):
+            return store_uri(uri)
+    return f"{SQLITE}{os.path.relpath(path, folder)}{mark}{query}"
 
 
 def located_uri(saved: str, folder: Path) -> str:

@@ -249,14 +249,16 @@ def test_a_name_that_the_output_cannot_encode(here):
 # --- MLflow ---------------------------------------------------------------------------------------
 
 
-def test_a_project_that_was_moved_or_copied(here, monkeypatch):
+@pytest.mark.parametrize("uri", ["mlflow.db", "{}/a/mlflow.db"], ids=["relative", "absolute"])
+def test_a_project_that_was_moved_or_copied(here, monkeypatch, uri):
     """Runs, store and artifacts stay together; the original is left alone."""
     with_mlflow = ["tracking=mlflow", "tracking.model=true", "tracking.system_metrics=false"]
+    named = f"tracking.uri=sqlite:///{uri.format(here)}"
     (here / "a").mkdir()
     monkeypatch.chdir(here / "a")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert run(*with_mlflow) == 0
+    assert run(*with_mlflow, named) == 0
     monkeypatch.chdir(here)
     shutil.copytree("a", "copy")
     (here / "a").rename(here / "b")

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
-INTERRUPTED = """
+CAUGHT = """
 from softmod.system.streams import exit_with
 
 def command():
@@ -20,13 +22,26 @@ def command():
 
 exit_with(command)
 """
+UNCAUGHT = """
+from softmod.system.streams import exit_with
+
+def command():
+    exec("raise KeyboardInterrupt")
+
+exit_with(command)
+"""
 
 
-def test_ctrl_c_within_generated_code_does_not_change_the_exit_code(tmp_path: Path) -> None:
-    """Python would die of SIGINT (-2) in a module that `python -m` runs."""
-    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+@pytest.mark.parametrize("script", [CAUGHT, UNCAUGHT], ids=["caught", "uncaught"])
+def test_the_exit_code_after_ctrl_c_within_generated_code(tmp_path: Path, script: str) -> None:
+    """Python would die of SIGINT (-2) in a module that `python -m` runs, even if it is caught."""
+    (tmp_path / "interrupted.py").write_text(script)
     path = os.pathsep.join((str(ROOT), str(tmp_path)))
     done = subprocess.run(
-        [sys.executable, "-m", "interrupted"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 130
+    assert (done.returncode, done.stderr) == (130, "")
