@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import logging
 import os
@@ -18,6 +19,7 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their 
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code, whatever the streams and matplotlib's settings are."""
     open_missing()
+    gc.set_threshold(5_000, 10, 10)  # imports leave no garbage; looking for it took half a second
     # Libraries import matplotlib. Commands draw to files, so a backend that does not exist here, or
     # folders that matplotlib cannot write to, are no concern of theirs.
     os.environ.pop("MPLBACKEND", None)

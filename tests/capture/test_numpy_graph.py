@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from tests.networks.kinds import FORMS
 from tests.networks.kinds import SMALL as SIZES
 from tests.settings import network, published
 
+ROOT = Path(__file__).parents[2]
 TASKS, OBS, ACTION = 4, 6, 3
 
 
@@ -240,3 +244,21 @@ def test_a_products_rows_do_not_depend_on_their_company(
         company = product(rows, wide, monkeypatch)
         least = min(rows, 5)
         assert np.array_equal(company[:, :least], five[:, :least]), rows
+
+
+RECORDS = """
+import sys
+import softmod.workers.preload
+import torch
+from softmod.capture.numpy_graph import Recorded, record
+assert isinstance(record(lambda obs: (obs * 2.0).clamp(-1.0, 1.0), [torch.zeros(3)]), Recorded)
+print([name for name in ("torch._dynamo", "sympy", "lightning") if name in sys.modules])
+"""
+
+
+def test_a_worker_that_records_does_not_import_the_compiler() -> None:
+    """It would take 0.8 s and 100 MB in every worker process."""
+    told = subprocess.run(
+        [sys.executable, "-c", RECORDS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "[]\n"
