@@ -17,8 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from softmod.command import Interface, tell
 from softmod.config.compose import compose, typed
+from softmod.config.messages import plainly
 from softmod.config.schema import EvaluateConfig
-from softmod.errors import ConfigError, SoftmodError, near, one_line
+from softmod.config.trust import packages_of
+from softmod.errors import ConfigError, SoftmodError, near
 from softmod.experiment.folder import output_folder, run_of
 from softmod.system.streams import exit_with, say
 from softmod.tracking.destination import DESTINATION
@@ -80,17 +82,20 @@ def evaluate(
         WorkerError: an environment failed, or nothing can be rendered here.
     """
     tracking = options.pop("tracking", "mlflow")
+    if not isinstance(tracking, str):
+        raise ConfigError(f'tracking={tracking!r}: must be "mlflow" or "journal"')
     config = compose(["checkpoint=''", f"tracking={tracking}"], "evaluate")
     for name in options:
         if name not in config:
             raise ConfigError(f"{name}: evaluate takes no such option{near(name, config)}")
-    paths = {"checkpoint": str(checkpoint), "allow": list(allow)}
+    values = options | {"checkpoint": str(checkpoint), "allow": packages_of(allow)}
     if options.get("output") is not None:
-        paths["output"] = str(options["output"])
-    try:
-        config.merge_with(options | paths)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"evaluate: {one_line(error)}") from error
+        values["output"] = str(options["output"])
+    for name, value in values.items():
+        try:
+            config[name] = value.item() if hasattr(value, "item") else value  # a number of numpy
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name}={value!r}: {plainly(str(error))}") from error
     return evaluated(typed(config))
 
 

@@ -17,7 +17,7 @@ PARTS = {  # packages of each part's classes; instantiating any other class coul
 }  # fmt: skip
 
 
-def check(config: Mapping[str, Any], allow: Iterable[str]) -> None:
+def check(config: Mapping[str, Any], allow: Iterable[str] | None) -> None:
     """Check every class that a saved configuration names, after resolving the name.
 
     Interpolations are resolved before a configuration is saved. One in a saved configuration
@@ -37,10 +37,16 @@ def check(config: Mapping[str, Any], allow: Iterable[str]) -> None:
                 f"{key}={value:.100}: no interpolations are allowed in a saved configuration"
             )
     for key, path in targets(config):
-        packages = (*([PARTS[key.split(".")[0]]] if key.split(".")[0] in PARTS else []), *allow)
+        part = key.split(".")[0]
+        packages = (*([PARTS[part]] if part in PARTS else []), *packages_of(allow))
         within(key, path, packages)
         found = resolve_target(path, key)
         within(key, f"{found.__module__}.{found.__qualname__}", packages)
+
+
+def packages_of(allow: Iterable[str] | None) -> list[str]:
+    """Return packages that the user allows as a list; the name of a single one is accepted too."""
+    return [allow] if isinstance(allow, str) else list(allow or ())
 
 
 def foreign(config: Mapping[str, Any]) -> list[str]:

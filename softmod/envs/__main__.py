@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from softmod.envs.tasks import SETS, TASKS, Task
-from softmod.system.streams import exit_with
+from softmod.system.streams import exit_with, is_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen is not None and chosen not in SETS:
         print(f"unknown set '{chosen}'; must be one of {', '.join(SETS)}", file=sys.stderr)
         return 2
-    show = _table if sys.stdout.isatty() else _lines
+    show = _table if is_terminal(sys.stdout) else _lines
     show([TASKS[name] for name in (SETS[chosen] if chosen else TASKS)])
     return 0
 

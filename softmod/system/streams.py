@@ -67,13 +67,21 @@ def open_missing() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def is_terminal(stream: object) -> bool:
+    """Return whether a stream is a terminal; a caller of the library may have replaced it."""
+    try:
+        return bool(stream.isatty())  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):  # None, an object that only writes, closed
+        return False
+
+
 def say(line: str) -> None:
     """Print a line on stdout, if it can be written: no output is worth a run."""
-    with suppress(OSError, ValueError):
+    with suppress(Exception):
         print(line, flush=True)
 
 
 def complain(line: str) -> None:
     """Print a line on stderr, if it can be written."""
-    with suppress(OSError, ValueError):
+    with suppress(Exception):
         print(line, file=sys.stderr, flush=True)

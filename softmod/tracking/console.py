@@ -14,21 +14,22 @@ from rich.table import Table
 
 from softmod.clock import Clock
 from softmod.spec import TaskScore, mean_success
+from softmod.system.streams import is_terminal
 from softmod.tracking.transcript import Transcript
 
 
 class Terminal(Console):
     """A console that disables its output instead of raising when writing fails.
 
-    That happens when a pipe or terminal is closed, or a disk is full. Only a terminal gets live
-    displays and colors, whatever FORCE_COLOR says; a notebook gets plain lines.
+    That happens when a pipe or terminal is closed, a disk is full, or the stream is an object of
+    the caller. Only a terminal gets live displays and colors, whatever FORCE_COLOR says; a notebook
+    gets plain lines. Brackets are printed as they are: they occur in names of folders.
     """
 
     def __init__(self, **options: Any) -> None:
         stream = options.get("file") or (sys.stderr if options.get("stderr") else sys.stdout)
-        terminal = stream is not None and stream.isatty()
-        defaults: dict[str, Any] = {"force_terminal": terminal, "force_jupyter": False}
-        super().__init__(**(defaults | options))
+        plain = {"force_jupyter": False, "markup": False, "emoji": False}
+        super().__init__(**(plain | {"force_terminal": is_terminal(stream)} | options))
 
     def on_broken_pipe(self) -> None:
         """Turn quiet; rich would exit the process."""
@@ -39,7 +40,7 @@ class Terminal(Console):
         """Turn quiet if writing fails within this context."""
         try:
             yield
-        except OSError:
+        except Exception:  # no output is worth a run
             self.quiet = True
 
 
@@ -175,7 +176,7 @@ class Progress:
 
 def _columns() -> list[ProgressColumn]:
     return [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[steps]} env steps"),
         TextColumn("{task.fields[rate]} steps/s"),
@@ -213,8 +214,7 @@ def print_table(scores: list[TaskScore], title: str, transcript: Transcript | No
 
     It is 100 columns wide if it is not for a terminal.
     """
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    consoles = [Terminal() if terminal else Terminal(width=100)]
+    consoles = [Terminal() if is_terminal(sys.stdout) else Terminal(width=100)]
     if transcript is not None:
         consoles.append(Terminal(file=transcript, width=100))
     for console in consoles:

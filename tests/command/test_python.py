@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -38,6 +39,46 @@ def test_train_evaluate_and_load(here, capsys):
     scores = softmod.evaluate(result.folder, goals=4)
     assert scores == result.scores
     assert (result.folder / "evaluation" / "evaluation.json").is_file()
+
+
+class Tee:
+    """What scripts put in the place of sys.stdout: it writes, and nothing else."""
+
+    def __init__(self, fault: type[Exception] | None = None) -> None:
+        self.text, self.fault = "", fault
+
+    def write(self, text: str) -> None:
+        if self.fault is not None:
+            raise self.fault("no more output")
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError, ValueError])
+def test_streams_that_the_caller_replaced(here, monkeypatch, fault):
+    out = Tee(fault)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", Tee(fault))
+    result = softmod.train(OVERRIDES)
+    assert softmod.evaluate(result.folder, goals=4) == result.scores
+    assert ("toy-touch" in out.text) == (fault is None)
+
+
+def test_a_folder_with_brackets_is_printed_as_it_is(here, capsys):
+    softmod.train([*OVERRIDES, "run.folder='runs [old] [/x] :fire:'"])
+    printed = capsys.readouterr()
+    assert "runs [old] [/x] :fire:/" in printed.out
+    assert "runs [old] [/x] :fire:/" in printed.err
+
+
+def test_one_package_may_be_allowed_by_its_name(here):
+    folder = softmod.train([*OVERRIDES, "env._target_=tests.faulty.Leaky"]).folder
+    for allow in ("tests", ["tests"]):
+        assert softmod.load(folder, allow=allow).act([0.0] * 9, 0).shape == (2,)
+    with pytest.raises(ConfigError, match="tests"):
+        softmod.load(folder, allow=None)
 
 
 def test_twice_in_one_process_and_from_another_folder(here, monkeypatch):
@@ -70,8 +111,12 @@ def test_a_wrong_call_is_answered_before_anything_is_written(overrides, message,
         softmod.evaluate("nowhere", goal=3)
     with pytest.raises(ConfigError, match="goals=0: must be in"):
         softmod.evaluate("nowhere", goals=0)
-    with pytest.raises(ConfigError, match="evaluate: .*'many'.* could not be converted to Integer"):
+    with pytest.raises(ConfigError, match="goals='many': must be a whole number"):
         softmod.evaluate("nowhere", goals="many")
+    with pytest.raises(ConfigError, match="goals=51: must be in"):
+        softmod.evaluate("nowhere", goals=np.int64(51))
+    with pytest.raises(ConfigError, match='tracking=True: must be "mlflow" or "journal"'):
+        softmod.evaluate("nowhere", tracking=True)
     with pytest.raises(CheckpointError, match="nowhere"):
         softmod.evaluate("nowhere")
     assert not list(here.iterdir())
