@@ -23,6 +23,7 @@ from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import EnvSpec
 from softmod.system import hardware
+from softmod.tracking.mlflow_store import store_uri
 
 
 def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
@@ -41,6 +42,16 @@ def check_memory(cfg: TrainConfig, spec: EnvSpec) -> None:
             f"run.replay_per_task={cfg.run.replay_per_task}: needs {size / gib:,.0f} GiB of"
             f" {total / gib:,.0f} GiB memory; must be at most {most:,} here"
         )
+
+
+def check_store(cfg: TrainConfig) -> None:
+    """Check that MLflow has stores of the kind that `tracking.uri` or the environment names.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if cfg.tracking.mlflow:
+        store_uri(cfg.tracking.uri)
 
 
 def check_suite(cfg: TrainConfig, suite: object) -> None:

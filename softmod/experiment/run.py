@@ -21,7 +21,7 @@ from softmod.config.trust import foreign
 from softmod.errors import CheckpointError, UpdateError
 from softmod.experiment.build import Models, assemble, make_agent, make_plan
 from softmod.experiment.callbacks import Callback, make_callbacks
-from softmod.experiment.checks import check_compiler, check_device
+from softmod.experiment.checks import check_compiler, check_device, check_store
 from softmod.experiment.folder import refuse_links
 from softmod.experiment.initial import REPORT, initialize, pinned
 from softmod.experiment.loop import Run, alone, train
@@ -120,6 +120,7 @@ def one_run(
     cfg = pinned(cfg)
     folder = place(cfg)
     refuse_links(folder, Path(cfg.run.folder))
+    check_store(cfg)
     if result := finished(cfg, folder):
         upload_finished(cfg, folder, result.env_steps, overrides, sweep)
         done = f"finished already, {result.env_steps:,} env steps; nothing to do"

@@ -15,10 +15,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softmod.errors import ConfigError
 from softmod.system.files import locked
 from softmod.system.user import ensure_identity
 from softmod.tracking.descriptions import TaskSet, with_own_lines
 from softmod.tracking.journal import now
+from softmod.tracking.redact import redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -72,10 +74,35 @@ def store_uri(uri: str | None) -> str:
 
     Args:
         uri: None: MLFLOW_TRACKING_URI if set, else `mlflow.db` in the working directory.
+
+    Raises:
+        ConfigError: MLflow has no store of this kind.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if meant := misnamed(uri):
+        raise ConfigError(
+            f"MLflow store {redacted(uri)}: must be sqlite:///FILE, http://SERVER or the URI of a"
+            f" database; did you mean {meant}?"
+        )
     path, (_, mark, query) = database(uri), uri.partition("?")
     return uri if path is None else f"{SQLITE}{path}{mark}{query}"
+
+
+def misnamed(uri: str) -> str | None:
+    """Return what was probably meant by the URI of a store that MLflow cannot use; else None.
+
+    These are paths, servers without a scheme, and MLflow's folders of files, which it has given up.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme == "sqlite":
+        return None if uri.startswith(SQLITE) else f"{SQLITE}{rest.lstrip('/') or 'mlflow.db'}"
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        return f"http://{uri}"
+    if ("://" in uri and scheme != "file") or re.fullmatch(r"databricks(-uc)?|uc(:.*)?", uri):
+        return None
+    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("1", "true"):
+        return None
+    return f"{SQLITE}{uri}" if uri.endswith((".db", ".sqlite")) else f"{SQLITE}mlflow.db"
 
 
 def database(uri: str) -> Path | None:

@@ -249,6 +249,12 @@ def test_a_name_that_the_output_cannot_encode(here):
 # --- MLflow ---------------------------------------------------------------------------------------
 
 
+def test_a_store_that_mlflow_does_not_have_is_refused_before_the_run(here, capsys):
+    assert run("tracking=mlflow", "tracking.uri=localhost:5000") == 2
+    assert "did you mean http://localhost:5000?" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize("uri", ["mlflow.db", "{}/a/mlflow.db"], ids=["relative", "absolute"])
 def test_a_project_that_was_moved_or_copied(here, monkeypatch, uri):
     """Runs, store and artifacts stay together; the original is left alone."""

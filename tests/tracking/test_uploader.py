@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from softmod.errors import ConfigError
 from softmod.report.runs import Run, from_mlflow
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import Journal
@@ -456,6 +458,42 @@ def test_where_the_store_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     assert store.store_uri(None) == "http://host"
     assert store.store_uri("http://other") == "http://other"
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("localhost:5000", "http://localhost:5000"),
+        ("10.0.0.7:5000/mlflow", "http://10.0.0.7:5000/mlflow"),
+        ("runs.db", "sqlite:///runs.db"),
+        ("sqlite://runs.db", "sqlite:///runs.db"),
+        ("sqlite:runs.db", "sqlite:///runs.db"),
+        ("mlruns", "sqlite:///mlflow.db"),
+        ("file:./mlruns", "sqlite:///mlflow.db"),
+        ("file:///data/mlruns", "sqlite:///mlflow.db"),
+    ],
+)
+def test_a_store_that_mlflow_does_not_have(
+    uri: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(ConfigError, match=re.escape(f"{uri}: must be")) as told:
+        store.store_uri(uri)
+    assert str(told.value).endswith(f"did you mean {meant}?")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError):
+        store.store_uri(None)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://host/mlflow", "postgresql+psycopg2://u:p@host/db", "mysql+pymysql://host/db",
+        "databricks", "databricks://profile", "databricks-uc", "uc:http://host", "plugin://host",
+    ],
+)  # fmt: skip
+def test_other_stores_are_left_to_mlflow(uri: str) -> None:
+    assert store.store_uri(uri) == uri
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
