@@ -29,7 +29,7 @@ FLOORS = [  # each may import what stands above it in this list, and its own
     ("experiment",),
     ("report",),
     ("train", "evaluate", "export", "search", "upload", "state", "replay_fault", "ui"),
-    ("softmod",),  # the Python interface
+    ("softmod", "__main__"),  # the Python interface, and the list of commands
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
