@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+import softmod
 from softmod import __main__ as commands
 
 
@@ -17,6 +19,13 @@ def test_it_lists_commands_that_exist(monkeypatch, capsys):
     for name in commands.COMMANDS:
         assert f"  softmod.{name} " in listed
         assert find_spec(f"softmod.{name}") is not None
+
+
+def test_no_command_is_missing():
+    package = Path(softmod.__file__).parent
+    files = [path for path in package.rglob("*.py") if "  exit_with(" in path.read_text()]
+    names = {path.parent.name if path.stem == "__main__" else path.stem for path in files}
+    assert names == {*commands.COMMANDS, "softmod"}
 
 
 @pytest.mark.parametrize(
