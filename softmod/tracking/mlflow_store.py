@@ -10,6 +10,8 @@ import os
 import posixpath
 import re
 import sqlite3
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -47,12 +49,15 @@ LOCATIONS = (  # tables and columns of an sqlite store with paths below the arti
     ("model_versions", "storage_location"),
 )
 ROUTING = "routing"  # key of the routing images
+LOCAL = ("127.0.0.1", "localhost", "::1")  # hosts that no proxy can reach
 
 
 def prepare_environment() -> None:
     """Set MLflow's environment variables; call it before MLflow is imported.
 
-    They disable telemetry and pickle, and shorten time-outs from minutes to seconds.
+    They disable telemetry and pickle, shorten time-outs from minutes to seconds, and exclude
+    servers on this machine from proxies. Warnings that the user turned into errors are ignored,
+    because importing MLflow causes some.
     """
     ensure_identity()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -62,6 +67,13 @@ def prepare_environment() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if excluded.strip() != "*":  # which must stand alone
+        hosts = dict.fromkeys([*filter(None, excluded.replace(" ", "").split(",")), *LOCAL])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+    os.environ.pop("PYTHONWARNINGS", None)  # of child processes
+    if any("error" in option for option in sys.warnoptions):
+        warnings.simplefilter("ignore")
 
 
 # --- the store ------------------------------------------------------------------------------------
