@@ -28,7 +28,7 @@ from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 from softmod.tracking.sender import Sender
-from softmod.tracking.uploader import LOCK, Patience
+from softmod.tracking.uploader import LOCK, Patience, report_start
 
 POLL = 0.5  # seconds between uploads
 # seconds before a retry
@@ -113,6 +113,7 @@ def follow(folder: Path) -> None:
             except Exception as error:
                 sender = None  # what it found may have changed, such as a sweep's run
                 last = complain(error, last)
+                report_start(folder)  # nobody needs to wait for a slow start any more
                 time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
                 delay = min(2.0 * delay, LONGEST_DELAY)
 

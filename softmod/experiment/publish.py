@@ -180,8 +180,10 @@ def drain(
     finally:
         line = dashboard_line(cfg, folder)
         if not uploader.complete:
+            reason = f" ({uploader.reason})" if uploader.reason else ""
             line = (
-                f"upload to MLflow incomplete; complete it with: python -m softmod.upload {folder}"
+                f"upload to MLflow incomplete{reason}; complete it with:"
+                f" python -m softmod.upload {folder}"
             )
         if line:
             Progress(0, transcript=Transcript(folder)).say(line)

@@ -22,7 +22,7 @@ from softmod.tracking.model import POLICY, log_policy
 from softmod.tracking.record import JOURNAL, Line, Record, lines
 from softmod.tracking.redact import redacted
 from softmod.tracking.sweeps import Sweep
-from softmod.tracking.uploader import CURSOR, LOCK, STARTED
+from softmod.tracking.uploader import CURSOR, report_start
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -82,7 +82,7 @@ class Sender:
         import mlflow.tracking  # noqa: F401  (seconds, so not while others wait for the store)
 
         with store.one_at_a_time(to["uri"]):
-            self._report_start()
+            report_start(folder)
             self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
                 self.client, to["experiment"], store.artifact_root(to["uri"])
@@ -102,12 +102,6 @@ class Sender:
         self.overruled = False  # FAILED was sent because training ended without a status
         self._status = threading.Lock()  # held while a status is sent
         self._save_cursor()
-
-    def _report_start(self) -> None:
-        """Mark the uploader as started, once."""
-        lock = self.folder / LOCK
-        if not lock.exists() or not lock.stat().st_size:
-            lock.write_bytes(STARTED)
 
     def send(self) -> None:
         """Send all that is new in the journal, metrics first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,10 +29,11 @@ CURSOR = ".uploaded"  # state of the upload
 LOG = "upload.log"
 SWEEPS = ".sweeps"  # sweeps of the run that MLflow has completely, and their stores
 POLL = 0.1  # seconds
-LOCK = ".uploading"  # holds STARTED once the uploader has its turn at the store
+LOCK = ".uploading"  # holds STARTED once the uploader has its turn at the store, or failed
 STARTED = b"1"
 INTERRUPTED_DRAIN = 2.0  # seconds left for uploading after Ctrl-C
 START = 120.0  # seconds to start, since many jobs may do so at once
+MAX_REASON = 200  # characters
 
 
 class Uploader:
@@ -40,16 +42,31 @@ class Uploader:
     Args:
         process: None if it could not be started.
         folder: the run's folder.
+        logged: size of its upload.log before, in bytes.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes] | None, folder: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | None, folder: Path, logged: int = 0
+    ) -> None:
         self.process = process
         self.folder = folder
+        self.logged = logged
 
     @property
     def complete(self) -> bool:
         """Return True if MLflow has everything; else `python -m softmod.upload` completes it."""
         return self.process is not None and self.process.returncode == 0
+
+    @property
+    def reason(self) -> str:
+        """Return the last line that the process logged, without its time; empty if none."""
+        try:
+            with (self.folder / LOG).open("rb") as log:
+                log.seek(self.logged)
+                *_, last = log.read().decode(errors="replace").strip().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return redacted(re.sub(r"^[-\d]+ [:\d]+ | \(trying again\)$", "", last))[:MAX_REASON]
 
     def close(self, drain_seconds: float, interrupted: bool = False) -> bool:
         """Wait for the upload to complete, then end the process; return True if it is complete.
@@ -134,6 +151,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
         (folder / LOCK).write_bytes(b"")
         destination.save(folder, tracking, metadata)
         with (folder / LOG).open("ab") as log, kept_from_children():
+            logged = log.tell()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -146,7 +164,14 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
     except OSError as error:
         logger.warning("%s: the upload to MLflow cannot be started (%s)", folder, error)
         return Uploader(None, folder)
-    return Uploader(process, folder)
+    return Uploader(process, folder, logged)
+
+
+def report_start(folder: Path) -> None:
+    """Mark the uploader of a run as started, once."""
+    lock = folder / LOCK
+    if not lock.exists() or not lock.stat().st_size:
+        lock.write_bytes(STARTED)
 
 
 def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
