@@ -149,7 +149,7 @@ def upload_finished(
     overrides: list[str],
     sweep: dict[str, str] | None,
 ) -> None:
-    """Upload what MLflow lacks of a finished run: its status, or its membership in this sweep."""
+    """Upload what MLflow lacks of a finished run, such as its membership in this sweep."""
     written = write_missing_status(folder, env_steps)
     if cfg.tracking.mlflow and (written or not is_uploaded(folder, cfg.tracking, sweep)):
         uploader = start_uploader(folder, cfg.tracking, mlflow_metadata(cfg, overrides, sweep))

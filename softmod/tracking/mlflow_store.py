@@ -141,6 +141,22 @@ def artifact_root(uri: str) -> str | None:
     return ((path.parent if path else Path.cwd()) / "mlartifacts").as_uri()
 
 
+def may_have(uri: str, run: str) -> bool:
+    """Return False if an sqlite store does not exist or has no run of this id.
+
+    A deleted run that can be restored counts. Needs no MLflow, so that the answer takes no seconds.
+    """
+    path = database(uri)
+    if path is None:
+        return True
+    query = "SELECT 1 FROM runs WHERE run_uuid = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as found:
+            return found.execute(query, (run,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 @contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
     """Serialize processes that share an sqlite store, with a lock file; no-op for other stores."""

@@ -21,6 +21,7 @@ from softmod.config.schema import TrackingConfig
 from softmod.system.signals import kept_from_children
 from softmod.tracking import destination
 from softmod.tracking import mlflow_store as store
+from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 
 logger = logging.getLogger(__name__)
@@ -175,12 +176,22 @@ def report_start(folder: Path) -> None:
 
 
 def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
-    """Return True if MLflow has the whole run as a member of this sweep; True without a sweep."""
+    """Return True if this store has the whole run, as a member of this sweep if there is one.
+
+    A run that was deleted in the dashboard counts as uploaded. A server is not asked.
+    """
+    uri = store.store_uri(tracking.uri)
     try:
+        cursor = json.loads((folder / CURSOR).read_text())
         return (
-            sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+            cursor["uri"] == redacted(uri)
+            and cursor["offset"] == (folder / JOURNAL).stat().st_size
+            and cursor["status_sent"]
+            and not (cursor["artifacts"] or cursor["pictures"])
+            and (sweep is None or _member(tracking, sweep) in _members(folder))
+            and store.may_have(uri, cursor["run"])
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -189,9 +200,10 @@ def mark_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, st
 
     A failure is ignored: the run is then uploaded again.
     """
-    if not is_uploaded(folder, tracking, sweep) and sweep is not None:
-        with suppress(OSError), (folder / SWEEPS).open("a") as file:
-            file.write(_member(tracking, sweep) + "\n")
+    if sweep is None or _member(tracking, sweep) in _members(folder):
+        return
+    with suppress(OSError), (folder / SWEEPS).open("a") as file:
+        file.write(_member(tracking, sweep) + "\n")
 
 
 def uploaded_experiment(folder: Path, uri: str) -> str | None:
@@ -211,6 +223,14 @@ def uploaded_experiment(folder: Path, uri: str) -> str | None:
 def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
     """Return the line that marks a run as uploaded to this sweep and store."""
     return f"{sweep['id']} {redacted(store.store_uri(tracking.uri))}"
+
+
+def _members(folder: Path) -> list[str]:
+    """Return the lines that mark a run as uploaded."""
+    try:
+        return (folder / SWEEPS).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _request_shutdown(process: subprocess.Popen[bytes], patience: Patience) -> None:
