@@ -123,14 +123,15 @@ def saved_uri(uri: str | None, folder: Path) -> str:
 def located_uri(saved: str, folder: Path) -> str:
     """Return the URI of a store that a run's folder keeps (`saved_uri`).
 
-    A run whose store did not move with it goes to the store of the working directory.
+    A run whose store did not move with it, or was in a folder that is gone, goes to the store of
+    the working directory.
     """
-    path = saved.removeprefix(SQLITE)
-    if not saved.startswith(SQLITE) or path.startswith("/"):
+    if not saved.startswith(SQLITE):
         return saved
-    name, mark, query = path.partition("?")
+    name, mark, query = saved.removeprefix(SQLITE).partition("?")
     found = Path(os.path.normpath(folder.absolute() / name))
-    return f"{SQLITE}{found}{mark}{query}" if found.exists() else store_uri(None)
+    there = found.parent.is_dir() if name.startswith("/") else found.exists()
+    return f"{SQLITE}{found}{mark}{query}" if there else store_uri(None)
 
 
 def artifact_root(uri: str) -> str | None:
