@@ -6,7 +6,11 @@ It replaces itself with MLflow's server, without the processes for jobs, which k
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 import sys
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,12 +60,55 @@ def run(arguments: list[str]) -> int:
                 " SQLite files"
             )
         if path.exists():
+            check(path)
             follow_move(path)
         for line in addresses(path, cfg.port):
             say(line)
         serve(path, cfg.port)
     except SoftmodError as error:
         return tell(error)
+
+
+def check(store: Path) -> None:
+    """Refuse a store with which MLflow's server would end in a traceback.
+
+    Raises:
+        ConfigError: it cannot be read, or another version of MLflow made it.
+    """
+    try:
+        with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", 2.0, uri=True)) as opened:
+            row = opened.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error as error:
+        if "no such table" in str(error):  # a new file
+            return
+        raise ConfigError(
+            f"{store}: cannot be read ({error}); end other programs that use it, or see whether it"
+            " is an SQLite file"
+        ) from error
+    known, head = schemas()
+    if not row or not known or row[0] == head:
+        return
+    if row[0] in known:
+        todo = f"back it up, then type: mlflow db upgrade {SQLITE}{store}"
+    else:
+        todo = "type: pip install --upgrade mlflow"
+    raise ConfigError(f"{store}: has the schema of another version of MLflow; {todo}")
+
+
+def schemas() -> tuple[set[str], str]:
+    """Return the database schemas that the installed MLflow knows, and the latest of them.
+
+    They are read from its files, since importing them takes seconds.
+    """
+    found = find_spec("mlflow")
+    folder = Path(found.origin if found and found.origin else "").parent / "store/db_migrations"
+    links: dict[str, str] = {}  # schema to its predecessor
+    for path in folder.glob("versions/*.py"):
+        pairs = dict(re.findall(r"^(revision|down_revision)\b.*= \W?(\w+)", path.read_text(), re.M))
+        if "revision" in pairs:
+            links[pairs["revision"]] = pairs.get("down_revision", "")
+    latest = links.keys() - links.values()
+    return set(links), next(iter(latest), "")
 
 
 def addresses(store: Path, port: int) -> list[str]:

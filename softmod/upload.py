@@ -22,13 +22,13 @@ from softmod.errors import ConfigError
 from softmod.experiment.folder import refuse_links
 from softmod.system import signals
 from softmod.system.files import locked
-from softmod.system.streams import exit_with
+from softmod.system.streams import exit_with, say
 from softmod.tracking import evaluation
 from softmod.tracking.mlflow_store import prepare_environment
 from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 from softmod.tracking.sender import Sender
-from softmod.tracking.uploader import LOCK, Patience
+from softmod.tracking.uploader import LOCK, Patience, report_start
 
 POLL = 0.5  # seconds between uploads
 # seconds before a retry
@@ -113,6 +113,7 @@ def follow(folder: Path) -> None:
             except Exception as error:
                 sender = None  # what it found may have changed, such as a sweep's run
                 last = complain(error, last)
+                report_start(folder)  # nobody needs to wait for a slow start any more
                 time.sleep(FIRST_DELAY) if ending else parent.gone.wait(delay)
                 delay = min(2.0 * delay, LONGEST_DELAY)
 
@@ -121,7 +122,7 @@ def complain(error: Exception, last: str) -> str:
     """Print an error in one line, unless it equals the last line; return the line."""
     line = one_line(error)
     if line != last:
-        print(time.strftime("%F %T"), line, "(trying again)", flush=True)
+        say(f"{time.strftime('%F %T')} {line} (trying again)")
     return line
 
 
@@ -135,12 +136,13 @@ def once(folder: Path) -> None:
     logging.disable(logging.WARNING)
     with turn(folder, patience=TURN_SECONDS):
         sender = Sender(folder)
+        sender.start_over_if_artifacts_are_lost()
         sender.end()
         sender.send()
         sender.sum_up()
-    print(
-        f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts;"
-        " nothing is missing"
+    say(
+        f"{folder}: sent {sender.metrics_sent} metrics and {sender.artifacts_sent} artifacts to"
+        f" {sender.uri}; nothing is missing"
     )
 
 
@@ -189,7 +191,7 @@ def main() -> int:
     try:
         if arguments.evaluation:
             refuse_links(arguments.folder)
-            print(evaluation.send(arguments.folder, arguments.evaluation))
+            say(evaluation.send(arguments.folder, arguments.evaluation))
         else:
             (follow if arguments.follow else once)(arguments.folder)
     except ConfigError as error:

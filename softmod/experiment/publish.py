@@ -149,7 +149,7 @@ def upload_finished(
     overrides: list[str],
     sweep: dict[str, str] | None,
 ) -> None:
-    """Upload what MLflow lacks of a finished run: its status, or its membership in this sweep."""
+    """Upload what MLflow lacks of a finished run, such as its membership in this sweep."""
     written = write_missing_status(folder, env_steps)
     if cfg.tracking.mlflow and (written or not is_uploaded(folder, cfg.tracking, sweep)):
         uploader = start_uploader(folder, cfg.tracking, mlflow_metadata(cfg, overrides, sweep))
@@ -180,8 +180,10 @@ def drain(
     finally:
         line = dashboard_line(cfg, folder)
         if not uploader.complete:
+            reason = f" ({uploader.reason})" if uploader.reason else ""
             line = (
-                f"upload to MLflow incomplete; complete it with: python -m softmod.upload {folder}"
+                f"upload to MLflow incomplete{reason}; complete it with:"
+                f" python -m softmod.upload {folder}"
             )
         if line:
             Progress(0, transcript=Transcript(folder)).say(line)

@@ -10,6 +10,8 @@ import os
 import posixpath
 import re
 import sqlite3
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -49,12 +51,15 @@ LOCATIONS = (  # tables and columns of an sqlite store with paths below the arti
     ("model_versions", "storage_location"),
 )
 ROUTING = "routing"  # key of the routing images
+LOCAL = ("127.0.0.1", "localhost", "::1")  # hosts that no proxy can reach
 
 
 def prepare_environment() -> None:
     """Set MLflow's environment variables; call it before MLflow is imported.
 
-    They disable telemetry and pickle, and shorten time-outs from minutes to seconds.
+    They disable telemetry and pickle, shorten time-outs from minutes to seconds, and exclude
+    servers on this machine from proxies. Warnings that the user turned into errors are ignored,
+    because importing MLflow causes some.
     """
     ensure_identity()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -64,6 +69,13 @@ def prepare_environment() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if excluded.strip() != "*":  # which must stand alone
+        hosts = dict.fromkeys([*filter(None, excluded.replace(" ", "").split(",")), *LOCAL])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+    os.environ.pop("PYTHONWARNINGS", None)  # of child processes
+    if any("error" in option for option in sys.warnoptions):
+        warnings.simplefilter("ignore")
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -138,14 +150,15 @@ def saved_uri(uri: str | None, folder: Path) -> str:
 def located_uri(saved: str, folder: Path) -> str:
     """Return the URI of a store that a run's folder keeps (`saved_uri`).
 
-    A run whose store did not move with it goes to the store of the working directory.
+    A run whose store did not move with it, or was in a folder that is gone, goes to the store of
+    the working directory.
     """
-    path = saved.removeprefix(SQLITE)
-    if not saved.startswith(SQLITE) or path.startswith("/"):
+    if not saved.startswith(SQLITE):
         return saved
-    name, mark, query = path.partition("?")
+    name, mark, query = saved.removeprefix(SQLITE).partition("?")
     found = Path(os.path.normpath(folder.absolute() / name))
-    return f"{SQLITE}{found}{mark}{query}" if found.exists() else store_uri(None)
+    there = found.parent.is_dir() if name.startswith("/") else found.exists()
+    return f"{SQLITE}{found}{mark}{query}" if there else store_uri(None)
 
 
 def artifact_root(uri: str) -> str | None:
@@ -154,6 +167,22 @@ def artifact_root(uri: str) -> str | None:
         return None
     path = database(uri)
     return ((path.parent if path else Path.cwd()) / "mlartifacts").as_uri()
+
+
+def may_have(uri: str, run: str) -> bool:
+    """Return False if an sqlite store does not exist or has no run of this id.
+
+    A deleted run that can be restored counts. Needs no MLflow, so that the answer takes no seconds.
+    """
+    path = database(uri)
+    if path is None:
+        return True
+    query = "SELECT 1 FROM runs WHERE run_uuid = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as found:
+            return found.execute(query, (run,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 @contextmanager

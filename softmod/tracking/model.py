@@ -42,7 +42,8 @@ def logged(client: MlflowClient, experiment: str, run: str, hashed: str) -> str 
     """Return the id of a run's complete model with this hash; None if there is none."""
     found = client.search_logged_models([experiment], f"source_run_id = '{run}'")
     ready = [model for model in found if str(model.status) == "READY"]
-    return next((model.model_id for model in ready if model.tags.get(DIGEST) == hashed), None)
+    same = [model.model_id for model in ready if model.tags.get(DIGEST) == hashed]
+    return next((model for model in same if client.list_logged_model_artifacts(model)), None)
 
 
 def log(client: MlflowClient, experiment: str, run: str, path: Path, hashed: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import posixpath
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from softmod.tracking.model import POLICY, log_policy
 from softmod.tracking.record import JOURNAL, Line, Record, lines
 from softmod.tracking.redact import redacted
 from softmod.tracking.sweeps import Sweep
-from softmod.tracking.uploader import CURSOR, LOCK, STARTED
+from softmod.tracking.uploader import CURSOR, report_start
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -79,10 +80,11 @@ class Sender:
         self.register = record.params.get("tracking.register")  # name of the policy's model
         self.summary = Summary.of(record)
         to = destination.load(folder, record)
+        self.uri = redacted(to["uri"])
         import mlflow.tracking  # noqa: F401  (seconds, so not while others wait for the store)
 
         with store.one_at_a_time(to["uri"]):
-            self._report_start()
+            report_start(folder)
             self.client = store.connect(to["uri"])
             self.experiment = store.ensure_experiment(
                 self.client, to["experiment"], store.artifact_root(to["uri"])
@@ -94,7 +96,7 @@ class Sender:
         )
         if self.sweep:
             self.sweep.enter(self.run)
-        self.cursor = self._load_cursor(redacted(to["uri"]))
+        self.cursor = self._load_cursor()
         self.cursor.experiment = self.experiment
         self.described = ""  # the description that MLflow has, as far as is known
         # Steps that MLflow has, by metric; None if the cursor suffices to avoid duplicates.
@@ -102,12 +104,6 @@ class Sender:
         self.overruled = False  # FAILED was sent because training ended without a status
         self._status = threading.Lock()  # held while a status is sent
         self._save_cursor()
-
-    def _report_start(self) -> None:
-        """Mark the uploader as started, once."""
-        lock = self.folder / LOCK
-        if not lock.exists() or not lock.stat().st_size:
-            lock.write_bytes(STARTED)
 
     def send(self) -> None:
         """Send all that is new in the journal, metrics first."""
@@ -148,6 +144,24 @@ class Sender:
             if self.sweep:
                 self.sweep.enter(self.run)
                 self.sweep.end(interrupted=self.overruled or status == "KILLED")
+
+    def start_over_if_artifacts_are_lost(self) -> None:
+        """Read the journal from its beginning if MLflow lacks an artifact that was sent.
+
+        Metrics and images that MLflow has are not sent again.
+        """
+        sent: dict[str, set[str]] = {}
+        for line, offset in lines(self.folder / JOURNAL):
+            if line["kind"] == "artifact" and offset <= self.cursor.offset:
+                unsent = [line["path"], line["under"]] in self.cursor.artifacts
+                if not unsent and (whole := self._own(line["path"])):
+                    sent.setdefault(line["under"], set()).add(whole.name)
+        for under, names in sent.items():
+            found = self.client.list_artifacts(self.run, under or None)
+            if names - {posixpath.basename(file.path) for file in found}:
+                self.cursor = Cursor(self.uri, self.run, self.experiment)
+                self.known = {}
+                return
 
     def sum_up(self) -> None:
         """Bring the sweep up to date after everything was sent."""
@@ -303,14 +317,19 @@ class Sender:
             raise failure
 
     def _send_artifact(self, path: str, under: str) -> None:
-        whole = (self.folder / path).resolve()
-        if not whole.exists() or not whole.is_relative_to(self.folder.resolve()):
+        whole = self._own(path)
+        if whole is None:
             logger.warning("%s: not in the run's folder; not uploaded", path)
             return
         self.client.log_artifact(self.run, str(whole), under or None)
         if path == POLICY:
             log_policy(self.client, self.experiment, self.run, whole, self.register)
         self.artifacts_sent += 1
+
+    def _own(self, path: str) -> Path | None:
+        """Return the full path of an artifact; None unless it is in the run's folder."""
+        whole = (self.folder / path).resolve()
+        return whole if whole.exists() and whole.is_relative_to(self.folder.resolve()) else None
 
     def _send_pictures(self) -> None:
         """Draw and send the routing probabilities of each step that has no image yet."""
@@ -335,15 +354,15 @@ class Sender:
             del self.cursor.pictures[0]
             self._save_cursor()
 
-    def _load_cursor(self, uri: str) -> Cursor:
+    def _load_cursor(self) -> Cursor:
         """Load the cursor of an earlier process; a new one if run, store or journal differ."""
         try:
             cursor = Cursor(**json.loads((self.folder / CURSOR).read_text()))
             size = (self.folder / JOURNAL).stat().st_size
-            same = (cursor.uri, cursor.run) == (uri, self.run) and 0 <= cursor.offset <= size
+            same = (cursor.uri, cursor.run) == (self.uri, self.run) and 0 <= cursor.offset <= size
         except (OSError, ValueError, TypeError, RecursionError):
-            return Cursor(uri, self.run)
-        return cursor if same else Cursor(uri, self.run)
+            return Cursor(self.uri, self.run)
+        return cursor if same else Cursor(self.uri, self.run)
 
     def _save_cursor(self) -> None:
         try:

@@ -97,12 +97,16 @@ class Sweep:
     def end(self, interrupted: bool) -> None:
         """Set the status that follows from those of the runs, now that one of them has ended.
 
+        Runs that were deleted in the dashboard are not expected any more.
+
         Args:
             interrupted: it was killed, so that runs that have not begun are not expected.
         """
         number = self.sweep.get("runs", "")
         expected = 0 if interrupted or not number.isdecimal() else int(number)
-        status = joint_status([member.status for member in self.members()], expected)
+        runs = self._runs()
+        gone = _identities(self._runs(deleted=True)) - _identities(runs)
+        status = joint_status([run.info.status for run in runs], expected - len(gone))
         if status == "RUNNING":
             self.resume()
         else:
@@ -158,8 +162,11 @@ class Sweep:
 
     def members(self) -> list[Member]:
         """Return the runs of the sweep, oldest first."""
-        found = store.search(self.client, self.experiment, store.MEMBER_TAG + self.run, "member")
-        return [Member.of(run) for run in found]
+        return [Member.of(run) for run in self._runs()]
+
+    def _runs(self, deleted: bool = False) -> list[Run]:
+        tag = store.MEMBER_TAG + self.run
+        return store.search(self.client, self.experiment, tag, "member", deleted)
 
     def _log_params(self, run: str) -> None:
         """Log what all runs have in common, and which keys vary."""
@@ -172,6 +179,11 @@ class Sweep:
         params = [Param(key, value[: store.MAX_PARAM]) for key, value in values.items()]
         for batch in store.batches(params, store.MAX_PARAMS):
             self.client.log_batch(run, params=batch, synchronous=True)
+
+
+def _identities(runs: Sequence[Run]) -> set[str | None]:
+    """Return the ids that runs have in their journals."""
+    return {run.data.tags.get(store.RUN_TAG) for run in runs}
 
 
 def joint_status(statuses: Sequence[str], expected: int) -> str:

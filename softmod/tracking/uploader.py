@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from softmod.config.schema import TrackingConfig
 from softmod.system.signals import kept_from_children
 from softmod.tracking import destination
 from softmod.tracking import mlflow_store as store
+from softmod.tracking.record import JOURNAL
 from softmod.tracking.redact import redacted
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,11 @@ CURSOR = ".uploaded"  # state of the upload
 LOG = "upload.log"
 SWEEPS = ".sweeps"  # sweeps of the run that MLflow has completely, and their stores
 POLL = 0.1  # seconds
-LOCK = ".uploading"  # holds STARTED once the uploader has its turn at the store
+LOCK = ".uploading"  # holds STARTED once the uploader has its turn at the store, or failed
 STARTED = b"1"
 INTERRUPTED_DRAIN = 2.0  # seconds left for uploading after Ctrl-C
 START = 120.0  # seconds to start, since many jobs may do so at once
+MAX_REASON = 200  # characters
 
 
 class Uploader:
@@ -40,16 +43,31 @@ class Uploader:
     Args:
         process: None if it could not be started.
         folder: the run's folder.
+        logged: size of its upload.log before, in bytes.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes] | None, folder: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes] | None, folder: Path, logged: int = 0
+    ) -> None:
         self.process = process
         self.folder = folder
+        self.logged = logged
 
     @property
     def complete(self) -> bool:
         """Return True if MLflow has everything; else `python -m softmod.upload` completes it."""
         return self.process is not None and self.process.returncode == 0
+
+    @property
+    def reason(self) -> str:
+        """Return the last line that the process logged, without its time; empty if none."""
+        try:
+            with (self.folder / LOG).open("rb") as log:
+                log.seek(self.logged)
+                *_, last = log.read().decode(errors="replace").strip().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return redacted(re.sub(r"^[-\d]+ [:\d]+ | \(trying again\)$", "", last))[:MAX_REASON]
 
     def close(self, drain_seconds: float, interrupted: bool = False) -> bool:
         """Wait for the upload to complete, then end the process; return True if it is complete.
@@ -134,6 +152,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
         (folder / LOCK).write_bytes(b"")
         destination.save(folder, tracking, metadata)
         with (folder / LOG).open("ab") as log, kept_from_children():
+            logged = log.tell()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -146,16 +165,33 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
     except OSError as error:
         logger.warning("%s: the upload to MLflow cannot be started (%s)", folder, error)
         return Uploader(None, folder)
-    return Uploader(process, folder)
+    return Uploader(process, folder, logged)
+
+
+def report_start(folder: Path) -> None:
+    """Mark the uploader of a run as started, once."""
+    lock = folder / LOCK
+    if not lock.exists() or not lock.stat().st_size:
+        lock.write_bytes(STARTED)
 
 
 def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str] | None) -> bool:
-    """Return True if MLflow has the whole run as a member of this sweep; True without a sweep."""
+    """Return True if this store has the whole run, as a member of this sweep if there is one.
+
+    A run that was deleted in the dashboard counts as uploaded. A server is not asked.
+    """
+    uri = store.store_uri(tracking.uri)
     try:
+        cursor = json.loads((folder / CURSOR).read_text())
         return (
-            sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+            cursor["uri"] == redacted(uri)
+            and cursor["offset"] == (folder / JOURNAL).stat().st_size
+            and cursor["status_sent"]
+            and not (cursor["artifacts"] or cursor["pictures"])
+            and (sweep is None or _member(tracking, sweep) in _members(folder))
+            and store.may_have(uri, cursor["run"])
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -164,9 +200,10 @@ def mark_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, st
 
     A failure is ignored: the run is then uploaded again.
     """
-    if not is_uploaded(folder, tracking, sweep) and sweep is not None:
-        with suppress(OSError), (folder / SWEEPS).open("a") as file:
-            file.write(_member(tracking, sweep) + "\n")
+    if sweep is None or _member(tracking, sweep) in _members(folder):
+        return
+    with suppress(OSError), (folder / SWEEPS).open("a") as file:
+        file.write(_member(tracking, sweep) + "\n")
 
 
 def uploaded_experiment(folder: Path, uri: str) -> str | None:
@@ -186,6 +223,14 @@ def uploaded_experiment(folder: Path, uri: str) -> str | None:
 def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
     """Return the line that marks a run as uploaded to this sweep and store."""
     return f"{sweep['id']} {redacted(store.store_uri(tracking.uri))}"
+
+
+def _members(folder: Path) -> list[str]:
+    """Return the lines that mark a run as uploaded."""
+    try:
+        return (folder / SWEEPS).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _request_shutdown(process: subprocess.Popen[bytes], patience: Patience) -> None:

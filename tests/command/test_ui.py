@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -54,6 +55,27 @@ def test_it_prints_the_address_and_starts_no_processes_for_jobs(here: Path) -> N
     (number, _), *_ = dashboard.experiments(here / "mlflow.db")
     address = dashboard.address(f"sqlite:///{here / 'mlflow.db'}", number, port=port)
     assert f"toy: {address}\n" in (here / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("UPDATE alembic_version SET version_num = '451aebb31d03'", "mlflow db upgrade sqlite:///"),
+        ("UPDATE alembic_version SET version_num = 'later'", "pip install --upgrade mlflow"),
+        ("BEGIN EXCLUSIVE", "cannot be read (database is locked); end other programs"),
+    ],
+)
+def test_a_store_that_the_server_refuses(
+    here: Path, capsys: pytest.CaptureFixture[str], change: str, expected: str
+) -> None:
+    ui.check(here / "mlflow.db")
+    with closing(sqlite3.connect(here / "mlflow.db", isolation_level=None)) as store:
+        store.execute(change)
+        assert ui.run([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"softmod: {here / 'mlflow.db'}: ")
+    assert expected in error
+    assert error.count("\n") == 1
 
 
 def test_faulty_command_lines(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

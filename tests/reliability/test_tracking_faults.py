@@ -581,10 +581,7 @@ def train_with_a_spoilt_database(
     code = start(here, environment, *line, script=script, preexec_fn=obey_modes).wait(120)
     wrong = [f"exit code {code}"] if code else []
     folder = run_of(here)
-    hint = (
-        "upload to MLflow incomplete; complete it with: python -m softmod.upload"
-        f" {folder.relative_to(here)}\n"
-    )
+    hint = f"complete it with: python -m softmod.upload {folder.relative_to(here)}\n"
     wrong += [] if told(here).count(hint) == 1 else ["no hint"]
     wrong += ["traceback"] if "Traceback" in told(here) else []
     if lock is None:

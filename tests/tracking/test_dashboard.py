@@ -283,6 +283,18 @@ def test_sending_again_changes_nothing(here: Path) -> None:
     assert parent().info.status == "FINISHED"
 
 
+def test_a_sweep_does_not_wait_for_a_run_that_was_deleted(here: Path) -> None:
+    for model in ("soft_modular", "sac"):
+        Trained(model, 0, SWEEP).evaluated(200, 1.0, 0.5).ended()
+    client().delete_run(found()[0].info.run_id)
+    extended = SWEEP | {"runs": "3"}
+    last = Trained("mt_sac", 0, extended).evaluated(200, 1.0, 0.5).sent()
+    assert parent().info.status == "RUNNING"
+    last.ended()
+    assert parent().info.status == "FINISHED"
+    assert len(found()) == 2
+
+
 @pytest.mark.bar(20)
 def test_a_sweep_that_is_killed_and_resumed(here: Path) -> None:
     run = Trained("soft_modular", 0, SWEEP).evaluated(200, 1.0, 0.5).sent()

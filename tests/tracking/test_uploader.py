@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import logging
 import math
 import os
 import re
@@ -17,15 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests.utils
 
+from softmod.config.compose import compose, typed
 from softmod.errors import ConfigError
+from softmod.experiment.publish import drain
 from softmod.report.runs import Run, from_mlflow
 from softmod.tracking import mlflow_store as store
 from softmod.tracking.journal import Journal
 from softmod.tracking.mlflow_store import MAX_METRICS
 from softmod.tracking.record import JOURNAL, Record
 from softmod.tracking.sender import CURSOR, Sender
-from softmod.tracking.uploader import LOCK, LOG, STARTED, Patience, start_uploader
+from softmod.tracking.uploader import (
+    LOCK,
+    LOG,
+    STARTED,
+    Patience,
+    is_uploaded,
+    mark_uploaded,
+    start_uploader,
+)
+from softmod.upload import once
 from tests import settings
 
 store.prepare_environment()
@@ -376,6 +391,113 @@ def test_a_server_that_is_away_or_silent(journal: Journal) -> None:
     assert not any("hunter2" in text for text in written)
 
 
+@pytest.mark.parametrize("given", ["", "elsewhere, inside", "*"])
+def test_servers_on_this_machine_need_no_proxy(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("NO_PROXY", given)
+    store.prepare_environment()
+    store.prepare_environment()
+
+    def proxies(host: str) -> bool:
+        return bool(requests.utils.get_environ_proxies(f"http://{host}:5000/api"))
+
+    assert not any(map(proxies, ("127.0.0.1", "localhost", "[::1]")))
+    assert proxies("server") == (given != "*")
+    assert proxies("inside") == (given == "")
+
+
+@pytest.mark.bar(8)
+def test_warnings_as_errors(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing MLflow causes warnings."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    journal.params({"env": {"name": "toy"}})
+    journal.status("FINISHED")
+    done = upload(journal.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.bar(8)
+def test_a_store_that_cannot_be_made_is_named_at_once(
+    journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "sqlite:////proc/mlflow.db"
+    (journal.folder / LOG).write_text("an error of an earlier session\n")
+    cfg = typed(compose(["env=toy", f"tracking.uri={uri}", "tracking.drain_seconds=1"], "train"))
+    uploader = start_uploader(journal.folder, cfg.tracking, about())
+    assert uploader.reason == ""
+    journal.status("FINISHED")
+    journal.close()
+    began = time.monotonic()
+    drain(uploader, False, journal.folder, cfg, None)
+    assert time.monotonic() - began < 30  # less than START
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "incomplete" in line]
+    reason = "FileNotFoundError: [Errno 2] No such file or directory: '/proc/mlflow.db.lock'"
+    hint = f"complete it with: python -m softmod.upload {journal.folder}"
+    assert line.endswith(f"upload to MLflow incomplete ({reason}); {hint}")
+
+
+def test_what_counts_as_uploaded(journal: Journal) -> None:
+    """A run that was deleted in the dashboard does; with another or a new store it does not."""
+    folder, here, other = journal.folder, settings.tracking(), {**SWEEP, "id": "another"}
+    journal.params({"env": {"name": "toy"}})
+    journal.status("FINISHED")
+    journal.close()
+    assert not is_uploaded(folder, here, None)
+    sender = Sender(folder)
+    sender.send()
+    assert not is_uploaded(folder, here, SWEEP)
+    mark_uploaded(folder, here, SWEEP)
+    mark_uploaded(folder, here, SWEEP)
+    assert len((folder / ".sweeps").read_text().splitlines()) == 1
+    assert is_uploaded(folder, here, SWEEP)
+    assert is_uploaded(folder, here, None)
+    assert not is_uploaded(folder, here, other)
+    client().delete_run(sender.run)
+    assert is_uploaded(folder, here, SWEEP)
+    shutil.copy("mlflow.db", "other.db")
+    assert not is_uploaded(folder, settings.tracking(uri="sqlite:///other.db"), None)
+    Path("mlflow.db").unlink()
+    assert not is_uploaded(folder, here, SWEEP)
+    assert not is_uploaded(folder, here, None)
+    assert not Path("mlflow.db").exists()
+
+
+def test_lost_artifacts_are_sent_again(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to a stdout that cannot be written."""
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    (journal.folder / "config.yaml").write_text("kept")
+    journal.params({"env": {"name": "toy"}})
+    journal.artifact(journal.folder / "config.yaml", under="a")
+    journal.artifact(journal.folder / "never written")
+    journal.metrics({"x": 1.0}, 1)
+    journal.status("FINISHED")
+    journal.close()
+    written: list[str] = []
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    for _ in range(2):
+        once(journal.folder)
+    shutil.rmtree("mlartifacts")
+    once(journal.folder)
+    where = f"to {store.store_uri(None)}; nothing is missing"
+    assert "".join(written).splitlines() == [
+        f"{journal.folder}: sent {metrics} metrics and {artifacts} artifacts {where}"
+        for metrics, artifacts in ((1, 1), (0, 0), (0, 1))
+    ]
+    kept = Path("mlartifacts", only_run().info.run_id, "artifacts", "a", "config.yaml")
+    assert kept.read_text() == "kept"
+
+
 def test_no_journal(tmp_path: Path) -> None:
     wrong = upload(tmp_path / "no run")
     assert (wrong.returncode, wrong.stderr) == (
@@ -494,6 +616,20 @@ def test_a_store_that_mlflow_does_not_have(
 )  # fmt: skip
 def test_other_stores_are_left_to_mlflow(uri: str) -> None:
     assert store.store_uri(uri) == uri
+
+
+def test_where_the_store_of_a_saved_run_is(here: Path) -> None:
+    """A store in a folder that is gone is not made again: the project was moved."""
+    run = Path("runs/toy")
+    default = f"sqlite:///{here}/mlflow.db"
+    for saved, found in (
+        ("http://host", "http://host"),
+        ("sqlite:///../../mlflow.db", default),
+        ("sqlite:///../../none.db", default),
+        (f"sqlite:///{here}/none.db", f"sqlite:///{here}/none.db"),
+        (f"sqlite:///{here}/moved/other.db", default),
+    ):
+        assert store.located_uri(saved, run) == found
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
