@@ -20,6 +20,7 @@ from softmod.config.compose import compose, typed
 from softmod.config.schema import EvaluateConfig
 from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.experiment.folder import output_folder, run_of
+from softmod.system.environment import of_children
 from softmod.system.streams import exit_with, say
 from softmod.tracking.destination import DESTINATION
 
@@ -161,7 +162,7 @@ def send(cfg: EvaluateConfig, run: Path, output: Path) -> None:
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=os.environ | uri,
+            env=os.environ | of_children() | uri,
         )
         if not done.returncode:
             say(f"sent to MLflow; {done.stdout.strip()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
 from softmod.spec import Goal
 from softmod.system.files import atomic_write
+from softmod.system.streams import complain
 from softmod.system.user import cache_folder
 
 NUM_GOALS = 50
@@ -150,7 +150,7 @@ def _task_goals(env: Any, rng: np.random.RandomState) -> Goal:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    complain(line)
 
 
 def _read(path: Path, tasks: tuple[str, ...]) -> dict[str, Goal] | None:

@@ -32,6 +32,7 @@ from softmod.experiment.autotune import (
 from softmod.experiment.build import OPTIMIZERS, make_agent, networks
 from softmod.experiment.checks import obstacle
 from softmod.spec import TaskSuite
+from softmod.system import environment
 from softmod.system.hardware import available, hardware_tags
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
 from softmod.system.user import cache_folder, ensure_identity
@@ -209,14 +210,17 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
     of_fabric: Any = "32-true" if wanted in ("tf32", "bf16") else wanted
     for name in ("lightning.fabric", "lightning.pytorch"):  # silence advice on the precision
         logging.getLogger(name).setLevel(logging.WARNING)
-    return L.Fabric(
-        accelerator=cfg.fabric.accelerator,
-        devices=1,
-        precision=of_fabric,
-        plugins=[
-            LightningEnvironment()
-        ],  # ignore the environment variables of a cluster's launcher
-    )
+    # Fabric would prefer LT_PRECISION and its like, which its command line sets, to arguments.
+    of_lightning = {name: None for name in os.environ if name.startswith("LT_")}
+    with environment.changed(of_lightning):
+        return L.Fabric(
+            accelerator=cfg.fabric.accelerator,
+            devices=1,
+            precision=of_fabric,
+            plugins=[
+                LightningEnvironment()
+            ],  # ignore the environment variables of a cluster's launcher
+        )
 
 
 def choose(

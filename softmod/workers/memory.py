@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -42,15 +43,28 @@ class SharedWeights:
         self.array: Floats = weights_in(self.arena)[:number]
 
 
+class PrivateWeights:
+    """An array of float32 for this process alone.
+
+    It begins at a page, as shared memory does, so that products round equally.
+
+    Attributes:
+        array: the weights `[number]`.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.array: Floats = np.frombuffer(mmap.mmap(-1, max(1, 4 * number)), np.float32, number)
+
+
 def anonymous_memory(size: int) -> int:
     """Return the descriptor of zeroed memory of so many bytes.
 
     Raises:
         OSError: there is not enough.
     """
-    if hasattr(os, "memfd_create"):
+    try:
         descriptor = os.memfd_create("softmod-weights")
-    else:
+    except (AttributeError, OSError):  # not Linux, or refused in a sandbox
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     try:

@@ -20,7 +20,7 @@ from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.weights import count
 from softmod.spec import Floats
 from softmod.system import signals
-from softmod.workers.memory import SharedWeights
+from softmod.workers.memory import PrivateWeights, SharedWeights
 from softmod.workers.worker import Collector, Plan, describe, serve
 
 POLL = 0.2  # seconds between checks for a signal
@@ -299,6 +299,11 @@ def shared_weights(plan: Plan) -> SharedWeights:
     return SharedWeights(count(plan.actor))
 
 
+def private_weights(plan: Plan) -> PrivateWeights:
+    """Return memory for the actor's weights in this process alone."""
+    return PrivateWeights(count(plan.actor))
+
+
 def start_worker(
     plan: Plan,
     tasks: list[int],
@@ -306,7 +311,7 @@ def start_worker(
     training: bool,
     timeout: float,
     inline: bool,
-    shared: SharedWeights | None = None,
+    memory: SharedWeights | PrivateWeights | None = None,
 ) -> Worker:
     """Start a worker with some environments.
 
@@ -316,9 +321,11 @@ def start_worker(
         training: whether to build training environments.
         timeout: seconds for a reply.
         inline: step in this process instead of a new one.
-        shared: memory of the policy's weights (`shared_weights`); None: new memory.
+        memory: of the policy's weights (`shared_weights`, or `private_weights` if inline); None:
+            new memory.
     """
-    shared = shared_weights(plan) if shared is None else shared
     if inline:
-        return InlineWorker(plan, tasks, copies, training, shared.array)
+        memory = memory or private_weights(plan)
+        return InlineWorker(plan, tasks, copies, training, memory.array)
+    shared = memory if isinstance(memory, SharedWeights) else shared_weights(plan)
     return ProcessWorker(plan, tasks, copies, training, shared, timeout)

@@ -19,7 +19,9 @@ import pytest
 
 import softmod
 from softmod import evaluate, state
+from softmod.config.compose import compose, typed
 from softmod.errors import ConfigError
+from softmod.experiment.resources import make_fabric
 from softmod.report.__main__ import run as report
 from softmod.system import user
 from softmod.system.files import warn_once
@@ -58,6 +60,12 @@ def test_variables_of_a_launcher_do_not_change_a_run(here, monkeypatch):
         monkeypatch.setenv(name, "7")
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID"):
         monkeypatch.setenv(name, "0")
+    lightning = {"LT_PRECISION": "64-true", "LT_NUM_NODES": "2", "LT_STRATEGY": "ddp"}
+    for name, value in (lightning | {"LT_ACCELERATOR": "cuda", "LT_DEVICES": "3"}).items():
+        monkeypatch.setenv(name, value)
+    fabric = make_fabric(typed(compose(SMALL)), "32-true")
+    assert fabric._precision.precision == "32-true"
+    assert os.environ["LT_NUM_NODES"] == "2"
     assert run() == 0
     assert statuses(only(here))[-1] == "FINISHED"
     assert report(["runs=[runs]", "output=report"]) == 0  # which counts an update's FLOP
