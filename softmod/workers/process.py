@@ -19,7 +19,7 @@ from typing import Any
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.weights import count
 from softmod.spec import Floats
-from softmod.system import signals
+from softmod.system import environment, signals
 from softmod.workers.memory import PrivateWeights, SharedWeights
 from softmod.workers.worker import Collector, Plan, describe, serve
 
@@ -270,10 +270,11 @@ def start_forkserver() -> None:
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
     choose_short_temporary_folder()
-    # Otherwise the next call starts the tracker, which unblocks SIGINT and SIGTERM.
-    resource_tracker.ensure_running()
-    with signals.kept_from_children():
-        forkserver.ensure_running()
+    with environment.changed(environment.of_children()):
+        # Otherwise the next call starts the tracker, which unblocks SIGINT and SIGTERM.
+        resource_tracker.ensure_running()
+        with signals.kept_from_children():
+            forkserver.ensure_running()
 
 
 def choose_short_temporary_folder() -> None:

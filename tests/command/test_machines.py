@@ -176,6 +176,37 @@ def test_observations_of_another_shape_are_explained(here):
             policy.routing(np.zeros(9), task)
 
 
+CHILDREN = """
+from multiprocessing import get_context
+from pathlib import Path
+from softmod.config.compose import compose, typed
+from softmod.tracking.uploader import start_uploader
+from softmod.workers.process import start_forkserver
+
+if __name__ == "__main__":
+    start_forkserver()
+    worker = get_context("forkserver").Process(target=print, args=("a worker",))
+    worker.start()
+    worker.join()
+    names = dict(experiment='toy', run_name='toy')
+    uploader = start_uploader(Path("run"), typed(compose([])).tracking, names)
+    uploader.close(60.0)
+    print(Path("run", "upload.log").read_text())
+"""
+
+
+def test_files_of_the_working_folder_are_not_imported(here):
+    """Neither by workers nor by the upload, where the program does not search that folder."""
+    for name in ("queue", "random", "types", "yaml", "mlflow"):
+        (here / f"{name}.py").write_text("raise SystemExit('not this one')")
+    for name in ("app", "run"):
+        (here / name).mkdir()
+    (here / "app" / "run.py").write_text(CHILDREN)
+    done = process("app/run.py", cwd=here)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[:2] == ["a worker", "run: holds no journal of a run"]
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 
