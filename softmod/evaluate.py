@@ -110,6 +110,7 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
     from softmod.spec import mean_success
     from softmod.tracking.console import print_table
     from softmod.workers.pool import Workers
+    from softmod.workers.process import may_start_processes
     from softmod.workers.worker import Plan
 
     if cfg.video:
@@ -120,7 +121,8 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         actor = actor_of(folder, facts, cfg.allow)
         seed = int(facts["seed"])
         env_steps = int(facts["clock"]["env_steps"])
-        processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
+        before = int(facts["processes"]) if may_start_processes() else 0
+        processes = before if cfg.processes is None else cfg.processes
     output = output_folder(cfg.output, folder, "evaluation")
     weights = flatten(actor)
     with Workers(Plan(suite, actor, seed), processes, training=False) as workers:

@@ -13,6 +13,8 @@ import numpy as np
 from softmod.errors import WorkerError
 from softmod.spec import Floats
 
+AVOIDED = "workers.processes=0 (softmod.evaluate: processes=0) avoids this"
+
 
 class SharedWeights:
     """An array of float32 that several processes see.
@@ -37,7 +39,7 @@ class SharedWeights:
             reason = error.strerror or error
             raise WorkerError(
                 f"no memory to share {size:,} bytes of weights with worker processes ({reason});"
-                " workers.processes=0 (softmod.evaluate: processes=0) avoids this"
+                f" {AVOIDED}"
             ) from error
         weakref.finalize(self.arena, os.close, descriptor)
         self.array: Floats = weights_in(self.arena)[:number]
