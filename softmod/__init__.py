@@ -7,6 +7,8 @@ action = policy.act(obs, "reach-v3")
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,21 @@ _PLACES = {
     "TrainedPolicy": "softmod.checkpoint.load",
     "load": "softmod.checkpoint.load",
 }
+
+# These let the OpenMP library bind this process, and its workers with it, to one core as soon as
+# torch is imported. Module files of clusters set them.
+_bound = {
+    name: os.environ.pop(name)
+    for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+    if os.environ.get(name, "false").lower() not in ("", "false", "none", "disabled")
+}
+if _bound and "torch" not in sys.modules:
+    import logging
+
+    logging.getLogger(__name__).warning(
+        "softmod: %s ignored: the learner and all workers would share one core",
+        " ".join(f"{name}={value}" for name, value in _bound.items()),
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from softmod.config.schema import EvaluateConfig
 from softmod.config.trust import packages_of
 from softmod.errors import ConfigError, SoftmodError, near
 from softmod.experiment.folder import output_folder, run_of
+from softmod.system.environment import of_children
 from softmod.system.streams import exit_with, say
 from softmod.tracking.destination import DESTINATION
 
@@ -114,6 +115,7 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
     from softmod.spec import mean_success
     from softmod.tracking.console import print_table
     from softmod.workers.pool import Workers
+    from softmod.workers.process import may_start_processes
     from softmod.workers.worker import Plan
 
     if cfg.video:
@@ -124,7 +126,8 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         actor = actor_of(folder, facts, cfg.allow)
         seed = int(facts["seed"])
         env_steps = int(facts["clock"]["env_steps"])
-        processes = int(facts["processes"]) if cfg.processes is None else cfg.processes
+        before = int(facts["processes"]) if may_start_processes() else 0
+        processes = before if cfg.processes is None else cfg.processes
     output = output_folder(cfg.output, folder, "evaluation")
     weights = flatten(actor)
     with Workers(Plan(suite, actor, seed), processes, training=False) as workers:
@@ -166,7 +169,7 @@ def send(cfg: EvaluateConfig, run: Path, output: Path) -> None:
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=os.environ | uri,
+            env=os.environ | of_children() | uri,
         )
         if not done.returncode:
             say(f"sent to MLflow; {done.stdout.strip()}")

@@ -18,6 +18,7 @@ from softmod.command import tell
 from softmod.config.compose import compose, typed
 from softmod.config.schema import UiConfig
 from softmod.errors import ConfigError, SoftmodError
+from softmod.system.environment import of_children
 from softmod.system.streams import exit_with, say
 from softmod.tracking import dashboard
 from softmod.tracking.mlflow_store import (
@@ -136,7 +137,7 @@ def serve(store: Path, port: int) -> NoReturn:
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a dozen processes
     words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--backend-store-uri", f"{SQLITE}{store}"]
-    os.execv(sys.executable, [sys.executable, *words])
+    os.execve(sys.executable, [sys.executable, *words], os.environ | of_children())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,9 @@ import numpy as np
 from softmod.envs.tasks import SETS
 from softmod.errors import ConfigError, WorkerError
 from softmod.spec import Goal
+from softmod.system import environment
 from softmod.system.files import atomic_write
+from softmod.system.streams import complain
 from softmod.system.user import cache_folder
 
 NUM_GOALS = 50
@@ -58,16 +59,27 @@ def benchmark_goals(benchmark: str, seed: int) -> dict[str, Goal]:
 def environment_classes() -> dict[str, Any]:
     """Import metaworld; return its environment classes by task name.
 
+    mujoco loads the driver named by MUJOCO_GL, which only videos need. If it cannot be loaded, only
+    they fail.
+
     Raises:
         WorkerError: metaworld or mujoco cannot be imported.
     """
     try:
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-    # mujoco loads the driver named by MUJOCO_GL, which may raise any exception.
+        return _import_classes()
+    except Exception as error:  # of the driver, which may raise any
+        if not os.environ.get("MUJOCO_GL"):
+            raise WorkerError(f"Meta-World cannot be imported ({first_line(error)})") from error
+    try:
+        with environment.changed({"MUJOCO_GL": "disable"}):
+            return _import_classes()
     except Exception as error:
-        driver = os.environ.get("MUJOCO_GL")
-        hint = f"; MUJOCO_GL is {driver}, try to unset it" if driver else ""
-        raise WorkerError(f"Meta-World cannot be imported ({first_line(error)}){hint}") from error
+        raise WorkerError(f"Meta-World cannot be imported ({first_line(error)})") from error
+
+
+def _import_classes() -> dict[str, Any]:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
     classes: dict[str, Any] = ALL_V3_ENVIRONMENTS
     return classes
 
@@ -150,7 +162,7 @@ def _task_goals(env: Any, rng: np.random.RandomState) -> Goal:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    complain(line)
 
 
 def _read(path: Path, tasks: tuple[str, ...]) -> dict[str, Goal] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import shlex
 import shutil
+import sys
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from softmod.agent.value_heads import ValueHead
 from softmod.config.instantiate import resolve_target, target_of
 from softmod.config.schema import TrainConfig
 from softmod.errors import ConfigError, near, one_line
+from softmod.kernels.library import CompilerError, failure
 from softmod.networks.gaussian import Actor
 from softmod.networks.network import Network
 from softmod.spec import EnvSpec
@@ -187,18 +189,28 @@ def check_device(cfg: TrainConfig) -> None:
 
 
 def check_compiler(cfg: TrainConfig) -> None:
-    """Check that `fabric.compile=compiled` finds a compiler.
+    """Check that the compiler of `fabric.compile=compiled` makes a library.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it fails.
     """
     if cfg.fabric.compile != "compiled":
         return
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if not any(shutil.which(shlex.split(name)[0]) for name in wanted):
+    # As TorchInductor chooses it; a program's name, without options.
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    reason = f"{compiler!r} not found"
+    if shutil.which(compiler):
+        with TemporaryDirectory() as folder:
+            options = ["-shared", "-fPIC", "-x", "c++", "-o", f"{folder}/empty.so", os.devnull]
+            try:
+                failed = failure([compiler, *options])
+                reason = f"{compiler!r} fails: {failed}" if failed else ""
+            except CompilerError as error:
+                reason = str(error)
+    if reason:
         raise ConfigError(
-            f"fabric.compile=compiled: needs a C++ compiler ({' or '.join(wanted)} not found);"
-            " fabric.compile=auto and eager do not need one"
+            f"fabric.compile=compiled: needs a C++ compiler ({reason}); fabric.compile=auto and"
+            " eager do not need one"
         )
 
 

@@ -32,10 +32,11 @@ from softmod.experiment.autotune import (
 from softmod.experiment.build import OPTIMIZERS, make_agent, networks
 from softmod.experiment.checks import obstacle
 from softmod.spec import TaskSuite
+from softmod.system import environment
 from softmod.system.hardware import available, hardware_tags
 from softmod.system.libraries import fast_products, keep_memory, multiplies_bf16, product_library
 from softmod.system.user import cache_folder, ensure_identity
-from softmod.workers.process import start_worker
+from softmod.workers.process import may_start_processes, start_worker
 from softmod.workers.worker import Plan
 
 PER_GRAPH = 25  # updates per CUDA graph; a round of the recipe makes 25, a published one 50
@@ -209,14 +210,17 @@ def make_fabric(cfg: TrainConfig, wanted: str | None = None) -> L.Fabric:
     of_fabric: Any = "32-true" if wanted in ("tf32", "bf16") else wanted
     for name in ("lightning.fabric", "lightning.pytorch"):  # silence advice on the precision
         logging.getLogger(name).setLevel(logging.WARNING)
-    return L.Fabric(
-        accelerator=cfg.fabric.accelerator,
-        devices=1,
-        precision=of_fabric,
-        plugins=[
-            LightningEnvironment()
-        ],  # ignore the environment variables of a cluster's launcher
-    )
+    # Fabric would prefer LT_PRECISION and its like, which its command line sets, to arguments.
+    of_lightning = {name: None for name in os.environ if name.startswith("LT_")}
+    with environment.changed(of_lightning):
+        return L.Fabric(
+            accelerator=cfg.fabric.accelerator,
+            devices=1,
+            precision=of_fabric,
+            plugins=[
+                LightningEnvironment()
+            ],  # ignore the environment variables of a cluster's launcher
+        )
 
 
 def choose(
@@ -229,7 +233,7 @@ def choose(
     Raises:
         WorkerError: timing failed, because the environments cannot be built or stepped.
     """
-    processes = before.get("processes") if cfg.workers.processes is None else cfg.workers.processes
+    processes = wanted_processes(cfg, before)
     threads = cfg.fabric.threads or before.get("threads")
     if processes is not None and threads:
         return Chosen(processes, threads)
@@ -263,9 +267,19 @@ def beside_others(cfg: TrainConfig, before: Mapping[str, Any] = MappingProxyType
     It gets one worker process if there is more than one core. The group of runs shares the
     learner's threads, so each run counts one.
     """
+    processes = wanted_processes(cfg, before)
     spare = 1 if available() > 1 else 0
-    kept = before.get("processes", spare)
-    return Chosen(kept if cfg.workers.processes is None else cfg.workers.processes, 1)
+    return Chosen(spare if processes is None else processes, 1)
+
+
+def wanted_processes(cfg: TrainConfig, before: Mapping[str, Any]) -> int | None:
+    """Return the worker processes as configured, or as `before`; None if neither has a number.
+
+    Without a configured number there are none if this process may not start any.
+    """
+    if cfg.workers.processes is not None:
+        return cfg.workers.processes
+    return before.get("processes") if may_start_processes() else 0
 
 
 def measure(

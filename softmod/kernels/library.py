@@ -179,16 +179,20 @@ def _compile(target: Path, source: Path, threads: str) -> None:
     reason = ""
     for native in FOR_THIS_PROCESSOR:
         options = [flag for flag in (*FLAGS, native, threads) if flag]
-        reason = _run([*compiler, *options, "-c", "-o", str(object_file), str(source)])
+        reason = failure([*compiler, *options, "-c", "-o", str(object_file), str(source)])
         if not reason:
-            reason = _run([*compiler, "-shared", "-o", str(target), str(object_file), "-lm"])
+            reason = failure([*compiler, "-shared", "-o", str(target), str(object_file), "-lm"])
         if not reason:
             return
     raise CompilerError(f"{compiler[0]} fails ({reason})")
 
 
-def _run(command: list[str]) -> str:
-    """Run a compiler; return why it fails, or an empty string."""
+def failure(command: list[str]) -> str:
+    """Run a compiler; return why it fails, or an empty string.
+
+    Raises:
+        CompilerError: it cannot be run.
+    """
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.SubprocessError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from softmod.envs.episode import EvalEpisode
-from softmod.errors import WorkerError
+from softmod.errors import WorkerError, one_line
 from softmod.networks.gaussian import Actor, Policy
 from softmod.spec import TaskEnv, TaskSuite
 
@@ -31,14 +32,22 @@ def encoder() -> Any:
     """Return imageio, which writes videos.
 
     Raises:
-        WorkerError: The video extra is not installed. Meta-World requires imageio, but not the
-            package with the encoder.
+        WorkerError: The video extra is not installed, or ffmpeg cannot be run. Meta-World requires
+            imageio, but not the package with the encoder.
     """
     try:
         import imageio.v3 as imageio
-        import imageio_ffmpeg  # noqa: F401
+        import imageio_ffmpeg
     except ImportError as error:
         raise WorkerError('video=true requires a package: pip install "imageio[ffmpeg]"') from error
+    try:
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
+        subprocess.run(command, check=True, capture_output=True)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise WorkerError(
+            f"video=true requires ffmpeg ({one_line(error)}); IMAGEIO_FFMPEG_EXE names the program,"
+            " and without it that of the package imageio-ffmpeg is used"
+        ) from error
     return imageio
 
 

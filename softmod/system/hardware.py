@@ -76,7 +76,13 @@ def processor() -> str:
 def _git(*arguments: str) -> str:
     """Return the output of a git command in softmod's source; empty if it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        # GIT_DIR and its like, as a hook has them, name another repository.
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+    }
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=5.0, env=environment

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from softmod.config.schema import TrackingConfig
+from softmod.system.environment import of_children
 from softmod.system.signals import kept_from_children
 from softmod.tracking import destination
 from softmod.tracking import mlflow_store as store
@@ -160,7 +161,7 @@ def start_uploader(folder: Path, tracking: TrackingConfig, metadata: Mapping[str
                 stderr=log,
                 start_new_session=True,  # keeps Ctrl-C from the uploader
                 # May contain a password, so it is not passed on the command line.
-                env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+                env=os.environ | of_children() | {"MLFLOW_TRACKING_URI": uri},
             )
     except OSError as error:
         logger.warning("%s: the upload to MLflow cannot be started (%s)", folder, error)

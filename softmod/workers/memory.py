@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -11,6 +12,8 @@ import numpy as np
 
 from softmod.errors import WorkerError
 from softmod.spec import Floats
+
+AVOIDED = "workers.processes=0 (softmod.evaluate: processes=0) avoids this"
 
 
 class SharedWeights:
@@ -36,10 +39,23 @@ class SharedWeights:
             reason = error.strerror or error
             raise WorkerError(
                 f"no memory to share {size:,} bytes of weights with worker processes ({reason});"
-                " workers.processes=0 (softmod.evaluate: processes=0) avoids this"
+                f" {AVOIDED}"
             ) from error
         weakref.finalize(self.arena, os.close, descriptor)
         self.array: Floats = weights_in(self.arena)[:number]
+
+
+class PrivateWeights:
+    """An array of float32 for this process alone.
+
+    It begins at a page, as shared memory does, so that products round equally.
+
+    Attributes:
+        array: the weights `[number]`.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.array: Floats = np.frombuffer(mmap.mmap(-1, max(1, 4 * number)), np.float32, number)
 
 
 def anonymous_memory(size: int) -> int:
@@ -48,9 +64,9 @@ def anonymous_memory(size: int) -> int:
     Raises:
         OSError: there is not enough.
     """
-    if hasattr(os, "memfd_create"):
+    try:
         descriptor = os.memfd_create("softmod-weights")
-    else:
+    except (AttributeError, OSError):  # not Linux, or refused in a sandbox
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     try:

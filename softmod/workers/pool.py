@@ -14,7 +14,14 @@ from torch import Tensor
 from softmod.errors import PhysicsError, WorkerError
 from softmod.spec import Floats, Rollout, TaskScore, UnderWay
 from softmod.system import signals
-from softmod.workers.process import SHUTDOWN, InlineWorker, Worker, shared_weights, start_worker
+from softmod.workers.process import (
+    SHUTDOWN,
+    InlineWorker,
+    Worker,
+    private_weights,
+    shared_weights,
+    start_worker,
+)
 from softmod.workers.worker import Plan
 
 RESTARTS = 3  # most restarts within WINDOW
@@ -61,10 +68,10 @@ class Workers:
         self.restarts = restarts
         step_cost = getattr(plan.suite, "step_cost", lambda task: 1.0)  # optional in a suite
         costs = [step_cost(task) for task in range(self.spec.num_tasks)]
-        shared = shared_weights(plan)
-        self.weights: Floats = shared.array
+        memory = shared_weights(plan) if processes else private_weights(plan)
+        self.weights: Floats = memory.array
         self.workers = [
-            start_worker(plan, tasks, slots, training, timeout, not processes, shared)
+            start_worker(plan, tasks, slots, training, timeout, not processes, memory)
             for tasks, slots in partition(costs, copies, processes)
         ]
         self.under_way = UnderWay.none(self.spec, self.spec.num_tasks, copies)

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from softmod.errors import PhysicsError, WorkerError
 from softmod.networks.weights import count
 from softmod.spec import Floats
-from softmod.system import signals
-from softmod.workers.memory import SharedWeights
+from softmod.system import environment, signals
+from softmod.workers.memory import AVOIDED, PrivateWeights, SharedWeights
 from softmod.workers.worker import Collector, Plan, describe, serve
 
 POLL = 0.2  # seconds between checks for a signal
@@ -100,6 +101,11 @@ class ProcessWorker:
         self.copies = copies
         self.timeout = timeout
         self.arguments = (plan, tasks, copies, training, weights, timeout)
+        if not may_start_processes():
+            raise WorkerError(
+                "a process of multiprocessing.Pool may not start worker processes; set"
+                " workers.processes=0, or use concurrent.futures.ProcessPoolExecutor"
+            )
         # Plain pickle: PyTorch's would share each tensor through a file in /dev/shm.
         try:
             packed = pickle.dumps(plan)
@@ -107,24 +113,32 @@ class ProcessWorker:
             kind = f"{type(plan.suite).__module__}.{type(plan.suite).__qualname__}"
             raise WorkerError(
                 f"{kind} or a network cannot be sent to a worker process ({describe(error)});"
-                " workers.processes=0 (softmod.evaluate: processes=0) avoids this"
+                f" {AVOIDED}"
             ) from error
         self.request = NO_REQUEST
         names = ", ".join(plan.suite.spec.tasks[task] for task in tasks)
         self.names = f"{names} (seed {plan.seed})"
-        self.connection, remote = multiprocessing.Pipe()
-        limit(self.connection, timeout)
-        start_forkserver()
-        context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(
-            target=serve, args=(packed, tasks, copies, training, weights.arena, remote), daemon=True
-        )
-        # Ctrl-C waits until all arguments are sent: half of them end the worker with a traceback.
-        with without_main_module(plan), signals.deferred_interrupt():
-            self.process.start()
-        remote.close()
+        self.imports_main = needs_main_module(plan)
+        arguments = (packed, tasks, copies, training, weights.arena)
+        try:
+            self.connection, self.process = self._started(arguments)
+        except (OSError, EOFError) as error:  # no process left, or no socket in the folder for it
+            raise WorkerError(f"no process can be started ({error}); {AVOIDED}") from error
         self.ready = False
         self.number = 0
+
+    def _started(self, arguments: tuple[Any, ...]) -> tuple[Connection, BaseProcess]:
+        """Start the process; return the connection to it, and the process."""
+        connection, remote = multiprocessing.Pipe()
+        limit(connection, self.timeout)
+        start_forkserver()
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=serve, args=(*arguments, remote), daemon=True)
+        # Ctrl-C waits until all arguments are sent: half of them end the worker with a traceback.
+        with without_main_module(self.imports_main), signals.deferred_interrupt():
+            process.start()
+        remote.close()
+        return connection, process
 
     def ask(self, method: str, *arguments: Any) -> None:
         """Send a request: a method of the collector and its arguments.
@@ -221,6 +235,8 @@ class ProcessWorker:
         self.process.join(1.0)
         code = self.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        if self.imports_main and not self.ready:
+            how += '; the script, which it imports, needs `if __name__ == "__main__":`'
         return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
 
     def request_shutdown(self) -> None:
@@ -234,17 +250,39 @@ class ProcessWorker:
 Worker = InlineWorker | ProcessWorker
 
 
+def may_start_processes() -> bool:
+    """Return whether this process may have children; those of `multiprocessing.Pool` may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def needs_main_module(plan: Plan) -> bool:
+    """Return whether the program's main module defines the task set or a network.
+
+    Raises:
+        WorkerError: it does, and cannot be imported, as in a notebook.
+    """
+    for kind in (type(plan.suite), *map(type, plan.actor.modules())):
+        if kind.__module__ == "__main__":
+            main = sys.modules["__main__"]
+            file = getattr(main, "__file__", None) or ""
+            if getattr(main, "__spec__", None) is None and not os.path.isfile(file):
+                raise WorkerError(
+                    f"worker processes cannot import {kind.__name__}, which is not defined in a"
+                    f" file; move it to a module of its own, or: {AVOIDED}"
+                )
+            return True
+    return False
+
+
 @contextmanager
-def without_main_module(plan: Plan) -> Iterator[None]:
-    """Start a process within this without importing the program's main module again.
+def without_main_module(imported: bool) -> Iterator[None]:
+    """Start a process within this that does not import the program's main module again.
 
     Otherwise a script that calls `softmod.train` outside of `if __name__ == "__main__":` would
-    train again in each worker. The main module is imported only if it defines the task set or a
-    network.
+    train again in each worker. With `imported`, a no-op.
     """
     main = sys.modules["__main__"]
-    needed = [type(plan.suite), *map(type, plan.actor.modules())]
-    if any(kind.__module__ == "__main__" for kind in needed):
+    if imported:
         yield
         return
     hidden = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
@@ -270,10 +308,20 @@ def start_forkserver() -> None:
     """
     forkserver.set_forkserver_preload(["softmod.workers.preload"])
     choose_short_temporary_folder()
-    # Otherwise the next call starts the tracker, which unblocks SIGINT and SIGTERM.
-    resource_tracker.ensure_running()
-    with signals.kept_from_children():
-        forkserver.ensure_running()
+    with environment.changed(environment.of_children()):
+        # Otherwise the next call starts the tracker, which unblocks SIGINT and SIGTERM.
+        resource_tracker.ensure_running()
+        with signals.kept_from_children():
+            forkserver.ensure_running()
+
+
+def _forget_forkserver() -> None:
+    """Let a forked process start another one, since it cannot wait for that of its parent."""
+    server: Any = forkserver._forkserver
+    server._forkserver_pid = None
+
+
+os.register_at_fork(after_in_child=_forget_forkserver)
 
 
 def choose_short_temporary_folder() -> None:
@@ -299,6 +347,11 @@ def shared_weights(plan: Plan) -> SharedWeights:
     return SharedWeights(count(plan.actor))
 
 
+def private_weights(plan: Plan) -> PrivateWeights:
+    """Return memory for the actor's weights in this process alone."""
+    return PrivateWeights(count(plan.actor))
+
+
 def start_worker(
     plan: Plan,
     tasks: list[int],
@@ -306,7 +359,7 @@ def start_worker(
     training: bool,
     timeout: float,
     inline: bool,
-    shared: SharedWeights | None = None,
+    memory: SharedWeights | PrivateWeights | None = None,
 ) -> Worker:
     """Start a worker with some environments.
 
@@ -316,9 +369,11 @@ def start_worker(
         training: whether to build training environments.
         timeout: seconds for a reply.
         inline: step in this process instead of a new one.
-        shared: memory of the policy's weights (`shared_weights`); None: new memory.
+        memory: of the policy's weights (`shared_weights`, or `private_weights` if inline); None:
+            new memory.
     """
-    shared = shared_weights(plan) if shared is None else shared
     if inline:
-        return InlineWorker(plan, tasks, copies, training, shared.array)
+        memory = memory or private_weights(plan)
+        return InlineWorker(plan, tasks, copies, training, memory.array)
+    shared = memory if isinstance(memory, SharedWeights) else shared_weights(plan)
     return ProcessWorker(plan, tasks, copies, training, shared, timeout)

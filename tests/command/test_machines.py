@@ -19,7 +19,9 @@ import pytest
 
 import softmod
 from softmod import evaluate, state
+from softmod.config.compose import compose, typed
 from softmod.errors import ConfigError
+from softmod.experiment.resources import make_fabric
 from softmod.report.__main__ import run as report
 from softmod.system import user
 from softmod.system.files import warn_once
@@ -58,6 +60,12 @@ def test_variables_of_a_launcher_do_not_change_a_run(here, monkeypatch):
         monkeypatch.setenv(name, "7")
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID"):
         monkeypatch.setenv(name, "0")
+    lightning = {"LT_PRECISION": "64-true", "LT_NUM_NODES": "2", "LT_STRATEGY": "ddp"}
+    for name, value in (lightning | {"LT_ACCELERATOR": "cuda", "LT_DEVICES": "3"}).items():
+        monkeypatch.setenv(name, value)
+    fabric = make_fabric(typed(compose(SMALL)), "32-true")
+    assert fabric._precision.precision == "32-true"
+    assert os.environ["LT_NUM_NODES"] == "2"
     assert run() == 0
     assert statuses(only(here))[-1] == "FINISHED"
     assert report(["runs=[runs]", "output=report"]) == 0  # which counts an update's FLOP
@@ -166,6 +174,37 @@ def test_observations_of_another_shape_are_explained(here):
     for task in (99, -1):
         with pytest.raises(ConfigError, match=f"task {task}: must be a name, or a number up to 2"):
             policy.routing(np.zeros(9), task)
+
+
+CHILDREN = """
+from multiprocessing import get_context
+from pathlib import Path
+from softmod.config.compose import compose, typed
+from softmod.tracking.uploader import start_uploader
+from softmod.workers.process import start_forkserver
+
+if __name__ == "__main__":
+    start_forkserver()
+    worker = get_context("forkserver").Process(target=print, args=("a worker",))
+    worker.start()
+    worker.join()
+    names = dict(experiment='toy', run_name='toy')
+    uploader = start_uploader(Path("run"), typed(compose([])).tracking, names)
+    uploader.close(60.0)
+    print(Path("run", "upload.log").read_text())
+"""
+
+
+def test_files_of_the_working_folder_are_not_imported(here):
+    """Neither by workers nor by the upload, where the program does not search that folder."""
+    for name in ("queue", "random", "types", "yaml", "mlflow"):
+        (here / f"{name}.py").write_text("raise SystemExit('not this one')")
+    for name in ("app", "run"):
+        (here / name).mkdir()
+    (here / "app" / "run.py").write_text(CHILDREN)
+    done = process("app/run.py", cwd=here)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[:2] == ["a worker", "run: holds no journal of a run"]
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import defaultdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def test_seeds_differ_and_the_user_is_told(
     first, second = (module._generate("mt10", seed)["reach-v3"] for seed in (0, 1))
     assert not np.array_equal(first, second)
     assert "Drawing the goals of mt10's 1 tasks (once, about" in capsys.readouterr().err
+
+
+class Gone(StringIO):
+    """A pipe whose reader has closed it."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_the_users_stream_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Gone())
+    module._report("Drawing goals")
 
 
 def test_second_call_is_read_and_quick() -> None:

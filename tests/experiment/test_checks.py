@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,10 +71,26 @@ def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     check_compiler(typed(compose(["experiment=toy"])))
     cfg = typed(compose(["experiment=toy", "fabric.compile=compiled"]))
-    with pytest.raises(
-        ConfigError, match=r"needs a C\+\+ compiler \(g\+\+ or clang\+\+ not found\)"
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler \('(g|clang)\+\+' not found\)"):
+        check_compiler(cfg)
+    for wrong in ("no-such-compiler", "g++ -m16", '"', " ", ""):
+        monkeypatch.setenv("CXX", wrong)
+        with pytest.raises(ConfigError, match=f"'{re.escape(wrong)}' not found"):
+            check_compiler(cfg)
+
+
+def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = typed(compose(["experiment=toy", "fabric.compile=compiled"]))
+    for text, reason in (
+        ("#!/bin/sh\necho broken >&2\nexit 3\n", "cxx' fails: broken)"),
+        ("#!/bin/sh\nexit 3\n", "cxx' fails: exit code 3)"),
+        ("#!/missing\n", "cannot be run"),
     ):
-        check_compiler(cfg)
-    monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    with pytest.raises(ConfigError, match="no-such-compiler -O2 not found"):
-        check_compiler(cfg)
+        compiler = tmp_path / "cxx"
+        compiler.write_text(text)
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        with pytest.raises(ConfigError, match=re.escape(reason)):
+            check_compiler(cfg)
+    monkeypatch.delenv("CXX")
+    check_compiler(cfg)

@@ -54,6 +54,14 @@ def test_without_the_encoder_one_line_names_the_package(missing: str, monkeypatc
         )
 
 
+@pytest.mark.parametrize("program", ["/nonexistent", "/bin/false"])
+def test_without_ffmpeg_nothing_is_evaluated(program: str, monkeypatch, capsys):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    for command in (evaluate, report):
+        assert command(["checkpoint=nowhere", "video=true"]) == 5
+        assert "video=true requires ffmpeg" in capsys.readouterr().err
+
+
 def test_a_video_of_each_task_and_a_gif_of_all(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         video, "Policy", lambda actor: SimpleNamespace(act=lambda obs, task: np.zeros((1, 1, 4)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import multiprocessing
 import os
 import tempfile
@@ -15,7 +17,7 @@ from softmod.errors import WorkerError
 from softmod.networks.gaussian import Actor
 from softmod.networks.mlp import MLP
 from softmod.networks.weights import flatten
-from softmod.workers import process
+from softmod.workers import memory, process
 from softmod.workers.memory import SharedWeights, weights_in
 from softmod.workers.pool import Workers
 from softmod.workers.worker import Plan
@@ -25,10 +27,16 @@ def write(arena) -> None:
     weights_in(arena)[:] = 7.0
 
 
-@pytest.mark.parametrize("anonymous", [True, False])
+def refused(*_):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("anonymous", ["there", "missing", "refused"])
 def test_processes_see_the_same_weights(anonymous, monkeypatch):
-    if not anonymous:
+    if anonymous == "missing":
         monkeypatch.delattr(os, "memfd_create")
+    if anonymous == "refused":  # as in gVisor
+        monkeypatch.setattr(os, "memfd_create", refused)
     shared = SharedWeights(1000)
     assert shared.array.shape == (1000,)
     assert not shared.array.any()
@@ -37,6 +45,19 @@ def test_processes_see_the_same_weights(anonymous, monkeypatch):
     child.join(60)
     assert child.exitcode == 0
     assert np.all(shared.array == 7.0)
+
+
+def test_workers_in_this_process_need_no_shared_memory(monkeypatch):
+    monkeypatch.setattr(memory, "anonymous_memory", refused)
+    suite = Toy(("toy-reach",), horizon=20)
+    network = MLP(suite.spec.obs_dim, 4, 1, num_layers=1, width=4, init="torch", norm="none")
+    plan = Plan(suite, Actor(network, "clamp", False), seed=0)
+    with pytest.raises(WorkerError, match="no memory to share"):
+        Workers(plan, 1)
+    with Workers(plan, 0) as workers:
+        workers.start(flatten(plan.actor), 10)
+        assert workers.finish().env_steps == 10
+        assert workers.weights.ctypes.data % mmap.PAGESIZE == 0
 
 
 def test_descriptors_are_given_back():

@@ -27,11 +27,12 @@ from softmod.envs.tasks import MT50, STEP_COSTS
 from softmod.envs.toy import Toy
 from softmod.errors import PhysicsError, WorkerError
 from softmod.experiment.build import make_plan
+from softmod.experiment.resources import wanted_processes
 from softmod.networks.gaussian import Actor, Policy
 from softmod.networks.mlp import MLP
 from softmod.networks.weights import flatten
 from softmod.seeding import Purpose, generator, pink
-from softmod.workers import pool
+from softmod.workers import pool, process
 from softmod.workers.pool import Workers, partition
 from softmod.workers.process import ProcessWorker, limit, shared_weights, start_worker
 from softmod.workers.worker import Plan, serve
@@ -538,6 +539,66 @@ def test_a_worker_whose_learner_has_gone_ends_without_a_word(asked):
         ours.close()
     process.join(20)
     assert process.exitcode == 0
+
+
+def test_a_forked_process_starts_its_own_fork_server():
+    """It cannot wait for that of its parent."""
+    process.start_forkserver()
+    if not (pid := os.fork()):
+        try:
+            process.start_forkserver()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_process_of_a_pool_starts_no_workers(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(WorkerError, match=r"multiprocessing.Pool may not.*workers.processes=0"):
+        Workers(plan(), 1)
+    cfg = typed(compose(["experiment=toy", "workers.processes=2"]))
+    assert wanted_processes(cfg, {}) == 2
+    cfg = typed(compose(["experiment=toy"]))
+    assert wanted_processes(cfg, {"processes": 2}) == 0
+    monkeypatch.undo()
+    assert wanted_processes(cfg, {"processes": 2}) == 2
+    assert wanted_processes(cfg, {}) is None
+
+
+def test_a_task_set_of_a_notebook_is_named(monkeypatch):
+    class Mine(Toy):
+        pass
+
+    Mine.__module__ = "__main__"
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "Mine", Mine, raising=False)
+    Mine.__qualname__ = "Mine"
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", "<stdin>", raising=False)
+    with pytest.raises(WorkerError, match=r"cannot import Mine.*module of its own, or: workers"):
+        Workers(plan(Mine(TASKS, horizon=20)), 1)
+
+
+def test_a_script_without_a_main_guard_is_named():
+    worker = ProcessWorker.__new__(ProcessWorker)
+    worker.names, worker.ready, worker.imports_main = "toy-reach", False, True
+    worker.process = SimpleNamespace(join=lambda _: None, exitcode=1, pid=7)
+    assert (
+        "died: exit code 1; the script, which it imports, needs `if __name__ ==" in worker._died()
+    )
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "unavailable"), EOFError("unexpected EOF")])
+def test_a_process_that_cannot_be_started_is_one_line(error, monkeypatch):
+    """As with `ulimit -u`, and with a temporary folder in which there are no sockets."""
+
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(process, "start_forkserver", refuse)
+    with pytest.raises(WorkerError, match=r"no process can be started \(.*workers.processes=0"):
+        Workers(plan(), 1)
 
 
 def test_a_transfer_that_stops_half_way_is_a_worker_that_does_not_answer():
