@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -183,7 +184,7 @@ def drain(
             reason = f" ({uploader.reason})" if uploader.reason else ""
             line = (
                 f"upload to MLflow incomplete{reason}; complete it with:"
-                f" python -m softmod.upload {folder}"
+                f" python -m softmod.upload {shlex.quote(str(folder))}"
             )
         if line:
             Progress(0, transcript=Transcript(folder)).say(line)

@@ -275,4 +275,4 @@ def bundle_of(parts: Parts, folder: Path) -> str:
     saver = parts.saver
     written = bundle(folder / "faults", saver.agent, saver.optimizers, saver.about)
     allow = "".join(f" --allow {package}" for package in foreign(saver.about["config"]))
-    return f"python -m softmod.replay_fault {written}{allow}"
+    return f"python -m softmod.replay_fault {shlex.quote(str(written))}{allow}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def send(folder: Path, output: Path) -> str:
     runs = store.search(client, experiment, store.RUN_TAG, record.run_id)
     if not runs:
         raise ConfigError(
-            f"{folder}: not in MLflow yet; first run python -m softmod.upload {folder}"
+            f"{folder}: not in MLflow yet; first run python -m softmod.upload"
+            f" {shlex.quote(str(folder))}"
         )
     run = str(runs[0].info.run_id)
     metrics = [Metric(store.accepted(name), value, time, step) for name, value in values.items()]
