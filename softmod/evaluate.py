@@ -92,7 +92,10 @@ def evaluate(
         config.merge_with(options | paths)
     except OmegaConfBaseException as error:
         raise ConfigError(f"evaluate: {one_line(error)}") from error
-    return evaluated(typed(config))
+    from softmod.system.libraries import default_torch
+
+    with default_torch():
+        return evaluated(typed(config))
 
 
 def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
