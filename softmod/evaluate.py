@@ -97,7 +97,10 @@ def evaluate(
             config[name] = value.item() if hasattr(value, "item") else value  # a number of numpy
         except OmegaConfBaseException as error:
             raise ConfigError(f"{name}={value!r}: {plainly(str(error))}") from error
-    return evaluated(typed(config))
+    from softmod.system.libraries import default_torch
+
+    with default_torch():
+        return evaluated(typed(config))
 
 
 def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:

@@ -19,6 +19,7 @@ from softmod.errors import CheckpointError, ConfigError, near
 from softmod.networks.build import build_actor
 from softmod.networks.gaussian import Actor, Policy
 from softmod.spec import EnvSpec, Floats, TaskSuite
+from softmod.system.libraries import default_torch
 
 
 class TrainedPolicy:
@@ -122,6 +123,7 @@ def one_hot(rows: Floats) -> bool:
     return bool(np.isin(rows, (0.0, 1.0)).all() and (rows.sum(-1) == 1.0).all())
 
 
+@default_torch()
 def load(path: str | Path, allow: Iterable[str] = ()) -> TrainedPolicy:
     """Load the policy of a checkpoint, or of the newest checkpoint in a run's folder.
 

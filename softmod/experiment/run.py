@@ -41,6 +41,7 @@ from softmod.experiment.session import Parts
 from softmod.spec import Result
 from softmod.system import hardware as machine
 from softmod.system import signals
+from softmod.system.libraries import default_torch
 from softmod.tracking.console import Board, Progress, print_means, print_table
 from softmod.tracking.journal import Journal
 from softmod.tracking.metrics import Log
@@ -49,6 +50,7 @@ from softmod.tracking.transcript import Transcript
 from softmod.workers.pool import Workers
 
 
+@default_torch()
 def run_experiment(
     cfg: TrainConfig,
     overrides: list[str],

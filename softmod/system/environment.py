@@ -37,7 +37,10 @@ def of_children() -> dict[str, str]:
     Python searches the working folder first with `-c` and `-m`. A `queue.py` there would break a
     child process even if this process does not search that folder, as in a console script.
     """
-    if os.path.abspath("") in map(os.path.abspath, sys.path):
+    try:
+        if os.getcwd() in map(os.path.abspath, sys.path):
+            return {}
+    except FileNotFoundError:  # the folder was deleted
         return {}
     variables = {"PYTHONSAFEPATH": "1"}
     if PACKAGE.parent.name not in INSTALLED:

@@ -1,8 +1,10 @@
-"""Setup of the libraries under a learner on the CPU: memory allocation and matrix products."""
+"""Setup of the libraries under a learner: PyTorch's defaults, memory and matrix products."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ GLIBC = (  # options of mallopt
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
 )
 EXACT = 1e-5  # relative error; at the probe's size fp32 has 1e-6 and bfloat16 has 3e-3
+
+
+@contextmanager
+def default_torch() -> Iterator[None]:
+    """Compute in float32 and with gradients within this, whatever the caller's settings are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def keep_memory() -> bool:

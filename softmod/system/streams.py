@@ -8,9 +8,13 @@ import io
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import chdir, suppress
+from pathlib import Path
 from typing import NoReturn
+
+from softmod.errors import WorkerError
 
 UNWRITABLE = {errno.ENOSPC, errno.EIO}  # a full disk, a terminal that is gone
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their descriptors
@@ -24,6 +28,12 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     # folders that matplotlib cannot write to, are no concern of theirs.
     os.environ.pop("MPLBACKEND", None)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    ignore_undecodable_settings()
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        complain(f"softmod: no temporary folder can be written ({error.strerror}); set TMPDIR")
+        sys.exit(WorkerError.exit_code)
     try:
         code = command()
     except KeyboardInterrupt:
@@ -44,6 +54,20 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     # with SIGINT at its end, even if it was caught. Another `exec` clears Python's record of it.
     exec("")
     sys.exit(code)
+
+
+def ignore_undecodable_settings() -> None:
+    """Import matplotlib without the `matplotlibrc` of the working folder if that is not UTF-8.
+
+    matplotlib raises otherwise. Figures do not depend on the file.
+    """
+    try:
+        Path("matplotlibrc").read_text("utf-8")
+    except OSError:
+        return
+    except UnicodeDecodeError:
+        with chdir(os.sep):
+            import matplotlib  # noqa: F401
 
 
 def open_missing() -> None:

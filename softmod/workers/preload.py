@@ -10,6 +10,7 @@ import gc
 import os
 
 atexit.register(os._exit, 0)
+os.environ.pop("PYTHONSAFEPATH", None)  # for this process, not for those that environments start
 gc.disable()
 try:
     import softmod.workers.worker  # noqa: F401

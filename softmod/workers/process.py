@@ -235,8 +235,8 @@ class ProcessWorker:
         self.process.join(1.0)
         code = self.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        if self.imports_main and not self.ready:
-            how += '; the script, which it imports, needs `if __name__ == "__main__":`'
+        if self.imports_main and not self.ready and code == 1:
+            how += '; workers import the script, which needs `if __name__ == "__main__":`'
         return f"worker of {self.names} (pid {self.process.pid}) died: {how}"
 
     def request_shutdown(self) -> None:

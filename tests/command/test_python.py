@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -79,6 +80,23 @@ def test_one_package_may_be_allowed_by_its_name(here):
         assert softmod.load(folder, allow=allow).act([0.0] * 9, 0).shape == (2,)
     with pytest.raises(ConfigError, match="tests"):
         softmod.load(folder, allow=None)
+
+
+def test_the_callers_settings_of_torch_change_nothing(here):
+    brief = [*OVERRIDES, "run.steps_per_task=60"]
+    expected = softmod.train([*brief, "name=first"]).scores
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            result = softmod.train([*brief, "name=second"])
+            assert result.scores == expected
+            policy = softmod.load(result.folder)
+            assert policy.act([0.0] * 9, "toy-touch").dtype == np.float32
+            assert softmod.evaluate(result.folder, goals=4) == expected
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_twice_in_one_process_and_from_another_folder(here, monkeypatch):

@@ -44,6 +44,21 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MISSING" not in os.environ
 
 
+def test_children_search_where_this_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/others")
+    monkeypatch.setattr(sys, "path", ["/app", "/lib"])
+    folders = f"{PACKAGE.parent}{os.pathsep}/others"
+    assert environment.of_children() == {"PYTHONSAFEPATH": "1", "PYTHONPATH": folders}
+    for own in ("", str(tmp_path)):
+        monkeypatch.setattr(sys, "path", [own, "/lib"])
+        assert environment.of_children() == {}
+    tmp_path.rmdir()
+    assert environment.of_children() == {}
+
+
 def test_a_hook_does_not_change_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = environment_tags()
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)

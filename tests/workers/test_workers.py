@@ -584,9 +584,7 @@ def test_a_script_without_a_main_guard_is_named():
     worker = ProcessWorker.__new__(ProcessWorker)
     worker.names, worker.ready, worker.imports_main = "toy-reach", False, True
     worker.process = SimpleNamespace(join=lambda _: None, exitcode=1, pid=7)
-    assert (
-        "died: exit code 1; the script, which it imports, needs `if __name__ ==" in worker._died()
-    )
+    assert "exit code 1; workers import the script, which needs `if __name__ ==" in worker._died()
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(11, "unavailable"), EOFError("unexpected EOF")])
