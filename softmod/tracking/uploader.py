@@ -153,7 +153,9 @@ def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str]
     """Return True if MLflow has the whole run as a member of this sweep; True without a sweep."""
     try:
         return (
-            sweep is None or _member(tracking, sweep) in (folder / SWEEPS).read_text().splitlines()
+            sweep is None
+            or _member(tracking, sweep)
+            in (folder / SWEEPS).read_text(encoding="utf-8").splitlines()
         )
     except (OSError, ValueError):
         return False
@@ -165,7 +167,7 @@ def mark_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, st
     A failure is ignored: the run is then uploaded again.
     """
     if not is_uploaded(folder, tracking, sweep) and sweep is not None:
-        with suppress(OSError), (folder / SWEEPS).open("a") as file:
+        with suppress(OSError), (folder / SWEEPS).open("a", encoding="utf-8") as file:
             file.write(_member(tracking, sweep) + "\n")
 
 
@@ -177,7 +179,7 @@ def uploaded_experiment(folder: Path, uri: str) -> str | None:
         uri: of the store, as `mlflow_store.store_uri` returns it.
     """
     try:
-        cursor = json.loads((folder / CURSOR).read_text())
+        cursor = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
         return str(cursor["experiment"] or "") or None if cursor["uri"] == redacted(uri) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
