@@ -144,7 +144,7 @@ def evaluated(cfg: EvaluateConfig) -> list[TaskScore]:
         "scores": [score.as_dict() for score in scores],
     }
     with checkpoint.writing(output / "evaluation.json"):
-        (output / "evaluation.json").write_text(json.dumps(result, indent=1))
+        (output / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     say(f"written: {output / 'evaluation.json'}")
     if cfg.video:
         with checkpoint.writing(output):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -303,7 +303,7 @@ def sampler(trial: Trial) -> TPESampler:
 def with_home(storage: str) -> str:
     """Replace `~` in the address of an sqlite file by the home folder."""
     path = storage.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).expanduser()}" if path.startswith("~") else storage
+    return f"{SQLITE}{os.path.expanduser(path)}" if path.startswith("~") else storage
 
 
 def shown(values: Mapping[str, Any]) -> str:

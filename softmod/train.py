@@ -450,9 +450,9 @@ def strike_out_passwords(hydra: HydraConf) -> None:
         files += Path(hydra.runtime.output_dir, hydra.output_subdir).glob("*.yaml")
     for path in files:
         with suppress(OSError, ValueError):
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             if redacted(text) != text:
-                path.write_text(redacted(text))
+                path.write_text(redacted(text), encoding="utf-8")
 
 
 sys.modules[__name__].__class__ = Interface  # `softmod.train(...)`

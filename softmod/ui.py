@@ -105,7 +105,11 @@ def schemas() -> tuple[set[str], str]:
     folder = Path(found.origin if found and found.origin else "").parent / "store/db_migrations"
     links: dict[str, str] = {}  # schema to its predecessor
     for path in folder.glob("versions/*.py"):
-        pairs = dict(re.findall(r"^(revision|down_revision)\b.*= \W?(\w+)", path.read_text(), re.M))
+        pairs = dict(
+            re.findall(
+                r"^(revision|down_revision)\b.*= \W?(\w+)", path.read_text(encoding="utf-8"), re.M
+            )
+        )
         if "revision" in pairs:
             links[pairs["revision"]] = pairs.get("down_revision", "")
     latest = links.keys() - links.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,17 @@ def upwards(path: Path) -> list[str]:
     return [room for room in imported(path) if FLOOR[room] > own]
 
 
+def in_the_encoding_of_the_locale(path: Path) -> list[str]:
+    """The calls that read or write text without an encoding; that of the locale may be ASCII."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if re.search(r"(read_text|write_text|(?<!os\.)\bopen)$", ast.unparse(call.func))
+        and not re.search(r"encoding=|'[rwa]b'\)$", ast.unparse(call))
+    ]
+
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -72,6 +84,17 @@ def test_an_import_that_runs_upwards_is_seen(tmp_path: Path, monkeypatch: pytest
         "def late():\n    from softmod.tracking import names\n    from softmod import spec"
     )
     assert upwards(faulty) == ["tracking"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_read_and_written_as_utf_8(path: Path) -> None:
+    assert in_the_encoding_of_the_locale(path) == []
+
+
+def test_an_encoding_that_is_missing_is_seen(tmp_path: Path):
+    faulty = tmp_path / "mine.py"
+    faulty.write_text("Path('a').open('rb')\nos.open('c', 0)\nopen('b')\np.read_text()")
+    assert in_the_encoding_of_the_locale(faulty) == ["open('b')", "p.read_text()"]
 
 
 def test_no_file_bears_a_name_of_the_standard_library() -> None:

@@ -6,10 +6,13 @@ removed only after that. No pickle is read or written.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +34,10 @@ FORMAT = 4
 READABLE = (3, FORMAT)  # weights have the same form in both
 KEPT = 2  # whole checkpoints per run
 ASIDE = ".old"  # suffix of a checkpoint that is being replaced
+# names of whole checkpoints, and of what a killed save leaves; other names are the user's
+WHOLE = re.compile(r"step_\d{12}")
+MOVED = re.compile(rf"\.step_\d{{12}}{re.escape(ASIDE)}")
+LEFTOVER = re.compile(r"\.(step_\d{12}|best)(\.old|\.part)+")
 Arrays = dict[str, Tensor]
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -62,15 +69,12 @@ def save(
         temporary.parent.mkdir(exist_ok=True)  # no parents: a removed run's folder stays removed
         temporary.mkdir()
         for name, arrays in groups.items():
-            save_file(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()},
-                temporary / f"{name}.safetensors",
-            )
+            write_arrays(temporary / f"{name}.safetensors", arrays)
             faults.point("checkpoint.arrays")
-        (temporary / "facts.json").write_text(json.dumps(metadata, indent=1))
+        (temporary / "facts.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
         files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
         manifest = {"format": FORMAT, "files": files, "shared": dict(shared)}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         faults.point("checkpoint.written")
@@ -80,6 +84,21 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"{folder}: the checkpoint could not be written ({error})") from error
     return folder
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays to a safetensors file that has the permissions of every new file.
+
+    By itself, safetensors gives a file to its owner alone.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    path.touch()
+    usual = stat.S_IMODE(path.stat().st_mode)  # the umask is not read: that is not thread-safe
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in arrays.items()}, path)
+    if stat.S_IMODE(path.stat().st_mode) != usual:
+        path.chmod(usual)
 
 
 def verify(folder: Path, whole: bool = True) -> dict[str, Any]:
@@ -165,10 +184,13 @@ def _check_regular(path: Path) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    if path.is_symlink() or not path.is_file():
-        raise CheckpointError(
-            f"{path}: {'is not a regular file' if os.path.lexists(path) else 'is missing'}"
-        )
+    with reading(path):
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(f"{path}: is missing") from error
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path}: is not a regular file")
 
 
 def _json(path: Path) -> Any:
@@ -179,7 +201,7 @@ def _json(path: Path) -> Any:
     """
     _check_regular(path)
     with reading(path):
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -187,12 +209,14 @@ def reading(path: Path) -> Iterator[None]:
     """Convert errors from reading a file or a checkpoint within this context.
 
     Raises:
-        CheckpointError: content is missing or malformed.
+        CheckpointError: content is missing, malformed or unreadable.
     """
     try:
         yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({reason})") from error
     except (
-        OSError,
         LookupError,
         TypeError,
         ValueError,
@@ -233,13 +257,28 @@ def arrays(folder: Path, group: str) -> Arrays:
 def all_in(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run's folder, oldest first, unverified.
 
-    This includes one that was moved aside for replacement when the run was killed.
+    This includes one that was moved aside for replacement when the run was killed, before the one
+    in its place.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
     """
-    aside = {
-        path.name[1 : -len(ASIDE)]: path for path in (run / "checkpoints").glob(f".step_*{ASIDE}")
-    }
-    whole = {path.name: path for path in (run / "checkpoints").glob("step_*")}
-    return [path for _, path in sorted((aside | whole).items())]
+    names = [name for name in _names(run) if WHOLE.fullmatch(name) or MOVED.fullmatch(name)]
+    names.sort(key=lambda name: (name.removeprefix(".").removesuffix(ASIDE), name))
+    return [run / "checkpoints" / name for name in names]
+
+
+def _names(run: Path) -> list[str]:
+    """Return the names in a run's folder of checkpoints; none if there is no such folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with reading(run / "checkpoints"):
+        try:
+            return os.listdir(run / "checkpoints")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def versions(run: Path) -> dict[Path, str]:
@@ -254,20 +293,22 @@ def versions(run: Path) -> dict[Path, str]:
 def newest(run: Path, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest valid checkpoint and its metadata; None if there are no checkpoints.
 
-    Logs a warning for each newer one that is damaged.
+    Logs a warning for each newer one that is damaged. One that this user may not read is an error.
 
     Args:
         run: the run's folder.
         whole: as for `verify`.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid.
+        CheckpointError: there are checkpoints, and none is valid or permitted to be read.
     """
     candidates = all_in(run)
     for folder in reversed(candidates):
         try:
             return folder, verify(folder, whole)
         except CheckpointError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise
             logger.warning("damaged checkpoint skipped: %s: %s", folder.name, error)
     if candidates:
         raise CheckpointError(
@@ -281,11 +322,11 @@ def prune(run: Path, saved: Path) -> None:
 
     Newer ones were found damaged when the run resumed, and are removed too.
     """
-    older = [folder for folder in all_in(run) if folder.name <= saved.name]
-    for folder in set(all_in(run)) - set(older[-KEPT:]):
-        shutil.rmtree(folder, ignore_errors=True)
-    for leftover in (run / "checkpoints").glob(".*"):  # of a save that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    whole = sorted(name for name in _names(run) if WHOLE.fullmatch(name))
+    older = [name for name in whole if name <= saved.name]
+    killed = [name for name in _names(run) if LEFTOVER.fullmatch(name)]
+    for name in {*whole, *killed} - set(older[-KEPT:]):
+        shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
 
 
 def optimizer_arrays(optimizers: list[Any]) -> Arrays:
@@ -330,8 +371,27 @@ def _replace(temporary: Path, folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}{ASIDE}")
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        _move(folder, aside)
         faults.point("checkpoint.aside")
     temporary.rename(folder)
     flush(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(folder: Path, aside: Path) -> None:
+    """Rename a folder, or copy it where the file system cannot; either name holds all of it.
+
+    Overlay file systems cannot rename a folder that comes from an image.
+    """
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = aside.with_name(f"{aside.name}.part")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        for path in [*copy.iterdir(), copy]:
+            flush(path)
+        copy.rename(aside)
+        shutil.rmtree(folder)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from softmod.checkpoint import files as checkpoint
 from softmod.checkpoint.shipped import SHIPPED, shipped
@@ -44,12 +48,13 @@ class TrainedPolicy:
         left out.
 
         Args:
-            obs: `[obs]`, or `[batch, obs]`; then the result is `[batch, action]`.
+            obs: `[obs]`, or `[batch, obs]`; then the result is `[batch, action]`. A tensor, and
+                the pair that an environment's `reset` returns, are converted.
             task: name or index.
 
         Raises:
             ConfigError: the policy was not trained on this task, or the observation has another
-                size.
+                size or is not finite.
         """
         rows = self._rows(obs)
         actions = self._policy.act(np.atleast_2d(rows)[None], self._index(task))[0]
@@ -77,13 +82,15 @@ class TrainedPolicy:
             goal: index of the goal among the task's goals.
 
         Raises:
-            ConfigError: the policy was not trained on this task.
+            ConfigError: the policy was not trained on this task, or the task has no such goal.
         """
         index = int(self._index(task)[0])
+        goals = self.suite.goals(index)
+        chosen = goals[number(goal, len(goals), "goal")]
         env = self.suite.make(index)
         seen: list[Floats] = []
         try:
-            episode = EvalEpisode(env, self.suite.goals(index)[goal], self.suite.spec.horizon)
+            episode = EvalEpisode(env, chosen, self.suite.spec.horizon)
             while not episode.over:
                 seen.append(episode.obs)
                 episode.step(self.act(episode.obs, index))
@@ -94,9 +101,13 @@ class TrainedPolicy:
     def _rows(self, obs: ArrayLike) -> Floats:
         """Return observations `[obs]` or `[batch, obs]`, without a one-hot task behind them."""
         size = self.suite.spec.obs_dim
+        if isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], dict):
+            obs = obs[0]
+        if isinstance(obs, Tensor):
+            obs = obs.detach().float().cpu().numpy()
         try:
             rows = np.asarray(obs, np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"observation: must be an array of {size} numbers") from error
         if rows.ndim in (1, 2) and rows.shape[-1] > size and one_hot(rows[..., size:]):
             rows = rows[..., :size]
@@ -104,6 +115,8 @@ class TrainedPolicy:
             raise ConfigError(
                 f"observation of shape {list(rows.shape)}: must be [{size}], or [batch, {size}]"
             )
+        if not np.isfinite(rows).all():
+            raise ConfigError("observation: contains NaN or infinity")
         return rows
 
     def _index(self, task: str | int) -> NDArray[np.int64]:
@@ -112,10 +125,22 @@ class TrainedPolicy:
             if task not in self.tasks:
                 raise ConfigError(f"task {task}: must be one of {names}{near(task, self.tasks)}")
             return np.array([self.tasks.index(task)], np.int64)
-        if not 0 <= task < len(self.tasks):
-            last = len(self.tasks) - 1
-            raise ConfigError(f"task {task}: must be a name, or a number up to {last} ({names})")
-        return np.array([task], np.int64)
+        index = number(task, len(self.tasks), "task", "a name, or ", f" ({names})")
+        return np.array([index], np.int64)
+
+
+def number(value: Any, count: int, what: str, choice: str = "", names: str = "") -> int:
+    """Return an index below `count`.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    with suppress(TypeError, ValueError):
+        index = operator.index(value)
+        if 0 <= index < count:
+            return index
+    shown = " ".join(str(value).split())[:60]
+    raise ConfigError(f"{what} {shown}: must be {choice}a number up to {count - 1}{names}")
 
 
 def one_hot(rows: Floats) -> bool:
@@ -152,12 +177,20 @@ def find(path: Path, whole: bool = False) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: there is no valid checkpoint.
     """
-    path = SHIPPED / path if str(path) in shipped() else path.expanduser()
-    if path.resolve().name == "checkpoints":
-        path = path.resolve().parent
-    if (path / "manifest.json").exists():
+    path = SHIPPED / path if str(path) in shipped() else Path(os.path.expanduser(path))
+    with checkpoint.reading(path):
+        resolved = Path(os.path.realpath(path))
+        if resolved.name == "checkpoints":
+            path = resolved.parent
+        is_checkpoint = (path / "manifest.json").exists()
+    if is_checkpoint:
         return path, checkpoint.verify(path, whole)
     found = checkpoint.newest(path, whole)
+    best = path / "checkpoints" / "best"
+    if found is None and best.is_dir():
+        raise CheckpointError(
+            f"{path}: only the weights of its best evaluation are left; name them: {best}"
+        )
     if found is None:
         names = shipped()
         raise CheckpointError(

@@ -69,7 +69,7 @@ def pack(folder: Path, metadata: dict[str, Any], output: Path, part: int = PART)
                 bundle.writestr(name, content)
         hashes = {path.name: digest(path) for path in split(whole, output, part)}
         manifest = {"format": FORMAT, "run": f"{run.parent.name}/{run.name}", "parts": hashes}
-        (output / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (output / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return [output / name for name in (*hashes, MANIFEST)]
 
 
@@ -164,7 +164,7 @@ def manifest_of(packed: Path) -> dict[str, Any]:
     """
     path = packed / MANIFEST
     with checkpoint.reading(path):
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{path}: format {manifest['format']}; this version reads {FORMAT}"

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from softmod.agent.replay import Piece, Replay
-from softmod.checkpoint.files import reading
+from softmod.checkpoint.files import reading, write_arrays
 from softmod.errors import CheckpointError, SaveError
 from softmod.system import faults
 from softmod.system.files import digest, flush
@@ -129,7 +129,7 @@ class Archive:
         try:
             self.folder.mkdir(exist_ok=True)
             temporary.unlink(missing_ok=True)
-            save_file({key: part.contiguous() for key, part in piece._asdict().items()}, temporary)
+            write_arrays(temporary, piece._asdict())
             hashed = digest(temporary)
             flush(temporary)
             faults.point("archive.written")

@@ -153,12 +153,12 @@ def cached_choice(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"cores-{key}.json"
     try:
-        return Chosen(**json.loads(path.read_text()))
+        return Chosen(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         chosen = choose(measure())
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(asdict(chosen)))
+            temporary.write_text(json.dumps(asdict(chosen)), encoding="utf-8")
     except OSError as error:
         log.warning(
             "%s: worker processes and threads cannot be cached (%s); measured again next time",

@@ -110,7 +110,9 @@ def initialize(cfg: TrainConfig, agent: MTSAC, folder: Path) -> Taken:
         theirs = spec_of(metadata).tasks
     taken = take(agent, saved, theirs, task_axes(cfg, agent.spec))
     with checkpoint.writing(folder / REPORT):
-        (folder / REPORT).write_text(json.dumps(dataclasses.asdict(taken), indent=1))
+        (folder / REPORT).write_text(
+            json.dumps(dataclasses.asdict(taken), indent=1), encoding="utf-8"
+        )
     return taken
 
 

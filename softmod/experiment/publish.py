@@ -81,7 +81,9 @@ def tell_about(journal: tracking.Journal, cfg: TrainConfig, folder: Path) -> Non
     """
     values = without_passwords(as_values(cfg))
     with checkpoint.writing(folder / "config.yaml"):
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+        (folder / "config.yaml").write_text(
+            OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8"
+        )
     journal.params(flat(values))
     group = f"{cfg.name}-{identity(cfg)}"
     journal.tags(machine.environment_tags() | {"softmod.name": cfg.name, "softmod.group": group})
@@ -286,14 +288,14 @@ def conclude(
         "scores": [score.as_dict() for score in scores],
     }
     with checkpoint.writing(folder / "evaluation.json"):
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     journal.artifact(folder / "evaluation.json")
     draw_success(journal, folder)
     journal.artifact(folder / "checkpoints" / "best", under="checkpoints")
     if cfg.tracking.mlflow and cfg.tracking.model:
         write_policy(journal, folder)
     with checkpoint.writing(folder / "result.json"):
-        (folder / "result.json").write_text(json.dumps(result, indent=1))
+        (folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     minutes = clock.seconds / 60
     title = f"{folder}: {clock.env_steps:,} env steps in {minutes:.1f} minutes"
     print_table(scores, title, Transcript(folder))

@@ -34,7 +34,7 @@ def place(cfg: TrainConfig) -> Path:
         return folder
     newest = folder
     taken = 0
-    while (fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))).exists():
+    while os.path.lexists(fresh := folder.with_name(folder.name + (f".{taken}" if taken else ""))):
         newest = fresh
         taken = taken + 1
     return newest if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else fresh
@@ -43,14 +43,21 @@ def place(cfg: TrainConfig) -> Path:
 def finished(cfg: TrainConfig, folder: Path) -> Result | None:
     """Return the result of a run that reached the configured end; else None.
 
-    An unreadable result is logged, and the run resumes from its last checkpoint.
+    A malformed result is logged, and the run resumes from its last checkpoint.
+
+    Raises:
+        ConfigError: the folder cannot be read.
     """
     path = folder / "result.json"
-    if not path.is_file():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with checkpoint.reading(path):
-            result = json.loads(path.read_text())
+            result = json.loads(text)
             env_steps = int(result["env_steps"])
             seconds = float(result["seconds"])
             reached = result["stopped_at"]
@@ -91,8 +98,9 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
     """Return the checkpoint to resume from, and its metadata; None for a new run.
 
     Raises:
-        CheckpointError: there is none and `run.resume=must` or `weights`; or none of them is valid;
-            or the newest valid one belongs to another configuration.
+        CheckpointError: there is none, and `run.resume=must` or `weights` or the run finished
+            before; or none of them is valid; or the newest valid one belongs to another
+            configuration.
         ConfigError: there is none, `run.resume=must` or `weights`, and a similar run exists beside
             it; or see `check_draws`.
     """
@@ -104,6 +112,11 @@ def resume_point(cfg: TrainConfig, folder: Path) -> Found | None:
             )
         raise CheckpointError(
             f"run.resume={cfg.run.resume}: no checkpoint in {folder / 'checkpoints'}"
+        )
+    if found is None and (folder / "result.json").exists():  # written after the last checkpoint
+        raise CheckpointError(
+            f"{folder}: this run finished before, and its checkpoints are gone; copy checkpoints/"
+            " and replay/ back to continue it, or start a new run with run.resume=never"
         )
     if found and found[1].get("identity") != identity(cfg):
         raise CheckpointError(

@@ -55,7 +55,7 @@ def library(version: int) -> ctypes.CDLL:
     Raises:
         CompilerError: there is no compiler, it fails, or its output cannot be loaded.
     """
-    return build("kernels", SOURCES[version].read_text())
+    return build("kernels", SOURCES[version].read_text(encoding="utf-8"))
 
 
 def build(name: str, source: str) -> ctypes.CDLL:
@@ -105,7 +105,7 @@ def newest() -> int:
 
 def key(version: int = UPDATE) -> str:
     """Return a hash of what determines a version's library."""
-    return _hash(SOURCES[version].read_text())
+    return _hash(SOURCES[version].read_text(encoding="utf-8"))
 
 
 def _hash(source: str) -> str:
@@ -127,7 +127,7 @@ def _features() -> str:
     Different machines may share a home folder and thus the cache.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.node())
@@ -157,7 +157,7 @@ def _compile_and_load(paths: dict[str, Path], source: str) -> ctypes.CDLL:
         with TemporaryDirectory() as folder:
             compiled = Path(folder) / path.name
             text = compiled.with_suffix(".c")
-            text.write_text(source)
+            text.write_text(source, encoding="utf-8")
             try:
                 _compile(compiled, text, threads)
                 return _store_and_load(compiled, path)

@@ -55,7 +55,9 @@ class Page:
         )  # fmt: skip
         path = self.folder / "report.html"
         layout = layouts.get_template("page.html")
-        path.write_text(layout.render(title=self.title, parts=self._parts, long=LONG))
+        path.write_text(
+            layout.render(title=self.title, parts=self._parts, long=LONG), encoding="utf-8"
+        )
         return path
 
 

@@ -179,7 +179,7 @@ def write(
     page.note(
         "Measured by others under other protocols: for orientation, not for a direct comparison."
     )
-    page.table(tables.published(yaml.safe_load(PUBLISHED.read_text())))
+    page.table(tables.published(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))))
     return page.write()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from softmod.checkpoint import files as checkpoint
 from softmod.config.earlier import completed_keys
 from softmod.errors import CheckpointError, ConfigError
-from softmod.report.runs import FINISHED, Run
+from softmod.report.runs import FINISHED, Run, files_below
 from softmod.tracking.names import (
     ENV_STEPS_PER_SECOND,
     SUCCESS_MEAN,
@@ -52,7 +52,7 @@ def save(runs: Iterable[Run], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for run in chosen:
             path = folder / f"seed_{run.seed}.json"
-            path.write_text(json.dumps(as_values(run), indent=1) + "\n")
+            path.write_text(json.dumps(as_values(run), indent=1) + "\n", encoding="utf-8")
             written.append(path)
     return written
 
@@ -87,11 +87,11 @@ def load(folders: Sequence[str]) -> list[Run]:
     """Read the results in these folders and below them.
 
     Raises:
-        ConfigError: There are none, or a file is damaged.
+        ConfigError: There are none, a folder cannot be read, or a file is damaged.
     """
     runs = []
     for folder in folders:
-        paths = sorted(Path(folder).rglob("seed_*.json"))
+        paths = sorted(files_below(folder, "results", "seed_*.json"))
         if not paths:
             raise ConfigError(f"results={folder}: there is no seed_<n>.json in it")
         runs += [_run(path) for path in paths]
@@ -102,7 +102,7 @@ def _run(path: Path) -> Run:
     """Read a run from its file."""
     try:
         with checkpoint.reading(path):
-            saved = json.loads(path.read_text())
+            saved = json.loads(path.read_text(encoding="utf-8"))
             if saved["format"] != FORMAT:
                 raise ConfigError(f"{path}: format {saved['format']}, this version reads {FORMAT}")
             values = {

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
+import glob
 import json
+import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +30,8 @@ from softmod.tracking.names import (
     success_rate,
 )
 from softmod.tracking.record import JOURNAL, Record
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL = {  # keys that must be equal for success rates to be comparable, with their names
     "env._target_": "environments",
@@ -147,21 +154,17 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
     """Read the runs in these folders and below them.
 
     Args:
-        patterns: Folders, or glob patterns relative to the working folder.
+        patterns: Folders, or glob patterns.
 
     Raises:
-        ConfigError: A pattern matches no run.
+        ConfigError: A pattern matches no run, or its folder cannot be read.
     """
     runs = []
     for pattern in patterns:
-        top = Path(pattern)
-        tops = [top] if top.exists() else []
-        if not tops and not top.is_absolute():
-            tops = sorted(Path().glob(pattern))
-        found = sorted({path.parent for one in tops for path in one.rglob(JOURNAL)})
+        found = files_below(pattern, "runs", JOURNAL)
         if not found:
             raise ConfigError(f"runs={pattern}: there is no journal of a run in it")
-        for folder in found:
+        for folder in sorted(path.parent for path in found):
             record = Record.read(folder)
             runs.append(
                 Run(
@@ -173,6 +176,42 @@ def from_folders(patterns: Iterable[str]) -> list[Run]:
                 )
             )
     return runs
+
+
+def files_below(pattern: str, key: str, name: str) -> list[Path]:
+    """Return the files with a name in and below a folder, or each folder of a glob pattern.
+
+    Links are followed; a folder with several paths is visited once.
+
+    Args:
+        pattern: the folder or glob pattern.
+        key: that it was given for, for messages.
+        name: glob pattern of the files' names.
+
+    Raises:
+        ConfigError: the folder cannot be read; others are left out with a warning.
+    """
+    tops = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+
+    def refuse(error: OSError) -> None:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return
+        line = f"{key}={pattern}: {error.filename} cannot be read ({error.strerror})"
+        if error.filename == pattern:
+            raise ConfigError(line) from error
+        logger.warning("%s; it is left out", line)
+
+    found = []
+    visited = set()
+    for top in tops or [pattern]:
+        for folder, below, files in os.walk(top, onerror=refuse, followlinks=True):
+            if (resolved := os.path.realpath(folder)) in visited:
+                below.clear()
+                continue
+            visited.add(resolved)
+            below.sort()
+            found += [Path(folder, file) for file in fnmatch.filter(files, name)]
+    return found
 
 
 def from_mlflow(uri: str, sweep: str) -> tuple[str, list[Run]]:

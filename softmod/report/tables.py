@@ -41,9 +41,9 @@ class Table:
 
     def write(self, folder: Path) -> None:
         """Write `<name>.csv`, `<name>.md` and `<name>.tex`."""
-        (folder / f"{self.name}.csv").write_text(self.as_csv())
-        (folder / f"{self.name}.md").write_text(self.as_markdown())
-        (folder / f"{self.name}.tex").write_text(self.as_latex())
+        (folder / f"{self.name}.csv").write_text(self.as_csv(), encoding="utf-8")
+        (folder / f"{self.name}.md").write_text(self.as_markdown(), encoding="utf-8")
+        (folder / f"{self.name}.tex").write_text(self.as_latex(), encoding="utf-8")
 
     def shown(self) -> list[list[str]]:
         """Format all cells for readers."""

@@ -21,10 +21,10 @@ def cores() -> float | None:
     for folder in folders("cpu"):
         with suppress(OSError, ValueError, ZeroDivisionError):
             if (folder / "cpu.max").exists():
-                quota, period = (folder / "cpu.max").read_text().split()
+                quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             else:
-                quota = (folder / "cpu.cfs_quota_us").read_text()
-                period = (folder / "cpu.cfs_period_us").read_text()
+                quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+                period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
             if int(quota) > 0:
                 limits.append(int(quota) / int(period))
     return min(limits, default=None)
@@ -36,7 +36,7 @@ def memory() -> int | None:
     for folder in folders("memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):
-                limits.append(int((folder / name).read_text()))
+                limits.append(int((folder / name).read_text(encoding="utf-8")))
     return min((limit for limit in limits if 0 < limit < UNLIMITED), default=None)
 
 
@@ -47,7 +47,7 @@ def folders(controller: str) -> Iterator[Path]:
         controller: whose hierarchy it is in version 1.
     """
     try:
-        lines = OWN.read_text().splitlines()
+        lines = OWN.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 # errors of network and FUSE file systems that do not support fsync
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+# and of those that do not open folders, or flush none
+FOLDERS_UNSUPPORTED = {
+    *UNSUPPORTED, errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTTY
+}  # fmt: skip
 
 
 @contextmanager
@@ -52,12 +56,16 @@ def write_json(path: Path, values: Any) -> None:
         OSError: the file cannot be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1))
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def flush(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        _accept(error, path.is_dir())
+        return
     try:
         flush_open(descriptor)
     finally:
@@ -69,11 +77,16 @@ def flush_open(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-        kind = "folders" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
-        warn_once(f"this file system cannot flush {kind} to the disk ({error.strerror}): a"
-                  " power failure may lose the latest files")  # fmt: skip
+        _accept(error, stat.S_ISDIR(os.fstat(descriptor).st_mode))
+
+
+def _accept(error: OSError, folder: bool) -> None:
+    """Warn once of an error that means that a file or folder cannot be flushed; raise others."""
+    if error.errno not in (FOLDERS_UNSUPPORTED if folder else UNSUPPORTED):
+        raise error
+    kind = "folders" if folder else "files"
+    warn_once(f"this file system cannot flush {kind} to the disk ({error.strerror}): a power"
+              " failure may lose the latest files")  # fmt: skip
 
 
 NETWORK_FILE_SYSTEMS = (
@@ -90,7 +103,7 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo"))
         mounts: where Linux lists what is mounted; other systems have no such file.
     """
     try:
-        lines = mounts.read_text(errors="surrogateescape").splitlines()
+        lines = mounts.read_text(errors="surrogateescape", encoding="utf-8").splitlines()
     except OSError:
         return None
     kinds: dict[Path, str] = {}

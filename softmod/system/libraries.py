@@ -105,7 +105,7 @@ def better_with_onednn() -> bool:
 def vendor() -> str:
     """Return the processor's vendor id, such as GenuineIntel; empty if unknown."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")

@@ -62,7 +62,7 @@ def ignore_undecodable_settings() -> None:
     matplotlib raises otherwise. Figures do not depend on the file.
     """
     try:
-        Path("matplotlibrc").read_text("utf-8")
+        Path("matplotlibrc").read_text(encoding="utf-8")
     except OSError:
         return
     except UnicodeDecodeError:

@@ -32,7 +32,7 @@ def home() -> Path:
 def cache_folder() -> Path:
     """Return the folder for caches: `$SOFTMOD_CACHE`, else softmod's in the user's cache folder."""
     if own := os.environ.get("SOFTMOD_CACHE"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache", "softmod")
 
 

@@ -48,7 +48,7 @@ def load(folder: Path, record: Record) -> dict[str, Any]:
         ConfigError: the saved URI lacks its password, and MLFLOW_TRACKING_URI does not supply it.
     """
     try:
-        saved = json.loads((folder / DESTINATION).read_text())
+        saved = json.loads((folder / DESTINATION).read_text(encoding="utf-8"))
         names = ("uri", "sweep", "experiment", "run_name")
         destination: dict[str, Any] = {name: saved[name] for name in names}
         destination["uri"] = store.located_uri(destination["uri"], folder)

@@ -39,7 +39,7 @@ def send(folder: Path, output: Path) -> str:
     result = output / RESULT
     try:
         time = result.stat().st_mtime_ns // 1_000_000
-        step, values = read(json.loads(result.read_text()))
+        step, values = read(json.loads(result.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{output}: holds no evaluation") from error
     record = Record.read(folder)

@@ -120,7 +120,7 @@ def misnamed(uri: str) -> str | None:
 def database(uri: str) -> Path | None:
     """Return the absolute path of an sqlite store; None for other stores."""
     return (
-        Path(uri.removeprefix(SQLITE).partition("?")[0]).expanduser().absolute()
+        Path(os.path.expanduser(uri.removeprefix(SQLITE).partition("?")[0])).absolute()
         if uri.startswith(SQLITE)
         else None
     )

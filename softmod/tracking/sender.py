@@ -357,7 +357,7 @@ class Sender:
     def _load_cursor(self) -> Cursor:
         """Load the cursor of an earlier process; a new one if run, store or journal differ."""
         try:
-            cursor = Cursor(**json.loads((self.folder / CURSOR).read_text()))
+            cursor = Cursor(**json.loads((self.folder / CURSOR).read_text(encoding="utf-8")))
             size = (self.folder / JOURNAL).stat().st_size
             same = (cursor.uri, cursor.run) == (self.uri, self.run) and 0 <= cursor.offset <= size
         except (OSError, ValueError, TypeError, RecursionError):

@@ -183,7 +183,7 @@ def is_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, str]
     """
     uri = store.store_uri(tracking.uri)
     try:
-        cursor = json.loads((folder / CURSOR).read_text())
+        cursor = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
         return (
             cursor["uri"] == redacted(uri)
             and cursor["offset"] == (folder / JOURNAL).stat().st_size
@@ -203,7 +203,7 @@ def mark_uploaded(folder: Path, tracking: TrackingConfig, sweep: Mapping[str, st
     """
     if sweep is None or _member(tracking, sweep) in _members(folder):
         return
-    with suppress(OSError), (folder / SWEEPS).open("a") as file:
+    with suppress(OSError), (folder / SWEEPS).open("a", encoding="utf-8") as file:
         file.write(_member(tracking, sweep) + "\n")
 
 
@@ -215,7 +215,7 @@ def uploaded_experiment(folder: Path, uri: str) -> str | None:
         uri: of the store, as `mlflow_store.store_uri` returns it.
     """
     try:
-        cursor = json.loads((folder / CURSOR).read_text())
+        cursor = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
         return str(cursor["experiment"] or "") or None if cursor["uri"] == redacted(uri) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
@@ -229,7 +229,7 @@ def _member(tracking: TrackingConfig, sweep: Mapping[str, str]) -> str:
 def _members(folder: Path) -> list[str]:
     """Return the lines that mark a run as uploaded."""
     try:
-        return (folder / SWEEPS).read_text(errors="replace").splitlines()
+        return (folder / SWEEPS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +175,82 @@ except SaveError as error:
     told = subprocess.run(line, capture_output=True, text=True, check=False)
     assert told.stdout.startswith("told:"), told.stderr
     assert [path.name for path in before.parent.iterdir()] == [before.name]
+
+
+def test_other_users_may_read_what_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = write(tmp_path, 10)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, caplog):
+    write(tmp_path, 10)
+    path = write(tmp_path, 20) / "agent.safetensors"
+    digest = checkpoint.digest
+
+    def refuse(file: Path) -> str:
+        if file == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return digest(file)
+
+    monkeypatch.setattr(checkpoint, "digest", refuse)
+    with pytest.raises(CheckpointError) as told:
+        checkpoint.newest(tmp_path)
+    assert str(told.value) == f"{path}: cannot be read (Permission denied)"
+    assert not caplog.text
+
+
+def test_copies_of_a_user_stay_and_are_not_resumed_from(tmp_path):
+    own = ["step_000000000010.bak", "step_000000000010 copy", "step_best", ".notes"]
+    for name in own:
+        shutil.copytree(write(tmp_path, 10), tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / ".step_000000000050.part").mkdir()
+    for step in (20, 30, 40):
+        checkpoint.prune(tmp_path, write(tmp_path, step))
+    kept = [f"step_{step:012d}" for step in (30, 40)]
+    assert [folder.name for folder in checkpoint.all_in(tmp_path)] == kept
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(own + kept)
+
+
+@pytest.fixture
+def overlay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no checkpoint be renamed, as on an overlay file system whose image holds them."""
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if not self.name.startswith("."):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+@pytest.mark.usefixtures("overlay")
+def test_a_checkpoint_of_an_image_is_replaced(tmp_path):
+    folder = write(tmp_path, 10)
+    checkpoint.save(folder, GROUPS, {"step": 11})
+    assert checkpoint.verify(folder) == {"step": 11}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.usefixtures("overlay")
+def test_killed_while_a_checkpoint_of_an_image_is_removed(tmp_path, monkeypatch):
+    folder = write(tmp_path, 10)
+    rmtree = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if path == folder:
+            (folder / "facts.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(folder, GROUPS, {"step": 11})
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 10}

@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 
 import softmod
 from softmod import evaluate, state
@@ -205,6 +206,31 @@ def test_files_of_the_working_folder_are_not_imported(here):
     done = process("app/run.py", cwd=here)
     assert done.stderr == ""
     assert done.stdout.splitlines()[:2] == ["a worker", "run: holds no journal of a run"]
+
+
+def test_what_a_policy_converts_and_what_it_explains(here):
+    assert run() == 0
+    policy = softmod.load(only(here))
+    obs = np.linspace(-1, 1, 9, dtype=np.float32)
+    plain = policy.act(obs, 2)
+    tensor = torch.tensor(obs, requires_grad=True)
+    for meant in (tensor, (obs, {}), (tensor, {"a": 1})):
+        assert np.array_equal(policy.act(meant, "toy-touch"), plain)
+    halves = torch.tensor(obs).bfloat16()
+    assert np.array_equal(policy.act(halves, 2), policy.act(halves.float().numpy(), 2))
+    for index in (np.int64(2), np.array(2), torch.tensor(2), np.uint8(2)):
+        assert np.array_equal(policy.act(obs, index), plain)
+    for task in (None, b"toy-touch", ["toy-touch"], np.array([0, 1]), torch.tensor([0, 1]), 1.7):
+        with pytest.raises(ConfigError, match="task .*: must be a name, or a number up to 2"):
+            policy.act(obs, task)
+    for goal in (50, -1, 1.5, "x"):
+        with pytest.raises(ConfigError, match=f"goal {goal}: must be a number up to 49"):
+            policy.episode(0, goal)
+    for value in (np.nan, np.inf):
+        with pytest.raises(ConfigError, match="observation: contains NaN or infinity"):
+            policy.act(np.full(9, value), 0)
+    with pytest.raises(ConfigError, match="must be an array of 9 numbers"):
+        policy.act([tensor[0]] * 9, 0)
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import softmod
+from softmod.checkpoint.shipped import SHIPPED
 from softmod.config.groups import conf_folder
 from softmod.errors import CheckpointError, ConfigError
+from softmod.report.results import load as saved_results
+from softmod.report.runs import from_folders
 from tests.command.test_train import SMALL, here
 
 __all__ = ["here"]
@@ -138,6 +142,34 @@ def test_a_wrong_call_is_answered_before_anything_is_written(overrides, message,
     with pytest.raises(CheckpointError, match="nowhere"):
         softmod.evaluate("nowhere")
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("path", ["loop", "loop/x", "a" * 300, "~nobody-of-this-name/x", "a\0b"])
+def test_a_path_that_cannot_be_read_is_answered_in_one_line(path, here):
+    (here / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError) as told:
+        softmod.load(path)
+    assert "\n" not in str(told.value)
+    assert str(told.value).startswith(path)
+    if "~" not in path and "\0" not in path:
+        reason = r"cannot be read \((Too many levels of symbolic links|File name too long)\)"
+        with pytest.raises(CheckpointError, match=reason):
+            softmod.evaluate(path)
+        for read in (from_folders, saved_results):
+            with pytest.raises(ConfigError, match=reason):
+                read([path])
+        for override in (f"run.folder={path}", f"init_from={path}"):
+            for resume in ("auto", "never"):
+                with pytest.raises(ConfigError, match=reason):
+                    softmod.train([*OVERRIDES, override, f"run.resume={resume}"])
+
+
+def test_best_weights_alone_are_named(here):
+    best = here / "run" / "checkpoints" / "best"
+    shutil.copytree(SHIPPED / "quickstart", best)
+    with pytest.raises(CheckpointError, match=f"only the weights of its best.*: {best}"):
+        softmod.load(here / "run")
+    assert softmod.load(best).tasks
 
 
 def test_the_modules_of_commands_are_the_functions():

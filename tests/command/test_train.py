@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -127,6 +129,9 @@ def test_a_run_from_nothing_to_its_result(here, capsys):
         "checkpoints",
     }
     assert (folder / "success.png").stat().st_size > 5000
+    (folder / "new").touch()
+    usual = (folder / "new").stat().st_mode & stat.S_IROTH
+    assert all(path.stat().st_mode & stat.S_IROTH == usual for path in folder.rglob("*"))
     out = capsys.readouterr().out
     assert "toy-opposite" in out
     assert sorted(path.name for path in here.iterdir()) == ["runs"]
@@ -278,6 +283,18 @@ def test_damaged_checkpoints_only(here, capsys, caplog):
     assert run() == CheckpointError.exit_code
     assert "none of 2 checkpoints is valid" in capsys.readouterr().err
     assert caplog.text.count("damaged checkpoint skipped") == 2
+
+
+def test_a_finished_run_without_its_checkpoints_does_not_start_over(here, capsys):
+    assert run("run.steps_per_task=100") == 0
+    folder = only(here)
+    shutil.rmtree(folder / "checkpoints")
+    before = (folder / "journal.jsonl").read_bytes()
+    assert run() == CheckpointError.exit_code
+    assert "finished before, and its checkpoints are gone" in capsys.readouterr().err
+    assert (folder / "journal.jsonl").read_bytes() == before
+    (folder / "result.json").unlink()  # as if it had been killed before its first save
+    assert run("run.steps_per_task=60") == 0
 
 
 def test_the_clock_ends_a_run(here):
@@ -485,20 +502,20 @@ def test_a_full_disk_is_reported_and_ends_the_run_at_the_third_time(
     here, caplog, monkeypatch, refused, code
 ):
     """Let some writes of the replay fail; check that everything on disk is complete."""
-    attempts, write = [0], archive.save_file
+    attempts, write = [0], archive.write_arrays
 
-    def full(arrays, path):
+    def full(path, arrays):
         attempts[0] += 1
         if attempts[0] in refused:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(arrays, path)
+        write(path, arrays)
 
-    monkeypatch.setattr(archive, "save_file", full)
+    monkeypatch.setattr(archive, "write_arrays", full)
     assert run("run.save_every=60", "run.eval_every=600") == code
     assert caplog.text.count("No space left on device") == (2 if code else len(refused))
     found = newest(only(here))
     assert found is not None
-    monkeypatch.setattr(archive, "save_file", write)
+    monkeypatch.setattr(archive, "write_arrays", write)
     assert run("run.save_every=60", "run.eval_every=600") == 0
     assert json.loads((only(here) / "result.json").read_text())["env_steps"] == 600
 

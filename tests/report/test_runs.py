@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,43 @@ def test_journals_are_found_below_a_folder(tmp_path: Path):
     (found,) = from_folders([str(tmp_path)])
     assert found.seed == 0
     np.testing.assert_array_equal(found.success(), [1.0, 0.0])
+
+
+def test_links_and_patterns_lead_to_journals_once(tmp_path: Path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere" / "seed_0"
+    elsewhere.mkdir(parents=True)
+    line = {"kind": "header", "time": 1, "schema": 1, "run_id": "r"}
+    (elsewhere / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path("runs/linked").symlink_to(elsewhere.parent)
+    Path("runs/again").symlink_to(elsewhere)
+    Path("runs/round").symlink_to(tmp_path / "runs")
+    Path("runs/loop").symlink_to("loop")
+    Path("runs/gone").symlink_to("nowhere")
+    for pattern in ("runs", "runs/*", f"{tmp_path}/r*", "**runs", f"{tmp_path}/**/seed_0"):
+        assert len(from_folders([pattern])) == 1, pattern
+    with pytest.raises(ConfigError, match=r"runs=\*\*x: there is no journal"):
+        from_folders(["**x"])
+
+
+def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch, caplog):
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        line = {"kind": "header", "time": 1, "schema": 1, "run_id": "r"}
+        (tmp_path / name / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [run.source for run in from_folders([str(tmp_path)])] == [str(tmp_path / "ours")]
+    assert f"{tmp_path}/theirs cannot be read (Permission denied); it is left out" in caplog.text
+    with pytest.raises(ConfigError, match=r"theirs cannot be read \(Permission denied\)"):
+        from_folders([str(tmp_path / "theirs")])
 
 
 def test_runs_of_earlier_versions_are_read_too(tmp_path: Path):
