@@ -77,6 +77,6 @@ def listed(names: list[str], word: str = "") -> str:
 
 
 def near(word: str, names: Iterable[str]) -> str:
-    """Return a suffix that suggests the closest valid name; empty if none is close."""
+    """Return a suffix that suggests the closest valid name; empty if none or `word` is close."""
     close = difflib.get_close_matches(word, list(names), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close and close[0] != word else ""

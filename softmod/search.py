@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from softmod.command import sweep_identity, tell, to_the_end
 from softmod.config.compose import compose, parse, typed
-from softmod.errors import ConfigError, SoftmodError
+from softmod.config.sweeps import sweep_values
+from softmod.errors import ConfigError, SaveError, SoftmodError
 from softmod.system import signals
 from softmod.system.streams import complain, exit_with, say
 from softmod.tracking.mlflow_store import SQLITE
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 OWN = {"trials": "20", "storage": "sqlite:///optuna.db"}
 HEARTBEAT = 60  # seconds; a trial without a heartbeat for twice as long counts as dead
+LOCKED = 60  # seconds to wait for another process's lock on an sqlite file
 ATTEMPTS = 3  # at a trial whose process died
 USAGE = """usage: python -m softmod.search [trials=20] [storage=sqlite:///optuna.db]
            KEY=SPACE ... [KEY=VALUE ...]
@@ -97,11 +100,14 @@ def read(arguments: list[str]) -> Search:
             own[key] = value
         else:
             rest.append(argument)
-    if not own["trials"].isdigit() or int(own["trials"]) < 1:
+    if not own["trials"].isdecimal() or int(own["trials"]) < 1:
         raise ConfigError(f"trials={own['trials']}: must be a whole number, at least 1")
     parsed = parse(rest)
     fixed = [override for override in parsed if not override.is_sweep_override()]
     space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
+    refuse_ignored(parsed, space)
+    if own["storage"] in (SQLITE, "sqlite://", f"{SQLITE}:memory:"):
+        raise ConfigError(f"storage={own['storage']}: must be a file, to resume the search from")
     if not space:
         raise ConfigError(
             "no search space given; add one, for example algorithm.discount=interval(0.9,1)"
@@ -118,6 +124,22 @@ def read(arguments: list[str]) -> Search:
         for end in ends(one):
             search.compose(first | {key: end})
     return search
+
+
+def refuse_ignored(parsed: list[Override], space: Mapping[str, BaseDistribution]) -> None:
+    """Check that every override has an effect.
+
+    Raises:
+        ConfigError: One has none: sweeps, keys of Hydra, and a second value of a key with a space.
+    """
+    seen: set[str] = set()
+    for override in parsed:
+        key = override.get_key_element()
+        if key == "sweep" or override.is_hydra_override():
+            raise ConfigError(f"{override.input_line}: has no effect in a search; leave it out")
+        if key in seen & set(space):
+            raise ConfigError(f"{override.input_line}: {key} is given twice; leave one of them out")
+        seen.add(key)
 
 
 def study_identity(fixed: list[Override], space: Mapping[str, BaseDistribution]) -> dict[str, str]:
@@ -154,14 +176,12 @@ def distribution(override: Override) -> BaseDistribution:
             ):
                 return IntDistribution(low, high, log=log)
             return FloatDistribution(float(low), float(high), log=log)  # type: ignore[arg-type]
-        if (
-            isinstance(space, RangeSweep)
-            and isinstance(space.start, int)
-            and isinstance(space.step, int)
-        ):
-            steps = range(space.start, space.stop, space.step)  # type: ignore[arg-type]
-            return IntDistribution(steps[0], steps[-1], step=space.step)
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
+        steps = space.range() if isinstance(space, RangeSweep) else None
+        if isinstance(steps, range) and steps:
+            return IntDistribution(steps[0], steps[-1], step=steps.step)
+        return CategoricalDistribution(sweep_values(override))
+    except ConfigError:
+        raise
     except Exception as error:  # Hydra and Optuna raise many types
         raise ConfigError(
             f"{override.input_line}: not a search space ({error}); --help lists the forms"
@@ -203,6 +223,22 @@ class Search:
         return typed(compose(overrides)), overrides
 
     def make(self) -> int:
+        """Run the missing trials and print the best; return the first failure's code, or 0.
+
+        Raises:
+            SaveError: The storage failed.
+        """
+        try:
+            return self.run_trials()
+        except Exception as error:
+            if innermost_package(error) not in ("optuna", "sqlalchemy"):
+                raise
+            raise SaveError(
+                f"storage={self.storage}: cannot be used any more; was it locked or removed?"
+                f" ({type(error).__name__}) The same command resumes"
+            ) from error
+
+    def run_trials(self) -> int:
         """Run the missing trials and print the best; return the first failure's code, or 0."""
         from optuna.study import MaxTrialsCallback
         from optuna.trial import TrialState
@@ -270,8 +306,14 @@ class Search:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
         try:
             again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=ATTEMPTS)
+            waits = (
+                {"connect_args": {"timeout": LOCKED}} if self.storage.startswith("sqlite") else {}
+            )
             storage = optuna.storages.RDBStorage(
-                self.storage, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=again
+                self.storage,
+                engine_kwargs=waits,
+                heartbeat_interval=HEARTBEAT,
+                heartbeat_stale_trial_callback=again,
             )
             study = optuna.create_study(
                 storage=storage,
@@ -285,6 +327,12 @@ class Search:
                 f"storage={self.storage}: cannot be used ({' '.join(str(error).split())})"[:300]
             ) from error
         return study
+
+
+def innermost_package(error: Exception) -> str:
+    """Return the package whose code raised an exception."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals["__name__"]).partition(".")[0]
 
 
 def sampler(trial: Trial) -> TPESampler:

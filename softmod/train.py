@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from softmod.command import Interface, sweep_identity, tell, to_the_end
@@ -31,6 +31,7 @@ from softmod.config import renamed
 from softmod.config.compose import compose, hydra_of, parse, register, typed, without_hydra
 from softmod.config.groups import conf_folder
 from softmod.config.schema import TrainConfig
+from softmod.config.sweeps import sweep_values
 from softmod.errors import ConfigError, SoftmodError, near, one_line
 from softmod.system import signals, slurm
 from softmod.system.streams import complain, exit_with
@@ -58,7 +59,10 @@ REFUSED = {  # flags of Hydra that make no sense here, and why
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # print the configuration and run nothing
-HELPS = {"--hydra-help", "--shell-completion", "-sc"}
+COMPLETIONS = {"--shell-completion", "-sc"}
+COMPLETION = "(install|uninstall|query)=(bash|fish|zsh)"
+HELPS = {"--hydra-help", *COMPLETIONS}
+MODES = {"--run", "-r", *SHOWS, *HELPS}
 CHECKED = 256  # combinations of a sweep that are checked before the first one starts
 
 Sweep = dict[str, str]  # see `command.sweep_identity` and `described`
@@ -117,9 +121,12 @@ def train(
     lines = [str(override) for override in overrides]
     if flags := [line for line in lines if line.startswith("-")]:
         raise ConfigError(f"{flags[0]}: flags work on the command line only")
-    if config_dir is not None and not os.path.isdir(config_dir):
+    if own := [line for line in lines if re.match(r"[+~]*hydra[./=]", line)]:
+        raise ConfigError(f"{own[0]}: works on the command line only")
+    folder = None if config_dir is None else os.path.expanduser(config_dir)
+    if folder is not None and not os.path.isdir(folder):
         raise ConfigError(f"config_dir={config_dir}: there is no such folder")
-    command = Command(overrides=lines, config_dir=None if config_dir is None else str(config_dir))
+    command = Command(overrides=lines, config_dir=None if folder is None else str(folder))
     asked = check(command)
     if asked.multirun or asked.sweep:
         raise ConfigError(
@@ -163,6 +170,7 @@ def run(arguments: list[str], ends: bool = False) -> int:
         asked = check(command)
         if SHOWS & flags:
             refuse_several(command)
+            check_package(command, asked.composed)
             return show(command)
         with signals.handled(ends):
             return to_the_end(partial(launch, command, asked))
@@ -185,6 +193,21 @@ def refuse_several(command: Command) -> None:
     if swept or {"-m", "--multirun"} & set(command.flags):
         line = str(swept[0].input_line) if swept else "-m"
         raise ConfigError(f"{line}: --cfg and --info show one job; name one value for each key")
+
+
+def check_package(command: Command, composed: DictConfig) -> None:
+    """Check that the part of the configuration to show exists.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    values = dict(itertools.pairwise(command.flags))
+    package = values.get("--package", values.get("-p", "_global_"))
+    kind = values.get("--cfg", values.get("-c"))
+    inside = package.partition(".")[0] == "hydra"
+    there = kind == "all" or inside == (kind == "hydra")
+    if package != "_global_" and not (there and OmegaConf.select(composed, package) is not None):
+        raise ConfigError(f"--package={package}: there is no such part of --cfg {kind}")
 
 
 def split(arguments: list[str]) -> Command:
@@ -212,11 +235,28 @@ def split(arguments: list[str]) -> Command:
             if not value:
                 raise ConfigError(f"{flag}: no value given; {FLAGS[flag]}")
         _take(command, flag, value)
+    check_flags(command)
+    return command
+
+
+def check_flags(command: Command) -> None:
+    """Check that the flags of a command line go together.
+
+    Raises:
+        ConfigError: They do not.
+    """
     if {"--resolve", "--package", "-p"} & set(command.flags) and not {"--cfg", "-c"} & set(
         command.flags
     ):
         raise ConfigError("--resolve and --package: only together with --cfg job")
-    return command
+    if "--resolve" in command.flags and "hydra" in command.flags:
+        raise ConfigError("--cfg=hydra: cannot be resolved alone; use --cfg all --resolve")
+    if len(shown := [flag for flag in command.flags if flag.partition("=")[0] in MODES]) > 1:
+        raise ConfigError(f"{shown[0]}: cannot be combined with {shown[1]}")
+    if "--hydra-help" in shown and command.overrides:
+        raise ConfigError(f"--hydra-help: leave {command.overrides[0]} out")
+    if COMPLETIONS & set(shown) and not re.fullmatch(COMPLETION, " ".join(command.overrides)):
+        raise ConfigError(f"{shown[0]}: takes install=bash, or uninstall=; also fish or zsh")
 
 
 def _take(command: Command, flag: str, value: str) -> None:
@@ -231,7 +271,7 @@ def _take(command: Command, flag: str, value: str) -> None:
             f"{flag}={value}: must be one of {', '.join(allowed)}{near(value, allowed)}"
         )
     if flag in ("--config-dir", "-cd"):
-        command.config_dir = value
+        command.config_dir = value = os.path.expanduser(value)
         if not os.path.isdir(value):
             raise ConfigError(f"{flag}={value}: there is no such folder")
     if flag in ("--config-name", "-cn"):
@@ -252,7 +292,7 @@ def check(command: Command) -> Checked:
         if override.key_or_group == "allow":
             raise ConfigError(f"{override.input_line}: {renamed.ALLOW}")
     fixed = [o for o in parsed if not o.is_sweep_override()]
-    swept = {o.get_key_element(): _values(o) for o in parsed if o.is_sweep_override()}
+    swept = {o.get_key_element(): sweep_values(o) for o in parsed if o.is_sweep_override()}
     lines = [str(o.input_line) for o in fixed]
     first = [f"{key}={values[0]}" for key, values in swept.items()]
     composed = command.compose(lines + first)
@@ -264,14 +304,15 @@ def check(command: Command) -> Checked:
     asked = [o for o in fixed if o.get_key_element() != "seeds"]
     seeds = ["seed"] if several else []
     if not is_multirun(command, composed):
-        if swept:
+        if varied := swept or composed.hydra.sweeper.get("params"):
             raise ConfigError(
-                f"{next(iter(swept))}: several values need -m (every combination, one after"
+                f"{next(iter(varied))}: several values need -m (every combination, one after"
                 " another)"
             )
         checked(composed, command.config_name)
         own = sweep_identity(asked, seeds) | described(command, number) if several else None
         return Checked(composed, False, own)
+    check_sweeper(composed)
     swept = _file_sweep(composed) | swept
     for combination in itertools.islice(itertools.product(*swept.values()), CHECKED):
         job = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
@@ -279,6 +320,17 @@ def check(command: Command) -> Checked:
     jobs = math.prod(len(values) for values in swept.values())
     own = sweep_identity(asked, [*swept, *seeds]) | described(command, jobs * number)
     return Checked(composed, True, own)
+
+
+def check_sweeper(composed: DictConfig) -> None:
+    """Check numbers on which launchers and sweepers would fail.
+
+    Raises:
+        ConfigError: one is 0.
+    """
+    for key in ("launcher.n_jobs", "sweeper.max_batch_size"):
+        if OmegaConf.select(composed.hydra, key) == 0:
+            raise ConfigError(f"hydra.{key}=0: must not be 0")
 
 
 def described(command: Command, runs: int) -> Sweep:
@@ -306,26 +358,12 @@ def checked(composed: DictConfig, name: str) -> None:
         )
 
 
-def _values(override: Override) -> list[str]:
-    """List the values of a swept key.
-
-    Raises:
-        ConfigError: They are not known beforehand, as with glob(*) and interval(0,1).
-    """
-    try:
-        return list(override.sweep_string_iterator())
-    except HydraException as error:
-        raise ConfigError(
-            f"{override.input_line}: name the values, as in key=a,b ({error})"
-        ) from error
-
-
 def _file_sweep(composed: DictConfig) -> dict[str, list[str]]:
     """Return the swept keys of a sweep file with their values."""
     params = composed.hydra.sweeper.get("params") or {}
     parsed = parse([f"{key}={value}" for key, value in params.items()])
     return {
-        o.get_key_element(): _values(o) if o.is_sweep_override() else [str(o.value())]
+        o.get_key_element(): sweep_values(o) if o.is_sweep_override() else [str(o.value())]
         for o in parsed
     }
 

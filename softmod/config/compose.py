@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from softmod.config import renamed, resolvers, schema, synonyms, trust
 from softmod.config.earlier import completed
 from softmod.config.groups import GROUPS, conf_folder, options
 from softmod.config.identity import flat
-from softmod.config.messages import Names, explain
+from softmod.config.messages import Names, explain, extends, not_utf8
 from softmod.config.validate import check_fields, check_rules, expand_home
 from softmod.errors import CheckpointError, ConfigError, listed, one_line
 
@@ -66,15 +67,18 @@ def parse(overrides: list[str]) -> list[Override]:
         if (
             override.type is not None
             and override.type.name != "CHANGE"
-            and not text.lstrip("+~").startswith("hydra")
+            and not re.match(r"[+~]+hydra|[+]+algorithm\.own[.=]", text)
         ):
             raise ConfigError(
                 f"{text}: keys cannot be added or deleted; write key=value to change one"
                 f"{synonyms.hint(override.key_or_group, keys((), 'train'))}"
             )
         group = override.key_or_group
-        if group in GROUPS and not override.is_sweep_override() and override.value() is None:
+        option = override.value()
+        if group in GROUPS and not override.is_sweep_override() and type(option) not in (str, list):
             raise ConfigError(f"{text}: {group} needs an option; it has {listed(options(group))}")
+        if re.fullmatch(r"[+]*hydra(/\w+|\.launcher|\.sweeper)?=null", text):
+            raise ConfigError(f"{text}: must not be null")
     return parsed
 
 
@@ -93,16 +97,16 @@ def read(text: str) -> Override:
         with suppress(HydraException):
             if (
                 sign
-                and value[:1] not in ("[", "{")
+                and not re.match(r"[\[{,=]|\w+\(|.*(,,|[,=]$)", value)
                 and parser.parse_override(f"{key}={quoted}").value() == value
             ):
                 typed = shell_quoted(key, quoted)
+                two = "separate two overrides, or else " if "=" in value else ""
                 raise ConfigError(
-                    f"{text}: the value needs quotes within the shell's: {typed}"
+                    f"{text}: {two}the value needs quotes within the shell's: {typed}"
                 ) from error
-        raise ConfigError(
-            f"{text}: not of the form key=value ({str(error).splitlines()[0]})"
-        ) from error
+        why = re.sub(r"^\w+ while evaluating | expecting .*", "", str(error).splitlines()[0])
+        raise ConfigError(f"{text}: not of the form key=value ({why})") from error
 
 
 def shell_quoted(key: str, value: str) -> str:
@@ -153,10 +157,19 @@ def compose(
         with hydra_of(config_dir) as loader:
             composed = loader.compose_config(name, overrides, RunMode.RUN, from_shell=False)
         return composed if hydra else without_hydra(composed)
+    except UnicodeDecodeError as error:
+        raise ConfigError(not_utf8(error, config_dir)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         names = Names(partial(keys, config_dir=config_dir), name, config_dir)
         raise ConfigError(explain(error, overrides, names)) from error
-    except (YAMLError, RecursionError, OSError) as error:
+    except RecursionError as error:
+        raise ConfigError(
+            "the defaults of a configuration file lead back to it"
+            f" [{' '.join([*(['-cn', name] if name != 'train' else []), *overrides])}]"[:300]
+        ) from error
+    except (YAMLError, OSError) as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd
+            raise ConfigError("the working folder no longer exists; change to another") from error
         raise ConfigError(
             f"a configuration file cannot be read: {' '.join(str(error).split())}"[:300]
         ) from error
@@ -177,15 +190,28 @@ def typed(config: DictConfig) -> Any:
         ConfigError: A value has the wrong type, is out of range, is not one of the choices, or
             breaks a rule across fields.
     """
+    check_env_file(config)
     try:
         cfg = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [], Names(keys))) from error
     check_fields(cfg, "")
-    expand_home(cfg)
+    expand_home(cfg, "")
     if isinstance(cfg, schema.TrainConfig):
         check_rules(cfg)
     return cfg
+
+
+def check_env_file(config: DictConfig) -> None:
+    """Check that the option of `env` extends one of softmod's.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if OmegaConf.get_type(config) is schema.TrainConfig and (
+        OmegaConf.get_type(config, "env") is not schema.EnvConfig
+    ):
+        raise ConfigError(f"env: {extends('env')}")
 
 
 def from_saved(values: Mapping[str, Any], allow: Sequence[str]) -> schema.TrainConfig:

@@ -31,4 +31,5 @@ def conf_folder() -> Path:
 def options(group: str, config_dir: str | None = None) -> list[str]:
     """List the options of a group: the files of `conf/`, and those of a folder of the user."""
     folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    files = [path for folder in folders for path in (folder / group).glob("*.yaml")]
+    return sorted({path.stem for path in files if path.is_file()})

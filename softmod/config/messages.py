@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -67,6 +69,9 @@ def explain(error: BaseException, overrides: list[str], names: Names) -> str:
         return plainly(line)
     text = plainly(line)
     full_key = str(getattr(cause, "full_key", None) or "")
+    if "missing mandatory value" in text:
+        group = full_key.partition(".")[0].replace("policy", "algorithm")
+        return f"{full_key}: no value given{f'; {extends(group)}' if group in BASES else ''}"
     for override in reversed(overrides):  # the last override of a key wins
         others = [other for other in overrides if other != override]
         if found := explain_override(override, others, f"{error}\n", full_key, text, names):
@@ -91,14 +96,21 @@ def explain_file(message: str, text: str, names: Names) -> str | None:
     """
     if renamed.hint(message):
         return None
+    twice = re.search(r"Multiple values for \S+\. To .*'override (?:schema/)?(.+): (.+)'", message)
+    if twice:
+        return (
+            f"{twice[1]}={twice[2]}: {twice[1]} is selected twice; name one option, and in a file"
+            f" write override /{twice[1]}: {twice[2]}"
+        )
     missing = re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", message)
-    if missing and missing[1] in LAUNCHERS and missing[2] in EXTRAS:
+    if missing and missing[1].startswith("hydra/") and missing[2] in EXTRAS:
         return f"{missing[1]}={missing[2]}: requires pip install {EXTRAS[missing[2]]}"
-    if missing and missing[1] in LAUNCHERS:
+    if missing and missing[1].startswith("hydra/"):
         there = sorted({*options(missing[1], names.config_dir), *hydra_options(missing[1])})
+        search = "; python -m softmod.search searches" if missing[1] == "hydra/sweeper" else ""
         return (
             f"{missing[1]}={missing[2]}: {missing[1]} has no option {missing[2]}; it has"
-            f" {listed(there, missing[2])}{near(missing[2], there)}"
+            f" {listed(there, missing[2])}{near(missing[2], there) or search}"
         )
     if missing and missing[1] in GROUPS:
         there = options(missing[1], names.config_dir)
@@ -107,22 +119,63 @@ def explain_file(message: str, text: str, names: Names) -> str | None:
             f" {missing[2]}; it has {listed(there, missing[2])}{near(missing[2], there)}"
         )
     place = re.match(r"In '([^']+)': ", message)
-    if place is None or place[1] == names.config:
+    if place is None or names.config_dir is None:
         return None
     file = f"{place[1]}.yaml"
+    of_train = replace(names, config="train")  # the file may be the primary configuration
+    if place[1].partition("/")[0] in GLOBAL and (wrong := header(Path(names.config_dir, file))):
+        return f"{file}: {wrong}"
     if group := re.search(r"Could not override '([^']+)'", message):
         return f"{file}: there is no group {group[1]}{near(group[1].strip('/'), GROUPS)}"
     key = re.search(r"full_key: (\S+)", message)
     if key is None:
         return None
+    if dotted := re.search(r"Key '(\w+)\.([\w.]+)' (not in|is not in)", message):
+        inner = dotted[2].replace(".", ": {") + ": ..." + "}" * dotted[2].count(".")
+        return f"{file}: there is no key {key[1]}; write {dotted[1]}: {{{inner}}}"
     if re.search(r"Key '[^']+' (not in|is not in)", message):
-        return f"{file}: there is no key {key[1]}{nearest_key(key[1], [], names)}"
+        return f"{file}: there is no key {key[1]}{nearest_key(key[1], [], of_train)}"
     value = re.search(r"Value '([^']*)' of type", message)
     return f"{file}: {key[1]}{f'={value[1]}' if value else ''}: {text}"
 
 
-LAUNCHERS = ("hydra/launcher", "hydra/sweeper")
+BASES = {  # an option of each group that a file of the user has to extend
+    "env": "mt1",
+    "algorithm": "fast",
+    "run": "recipe",
+    "workers": "auto",
+    "fabric": "auto",
+    "tracking": "mlflow",
+}
+# groups of files that set keys of other groups
+GLOBAL = ("experiment", "model", "algorithm", "variant", "sweep")
+
+
+def extends(group: str) -> str:
+    """Return how a file of the user begins that is an option of this group."""
+    return f"begin your option file of {group} with defaults: [{BASES[group]}, _self_]"
+
+
+def header(path: Path) -> str:
+    """Return what is wrong with the first line of a file of the groups `GLOBAL`, if anything."""
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text.startswith("\ufeff"):
+        return "must not begin with a byte order mark (BOM)"
+    right = re.match(r"\s*#\s*@package\s+_global_\s", text)
+    return "" if right else "its first line must be # @package _global_"
+
+
+def not_utf8(error: UnicodeDecodeError, folder: str | None) -> str:
+    """Name the file of a folder of the user that is not encoded in UTF-8."""
+    files = Path(folder).rglob("*.yaml") if folder else ()
+    wrong = [path for path in files if path.is_file() and error.object in path.read_bytes()]
+    return f"{wrong[0] if wrong else 'a configuration file'}: must be encoded in UTF-8"
+
+
 EXTRAS = {  # options of Hydra that packages of their own add
+    "colorlog": "hydra-colorlog",
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
@@ -137,9 +190,13 @@ WANTED = {
 
 def hydra_options(group: str) -> list[str]:
     """List the options of a group of Hydra and of its installed plugins."""
-    return [Path(name).stem for name in ConfigStore.instance().list(group)]
+    files = [str(path) for path in (Path(hydra.__file__).parent / "conf" / group).glob("*.yaml")]
+    with suppress(OSError):  # no plugin has options of this group
+        files += ConfigStore.instance().list(group)
+    return [Path(name).stem for name in files]
 
 
+OPEN = r"(algorithm\.own|hydra\.sweeper\.params)(\.|$)"  # keys that take any others
 MOUNTED = {
     "network": ("network@actor", "network@critic"),
     "optimizer": ("optimizer@optimizer.actor",),
@@ -185,12 +242,16 @@ def explain_override(
     if group in GROUPS and re.search(f"Could not (find|load) '{missing}'", message):
         there = options(group, names.config_dir)
         own = f'; for this task: env=mt1 "env.tasks=[{value}]"' if is_task(group, value) else ""
+        if names.config_dir and Path(names.config_dir, group, f"{value}.yml").is_file():
+            own = f"; rename {group}/{value}.yml to {value}.yaml"
         return (
             f"{override}: {group} has no option {value}; it has"
             f" {listed(there, value)}{own or near(value, there)}"
         )
     in_a_file = text.startswith("In '")
     unknown = ("is not in struct" in text or "not in '" in text) and not in_a_file
+    if f"Could not override '{key}'" in message and re.match(OPEN, key):
+        return f"{override}: keys are added here; write +{override}"
     if f"Could not override '{key}'" in message or (
         unknown and (full_key == "" or key.startswith(full_key))
     ):
@@ -225,5 +286,6 @@ def nearest_key(key: str, overrides: list[str], names: Names) -> str:
     if close := near(name, beside):
         return close.replace("did you mean ", f"did you mean {parent}.")
     if beside:
-        return f"; {parent} has {', '.join(name for name in beside if name != '_target_')}"
+        others = [name for name in beside if name != "_target_"]
+        return f"; {parent} has {', '.join(others) or 'no keys to set'}"
     return near(key, known)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
+from softmod.config.sweeps import sweep_values
 from softmod.errors import ConfigError
 
 ALLOW = "overrides and configuration files of your own are trusted; leave allow out"
@@ -106,8 +106,8 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.value())]
     try:
-        return list(override.sweep_string_iterator())
-    except HydraException:  # the values are unknown, as with glob(*)
+        return sweep_values(override)
+    except ConfigError:  # the values are unknown, as with glob(*)
         return [str(override.input_line).partition("=")[2]]
 
 

@@ -187,7 +187,7 @@ class AlgorithmConfig:
     update_order: str = choice("sequential", "released")  # order of actor and critic updates (12)
     clip_norm: float = number(low=0.0)  # largest gradient norm; 0: no clipping (8)
     gradient_surgery: str = choice("none", "pcgrad")  # handling of conflicting task gradients
-    n_step: int = number(low=1)  # steps of a return before bootstrapping
+    n_step: int = number(low=1, high=500)  # steps of a return before bootstrapping
     # return: divide rewards by the scale of each task's returns
     reward_scaling: str = choice("none", "return")
     # spread: divide the critic values in the policy loss by their spread in each task

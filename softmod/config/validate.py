@@ -18,38 +18,55 @@ def check_fields(node: Any, key: str) -> None:
     """Check ranges and choices of a dataclass and of nested ones.
 
     Raises:
-        ConfigError: A value is missing, out of range or not one of the choices.
+        ConfigError: A value is out of range or not one of the choices.
     """
     if not dataclasses.is_dataclass(node):
         return
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         name = f"{key}.{field.name}".lstrip(".")
-        if value == "???":
-            own = "begin an option file of your own with defaults: [<option of softmod>, _self_]"
-            raise ConfigError(f"{name}: no value given; {own}")
         check_fields(value, name)
         check_choice(name, value, field.metadata.get("choices"))
         if value is not None and "low" in field.metadata:
             check_range(name, value, **field.metadata)
 
 
-def expand_home(node: Any) -> None:
-    """Replace `~` in the paths of a dataclass and of those within it."""
+def expand_home(node: Any, key: str) -> None:
+    """Replace `~` in the paths of a dataclass and of those within it.
+
+    Raises:
+        ConfigError: A path begins with the name of an unknown user or of a variable.
+    """
     if not dataclasses.is_dataclass(node):
         return
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
-        expand_home(value)
+        name = f"{key}.{field.name}".lstrip(".")
+        expand_home(value, name)
         if field.metadata.get("path"):
-            setattr(node, field.name, expanded(value))
+            setattr(node, field.name, expanded(value, name))
 
 
-def expanded(value: Any) -> Any:
-    """Return a path, or each of a list of paths, with the user's home folder for `~`."""
+def expanded(value: Any, name: str) -> Any:
+    """Return a path, or each of a list of paths, with the user's home folder for `~`.
+
+    Raises:
+        ConfigError: It begins with the name of an unknown user or of a variable.
+    """
     if isinstance(value, list):
-        return [expanded(each) for each in value]
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        return [expanded(each, name) for each in value]
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)
+    first = path.partition("/")[0]
+    if path.startswith("~"):
+        raise ConfigError(f"{name}={value}: there is no user {first[1:]}; or type ./{path}")
+    if path.startswith("$"):
+        raise ConfigError(
+            f"{name}={value}: {first} was not replaced by its value; leave out the single quotes"
+            f" in a shell, type ~ for the home folder, or ./{path}"
+        )
+    return path
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str] | None) -> None:

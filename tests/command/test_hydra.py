@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from hydra.experimental.callback import Callback
 
+import softmod
 from softmod import train
+from softmod.errors import ConfigError
 
 SMALL = [
     "experiment=toy", "run=smoke", "tracking=journal", "workers=inline", "fabric.threads=1",
@@ -101,11 +103,37 @@ def test_what_hydra_shows(here: Path, capfd, line: list[str], shown: str):
         (["--experimental-rerun=x"], "the same command resumes a stopped run"),
         (["--info=search"], "did you mean searchpath"),
         (["allow=[lab]"], "are trusted"),
+        (["--cfg", "job", "-p", "nope"], "--package=nope: there is no such part of --cfg job"),
+        (["--cfg", "job", "-p", "hydra.run"], "there is no such part of --cfg job"),
+        (["-m", "seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size=0: must not be 0"),
+        (["-m", "seed=0,1", "+hydra.launcher.n_jobs=0"], "n_jobs=0: must not be 0"),
     ],
 )
 def test_messages_for_rejected_flags_and_keys(here: Path, capsys, line: list[str], message: str):
     assert train.run(line) == 2
     assert message in capsys.readouterr().err
+
+
+def test_parts_of_a_sweep_on_the_command_line():
+    asked = train.check(train.split(["-m", "+hydra.sweeper.params.seed='0,1'"]))
+    assert asked.sweep is not None
+    assert asked.sweep["runs"] == "2"
+
+
+def test_keys_of_hydra_have_no_effect_in_python():
+    with pytest.raises(ConfigError, match="hydra.run.dir=out: works on the command line only"):
+        softmod.train(["hydra.run.dir=out"])
+
+
+def test_the_home_folder_in_config_dir(here: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    (here / "mine" / "experiment").mkdir(parents=True)
+    (here / "mine/experiment/one.yaml").write_text("# @package _global_\nseed: 7\n")
+    monkeypatch.setenv("HOME", str(here))
+    shown = ["experiment=one", "--cfg", "job", "-p", "seed"]
+    assert train.run(["--config-dir=~/mine", *shown]) == 0
+    assert capfd.readouterr().out == "7\n"
+    with pytest.raises(ConfigError, match="experiment has no option on; it has .*one"):
+        softmod.train(["experiment=on"], config_dir="~/mine")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,14 @@ def test_one_parent_in_mlflow(here: Path, monkeypatch):
         (["storage=sqlite:////nowhere/at/all.db", SPACE[0]],
          "storage=sqlite:////nowhere/at/all.db: cannot be used"),
         (["-m", SPACE[0]], "-m: unknown flag"),
+        (["trials=²", SPACE[0]], "trials=²: must be a whole number"),
+        (["storage=sqlite:///:memory:", SPACE[0]], "must be a file, to resume the search from"),
+        (["sweep=seeds", SPACE[0]], "sweep=seeds: has no effect in a search"),
+        (["hydra/launcher=joblib", SPACE[0]], "hydra/launcher=joblib: has no effect in a search"),
+        (["hydra.mode=MULTIRUN", SPACE[0]], "hydra.mode=MULTIRUN: has no effect in a search"),
+        (["actor.num_modules=4", SPACE[1]], "actor.num_modules is given twice"),
+        (["seed=range(3,1)"], "seed=range(3,1): names no value"),
+        (["seed=range(2),5"], "seed=range(2),5: name the values"),
     ],
 )  # fmt: skip
 def test_an_invalid_line_fails_with_one_line(here: Path, capsys, arguments: list[str], answer: str):
@@ -169,6 +178,33 @@ def test_a_space_of_another_kind_is_another_study(later: str):
     first, second = (search.read([space]).sweep for space in ("actor.num_modules=2,4", later))
     assert first["id"] != second["id"]
     assert first["name"] == second["name"]
+
+
+@pytest.mark.parametrize("fault", ["locked", "removed"])
+def test_a_storage_that_fails_during_a_trial(here: Path, monkeypatch, capsys, fault: str):
+    monkeypatch.setattr(search, "LOCKED", 0.1)
+    database = sqlite3.connect("optuna.db", isolation_level=None)
+
+    def trial(*_: object) -> SimpleNamespace:
+        if fault == "locked":
+            database.execute("begin exclusive")
+        else:
+            Path("optuna.db").unlink()
+        return SimpleNamespace(success_rate=0.5)
+
+    monkeypatch.setattr(experiment, "run_experiment", trial)
+    assert search.run(["trials=1", *without(SPACE), SPACE[1]]) == 4
+    database.close()
+    assert "storage=sqlite:///optuna.db: cannot be used any more" in capsys.readouterr().err
+
+
+def test_an_error_of_a_trial_is_none_of_the_storage(here: Path, monkeypatch):
+    def trial(*_: object) -> None:
+        raise KeyError("mine")
+
+    monkeypatch.setattr(experiment, "run_experiment", trial)
+    with pytest.raises(KeyError):
+        search.run(["trials=1", *without(SPACE), SPACE[1]])
 
 
 def test_the_home_folder_in_the_storage(monkeypatch):

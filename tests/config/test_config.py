@@ -351,6 +351,36 @@ FAULTY = {
     "env=null": "env=null: env needs an option; it has mt1, mt10",
     "optimizer.actor.betas=[0.9]": "optimizer.actor.betas=[0.9]: must be two numbers in [0, 1)",
     "optimizer.critic.betas=[0.9,1.5]": "must be two numbers in [0, 1)",
+    "algorithm.n_step=1000000000": "must be in [1, 500]",
+    "algorithm.own.foo=1": "write +algorithm.own.foo=1",
+    "algorithm.own={foo:1}": "write +algorithm.own={foo:1}",
+    # sweeps whose values cannot be listed
+    "seed=range(3,1)": "seed=range(3,1): names no value",
+    "seed=range(0,4,0)": "seed=range(0,4,0): name the values, as in key=a,b",
+    "seed=range(2),5": "seed=range(2),5: name the values",
+    "seed=interval(0,1),interval(2,3)": "seed=interval(0,1),interval(2,3): name the values",
+    "seed=range(0,1000000000)": "names more than 10,000 values",
+    "model=shuffle(range(0,1000000000))": "names more than 10,000 values",
+    # values that quotes do not help
+    "lr=interval(1e-4)": "not of the form key=value ('interval(1e-4)': missing a required argument",
+    "optimizer.actor.lr=loguniform(1e-4,1e-3)": "Unknown function 'loguniform'",
+    "seed=choice()": "empty choice is not legal",
+    "seed=0,": "not of the form key=value (mismatched input '<EOF>')",
+    "seed=1,,2": "not of the form key=value (extraneous input ',')",
+    "seed==3": "not of the form key=value (extraneous input '=')",
+    "env=mt10seed=3": "env=mt10seed=3: separate two overrides, or else",
+    # options of groups
+    "model=3": "model=3: model needs an option",
+    "network@actor=[mlp,care]": "network@actor is selected twice; name one option",
+    "hydra=null": "hydra=null: must not be null",
+    "hydra/launcher=null": "hydra/launcher=null: must not be null",
+    "hydra/sweeper=optuna": "it has basic; python -m softmod.search searches",
+    "hydra/job_logging=colours": "it has default, disabled, none, stdout",
+    # sweeps and folders
+    "hydra.sweeper.params.seed=3": "write +hydra.sweeper.params.seed=3",
+    "+hydra.sweeper.params.seed='0,1'": "seed: several values need -m",
+    "run.folder='$HOME/r'": "run.folder=$HOME/r: $HOME was not replaced by its value",
+    "run.folder='~nobody-here/r'": "there is no user nobody-here; or type ./~nobody-here/r",
 }
 
 
@@ -376,6 +406,11 @@ def test_unknown_flags(flag):
         (["--cfg"], "no value"),
         (["--resolve"], "only together with --cfg"),
         (["--config-dir", "nowhere"], "no such folder"),
+        (["--cfg", "hydra", "--resolve"], "use --cfg all --resolve"),
+        (["-r", "--cfg", "job"], "-r: cannot be combined with --cfg"),
+        (["--hydra-help", "experiment=toy"], "--hydra-help: leave experiment=toy out"),
+        (["-sc"], "-sc: takes install=bash"),
+        (["-sc", "install=nope"], "-sc: takes install=bash"),
     ],
 )
 def test_flags_with_invalid_values(flags, message):
@@ -548,14 +583,39 @@ OWN_FILES = {
     "group": "defaults: [override /modell: per_task]",
     "value": "run: {eval_goals: many}",
     "syntax": "run: [",
+    "dotted": "run.eval_goals: 5",
+    "circle": "defaults: [circle]",
+    "nested": "defaults: [/experiment: toy]",
+    "twice": "defaults: [/model: mt_sac]",
+}
+GLOBAL = b"# @package _global_\n"
+OTHER_FILES = {
+    "env/own.yaml": b"_target_: softmod.envs.metaworld.MetaWorld\nname: own\ntasks: [reach-v3]\n",
+    "env/empty.yaml": b"",
+    "run/own.yaml": b"eval_goals: 5\n",
+    "tracking/empty.yaml": b"",
+    "algorithm/own.yaml": b"# @package _global_\nalgorithm: {discount: 0.5}\n",
+    "algorithm/bare.yaml": b"algorithm: {discount: 0.5}\n",
+    "experiment/bare.yaml": b"run: {eval_goals: 5}\n",
+    "experiment/bare_defaults.yaml": b"defaults: [override /model: mt_sac]\n",
+    "experiment/below.yaml": b"# My experiment.\n" + GLOBAL + b"run: {eval_goals: 5}\n",
+    "experiment/marked.yaml": b"\xef\xbb\xbf" + GLOBAL + b"run: {eval_goals: 5}\n",
+    "experiment/empty.yaml": b"",
+    "experiment/latin.yaml": GLOBAL + "name: größe\n".encode("latin-1"),
+    "experiment/short.yml": GLOBAL,
+    "model/bare.yaml": b"model: mine\n",
+    "variant/bare.yaml": b"algorithm: {discount: 0.5}\n",
 }
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    """A folder of the user: an option of its own, and experiments with a mistake each."""
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "model").mkdir()
+    """A folder of the user: an option of its own, and files with a mistake each."""
+    for name, text in OTHER_FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "experiment" / "folder.yaml").mkdir()
+    (tmp_path / "experiment" / "dangling.yaml").symlink_to("nowhere")
     shutil.copy(ROOT / "conf" / "model" / "mt_sac.yaml", tmp_path / "model" / "per_task.yaml")
     for name, text in OWN_FILES.items():
         (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
@@ -573,17 +633,75 @@ def own(tmp_path: Path) -> str:
         ("experiment=keyy", "experiment has no option keyy; it has .*key, .*did you mean key"),
         ("model=per_tas", "model has no option per_tas; it has per_task.*did you mean per_task"),
         ("hydra/launcher=joblib_", "has no option joblib_; it has basic, .*did you mean joblib"),
+        ("experiment=dotted", "no key run.eval_goals; write run: {eval_goals: ...}$"),
+        ("experiment=circle", r"defaults of a .* file lead back to it \[experiment=circle\]"),
+        ("experiment=nested", r"defaults of a .* file lead back to it \[experiment=nested\]"),
+        ("experiment=twice", "model is selected twice; .*write override /model: mt_sac"),
+        ("experiment=latin", "experiment/latin.yaml: must be encoded in UTF-8"),
+        ("experiment=short", "rename experiment/short.yml to short.yaml"),
+        ("experiment=folder", "experiment has no option folder; it has (?!.*folder)"),
+        ("experiment=dangling", "experiment has no option dangling; it has (?!.*dangling)"),
+        *(
+            (f"{group}={name}", f"^{group}/{name}.yaml: its first line must be # @package _global_")
+            for group, name in (
+                ("experiment", "bare"), ("experiment", "bare_defaults"), ("experiment", "below"),
+                ("experiment", "empty"), ("model", "bare"), ("variant", "bare"),
+                ("algorithm", "bare"),
+            )
+        ),
+        ("experiment=marked", "experiment/marked.yaml: .*byte order mark"),
+        ("env=own", r"^env: begin your option file of env with defaults: \[mt1, _self_\]"),
+        ("env=empty", "^env: begin your option file of env"),
+        ("run=own", "run.steps_per_task: no value given; begin .* of run .*: .recipe, _self_"),
+        ("tracking=empty", "tracking.mlflow: no value given; begin .* of tracking .*mlflow"),
+        ("algorithm=own", "policy.log_std: no value given; begin .* of algorithm .*fast"),
     ],
-)
+)  # fmt: skip
 def test_messages_for_mistakes_in_files_of_the_user(override: str, message: str, own: str):
     with pytest.raises(ConfigError, match=message):
-        compose([override], config_dir=own)
+        typed(compose([override], config_dir=own))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: many", "^own.yaml: seed=many: must be a whole number"),
+        (
+            "run: {eval_gols: 3}",
+            "^own.yaml: there is no key run.eval_gols; did you mean run.eval_g",
+        ),
+    ],
+)
+def test_messages_for_a_primary_configuration_of_ones_own(text: str, message: str, tmp_path: Path):
+    (tmp_path / "own.yaml").write_text(f"defaults: [train, _self_]\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        compose([], "own", config_dir=str(tmp_path))
+
+
+def test_options_of_an_algorithm_of_ones_own_are_added():
+    assert cfg("+algorithm.own.foo=1").algorithm.own == {"foo": 1}
+    assert cfg("+algorithm.own={foo:1}").algorithm.own == {"foo": 1}
+
+
+def test_a_part_without_keys_to_set():
+    with pytest.raises(ConfigError, match="critic_head has no keys to set"):
+        compose(["algorithm=mtsac", "critic_head=squared", "critic_head.low=5"])
+
+
+def test_a_working_folder_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for name in ("train", "evaluate", "report"):
+        with pytest.raises(ConfigError, match="the working folder no longer exists"):
+            compose([], name)
 
 
 def test_a_launcher_that_is_not_installed_names_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(messages.EXTRAS, "cluster", "a-package")
-    with pytest.raises(ConfigError, match=r"^hydra/launcher=cluster: requires pip install a-pack"):
-        compose(["hydra/launcher=cluster"])
+    for group in ("hydra/launcher", "hydra/job_logging"):
+        with pytest.raises(ConfigError, match=f"^{group}=cluster: requires pip install a-pack"):
+            compose([f"{group}=cluster"])
 
 
 @pytest.mark.parametrize(
@@ -596,7 +714,7 @@ def test_a_folder_of_the_user_may_have_any_name(name: str, own: str, tmp_path: P
 
 @pytest.mark.parametrize("value", ["x/a=b", "my runs (copy)", "größe", "it's", 'a "b" c'])
 def test_a_value_that_needs_quotes_is_shown_as_it_is_typed(value: str):
-    with pytest.raises(ConfigError, match="the value needs quotes within the shell's: ") as raised:
+    with pytest.raises(ConfigError, match="value needs quotes within the shell's: ") as raised:
         compose([f"run.folder={value}"])
     typed_line = str(raised.value).partition("the shell's: ")[2]
     (argument,) = shlex.split(typed_line)
