@@ -251,7 +251,8 @@ def test_ctrl_c(moment: str, here: Path, environment: Environment, record_proper
 
 UNHANDLED = """
 from softmod import train
-train.KeyboardInterrupt = GeneratorExit  # what `run` catches
+from softmod.system import streams
+train.KeyboardInterrupt = streams.KeyboardInterrupt = GeneratorExit  # what both catch
 train.main()
 """
 
