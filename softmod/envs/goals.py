@@ -136,12 +136,12 @@ def _generate(benchmark: str, seed: int) -> dict[str, Goal]:
     tasks = SETS[benchmark]
     rng = _stream(seed)
     start = time.monotonic()
-    _report(
+    complain(
         f"Drawing the goals of {benchmark}'s {len(tasks)} tasks (once, about"
         f" {len(tasks) * SECONDS_PER_TASK:.0f} s)"
     )
     goals = {task: _task_goals(classes[task](), rng) for task in tasks}
-    _report(f"Drew the goals of {benchmark} in {time.monotonic() - start:.1f} s")
+    complain(f"Drew the goals of {benchmark} in {time.monotonic() - start:.1f} s")
     return goals
 
 
@@ -159,10 +159,6 @@ def _task_goals(env: Any, rng: np.random.RandomState) -> Goal:
     goals = np.stack([draw(env, rng) for _ in range(NUM_GOALS)])  # [50, goal_dim]
     env.close()
     return goals
-
-
-def _report(line: str) -> None:
-    complain(line)
 
 
 def _read(path: Path, tasks: tuple[str, ...]) -> dict[str, Goal] | None:

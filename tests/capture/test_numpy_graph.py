@@ -257,7 +257,7 @@ print([name for name in ("torch._dynamo", "sympy", "lightning") if name in sys.m
 
 
 def test_a_worker_that_records_does_not_import_the_compiler() -> None:
-    """It would take 0.8 s and 100 MB in every worker process."""
+    """It would take 0.8 s and 90 MB in every worker process."""
     told = subprocess.run(
         [sys.executable, "-c", RECORDS], cwd=ROOT, capture_output=True, text=True, check=True
     )
